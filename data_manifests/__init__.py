@@ -1,0 +1,1 @@
+"""What data exists: one TOML file a dataset or benchmark; no code."""

@@ -1,0 +1,1 @@
+"""The method in torch: frozen CLIP, trainable parts, losses, inference. No Ray, no tables."""
