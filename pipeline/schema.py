@@ -1,0 +1,144 @@
+"""Arrow schemas of every table, in one place: the contract between the stages. Light: pyarrow only.
+
+    pairs/NNNNN.parquet       PAIRS         one row per URL of shard NNNNN, failed ones included
+    nouns/NNNNN.parquet       NOUNS         one row per successful pair, rejected ones included
+    vocabulary/nouns.arrow    vocabulary()  one row per distinct noun of the corpus
+    features/NNNNN.arrow      features()    one row per trainable pair
+    regions/NNNNN.parquet     REGIONS       rows as features
+
+Row order inside a shard is the same in every table: rows are dropped, never moved. `key` is the
+shard number and the row number within it, as img2dataset writes them ("000120034"), so it sorts.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+TABLES = ("pairs", "nouns", "vocabulary", "features", "regions")
+
+PAIRS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # "success" or "failed"
+        pa.field("error", pa.string()),  # null, or a reason that groups: "http_404", "dns", …
+        pa.field("jpg", pa.binary()),  # JPEG, shorter side at most the stage's image size; null
+        pa.field("width", pa.int32()),  # pixels of `jpg`
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),  # pixels as served
+        pa.field("original_height", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the bytes as served, lower-case hex
+    ]
+)
+
+SPAN = pa.struct([pa.field("start", pa.int32()), pa.field("end", pa.int32())])
+"""Half-open [start, end) into caption_tokens; never covers SOS (0) or EOS."""
+
+NOUNS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),  # cleaned as the CLIP tokenizer cleans
+        pa.field("caption_tokens", pa.list_(pa.int32()), nullable=False),  # SOS … EOS, no padding
+        pa.field(
+            "nouns",  # distinct, in order of first occurrence
+            pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("spans", pa.list_(SPAN))])),
+            nullable=False,
+        ),
+        pa.field("rejected", pa.string()),  # null, "empty", "not_text", "no_nouns", …
+    ]
+)
+
+REGIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("regions", pa.binary(), nullable=False),  # PNG, uint8 h×w: region number
+    ]
+)
+
+
+def noun_id(text: str) -> int:
+    """The identity of a noun: 63 bits of its BLAKE2b hash.
+
+    A hash, not a row number, so that a features shard depends on nothing but its own captions: a
+    vocabulary that grows leaves every other shard current.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def vocabulary(embed_dim: int) -> pa.Schema:
+    """Schema of vocabulary/nouns.arrow; rows sorted by id.
+
+    Args:
+        embed_dim: C, the CLIP's joint width.
+    """
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),  # noun_id(text)
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("count", pa.int64(), nullable=False),  # captions that name it
+            pa.field("noun_tokens", pa.list_(pa.int32()), nullable=False),  # BPE ids, no SOS/EOS
+            # METHOD §3: un-normalised mean over the templates of unit embeddings
+            pa.field("knowledge_embedding", pa.list_(pa.float32(), embed_dim), nullable=False),
+        ]
+    )
+
+
+def features(
+    *,
+    views: int,
+    image_size: int,
+    tokens: int,
+    width: int,
+    text_width: int,
+    image_tokens: str,
+) -> pa.Schema:
+    """Schema of features/NNNNN.arrow.
+
+    Args:
+        views: V, fixed augmented views of every image.
+        image_size: H = W of a view, pixels.
+        tokens: P, patches of a view and the class token.
+        width: D, the vision trunk's width.
+        text_width: T, the text transformer's width.
+        image_tokens: "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels).
+
+    Raises:
+        ValueError: for another `image_tokens`.
+    """
+    fields = [pa.field("key", pa.string(), nullable=False)]
+    if image_tokens == "none":
+        fields.append(pa.field("jpg", pa.binary(), nullable=False))  # augmented by the reader
+    else:
+        # V·H·W·3, row-major: views of RGB pixels in 0..255
+        pixels = views * image_size * image_size * 3
+        fields.append(pa.field("pixels", pa.list_(pa.uint8(), pixels), nullable=False))
+    values = views * tokens * width  # V·P·D, row-major: output of block layers-2 (METHOD §2.1)
+    if image_tokens == "fp16":
+        fields.append(pa.field("image_tokens", pa.list_(pa.float16(), values), nullable=False))
+    elif image_tokens == "int8":
+        scales = views * tokens  # token = int8 · scale
+        fields.append(pa.field("image_tokens", pa.list_(pa.int8(), values), nullable=False))
+        fields.append(pa.field("image_scales", pa.list_(pa.float32(), scales), nullable=False))
+    elif image_tokens != "none":
+        raise ValueError(f"image tokens are fp16, int8 or none, not {image_tokens!r}")
+    span = pa.struct(
+        [
+            pa.field("noun", pa.int32()),  # index into noun_ids
+            pa.field("start", pa.int32()),
+            pa.field("end", pa.int32()),
+        ]
+    )
+    return pa.schema(
+        [
+            *fields,
+            pa.field("caption_tokens", pa.list_(pa.int32()), nullable=False),  # SOS … EOS
+            # L·T, row-major: last hidden states before ln_final (METHOD §4), up to EOS
+            pa.field("caption_states", pa.list_(pa.float16()), nullable=False),
+            pa.field("noun_ids", pa.list_(pa.int64()), nullable=False),  # noun_id, caption order
+            pa.field("spans", pa.list_(span), nullable=False),
+        ],
+        metadata={"text_width": str(text_width)},
+    )
