@@ -1,0 +1,107 @@
+"""`codeseg`: the list of commands, loaded one at a time, and the exit codes.
+
+In: sys.argv. Out: exit code 0 (ok), 1 (the work failed or a check fell short), 2 (wrong use).
+A command is the function of its own name in `stages/<name>.py`; only the one that is called is
+imported, so `codeseg --help` loads neither torch nor any engine.
+"""
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "download": "Fetch a URL list: manifest -> pairs.",
+    "nouns": "Tag captions, find each noun's CLIP tokens: pairs -> nouns.",
+    "features": "Precompute what the frozen CLIP says: nouns -> features.",
+    "regions": "Group each picture into part-like regions (SCG): features -> regions.",
+    "train": "Learn the segmenters: features -> RUN (an existing RUN is resumed).",
+    "evaluate": "Predict the label maps of a benchmark and score them.",
+    "score": "Score anybody's label PNGs against a benchmark.",
+    "segment": "Segment pictures by any words.",
+    "audit": "Ask the data: DuckDB checks over all tables.",
+    "status": "Show which shards of which stage are done.",
+    "demo": "The whole way on the embedded storybook data.",
+}
+
+
+def load_command(name: str) -> TyperCommand:
+    """Import `stages/<name>.py` and make its function of the same name a command."""
+    function = getattr(importlib.import_module(f"stages.{name}"), name)
+    single = typer.Typer(add_completion=False)
+    single.command(name)(function)
+    command = typer.main.get_command(single)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+class LazyCommands(TyperGroup):
+    """Lists commands from `COMMANDS`; imports one only to run it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the data flow."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The line `--help` shows; the command itself comes from `resolve_command`."""
+        if cmd_name in COMMANDS:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command to run, really imported."""
+        if args and args[0] in COMMANDS:
+            return args[0], load_command(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=False)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"codeseg {version('codeseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def codeseg(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Segmenters for any words, learned from image-caption pairs alone.
+
+    Data flows one way: download -> nouns -> features -> train -> evaluate / segment;
+    audit and status look at it from the side. `codeseg demo` shows all of it in minutes.
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line, not a traceback."""
+    try:
+        typer.main.get_command(app).main(prog_name="codeseg")
+    except Exception as error:
+        if os.environ.get("CODESEG_TRACEBACK"):
+            raise
+        mistake = isinstance(error, ValueError | FileNotFoundError)
+        if not mistake and not isinstance(
+            error, OSError | FloatingPointError | ModuleNotFoundError
+        ):
+            raise  # ours to mend: the traceback is what a bug report needs
+        line = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            line += ": install the offline side with `pip install codeseg[pipeline]`"
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2 if mistake else 1)
+
+
+if __name__ == "__main__":
+    main()
