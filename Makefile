@@ -1,0 +1,32 @@
+# Two commands do everything: `make demo` and `make test`. Both use the environment .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/codeseg demo
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamp is written last, so an interrupted installation is simply done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@for python in python3 python3.12 python3.11 none; do \
+	  if [ $$python = none ]; then echo "codeseg needs Python 3.11 or 3.12 on PATH" >&2; exit 2; fi; \
+	  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break; \
+	done; \
+	echo "creating $(VENV) with $$($$python --version)"; \
+	$$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-run
