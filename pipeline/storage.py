@@ -1,0 +1,250 @@
+"""A dataset root or any other folder, local or s3://, gs:// …: read, list, write atomically. Light.
+
+    Storage.open("data/cc3m") or Storage.open("s3://bucket/cc3m?region=eu-west-1")
+
+A file is written whole or not at all. Locally: a temporary name beside the target, fsync, rename.
+Object stores: the whole content is made on the local disk first, then uploaded, then its size on
+the store is compared. Names of unfinished files start with a dot and are never listed.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import fs
+
+COPY_BYTES = 8 << 20
+ABANDONED_SECONDS = 24 * 3600  # an unfinished file of another machine is left alone for a day
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What was written: its size in bytes and the lower-case hex SHA-256 of its content."""
+
+    bytes: int
+    sha256: str
+
+
+class Storage:
+    """One folder, local or on an object store; paths are relative to it and use "/"."""
+
+    def __init__(self, filesystem: fs.FileSystem, base: str, uri: str) -> None:
+        self.uri = uri
+        self.is_local = isinstance(filesystem, fs.LocalFileSystem)
+        self.local_path = Path(base) if self.is_local else None
+        self._filesystem = filesystem
+        self._base = base.rstrip("/")
+
+    @classmethod
+    def open(cls, uri: str | Path) -> Self:
+        """Open a folder, which need not exist yet.
+
+        Args:
+            uri: a local path, or a URI that pyarrow.fs knows; options such as
+                `?endpoint_override=host:port&scheme=http` follow it.
+
+        Raises:
+            ValueError: when no file system of that name is known.
+        """
+        text = str(uri)
+        if "://" not in text:
+            path = Path(text).expanduser().absolute()
+            return cls(fs.LocalFileSystem(), str(path), str(path))
+        try:
+            filesystem, base = fs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{text} is no folder codeseg can open: {error}") from None
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return cls(filesystem, base, base)
+        return cls(filesystem, base, text)
+
+    def child(self, path: str) -> "Storage":
+        """The sub-folder `path` as a Storage of its own."""
+        if self.is_local:
+            return Storage(self._filesystem, self._full(path), self._full(path))
+        parts = urlsplit(self.uri)
+        uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
+        return Storage(self._filesystem, self._full(path), uri)
+
+    def exists(self, path: str) -> bool:
+        """Whether the file or folder is there."""
+        info = self._filesystem.get_file_info(self._full(path))
+        return bool(info.type != fs.FileType.NotFound)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of the file, None when there is none."""
+        info = self._filesystem.get_file_info(self._full(path))
+        return info.size if info.type == fs.FileType.File else None
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole content.
+
+        Raises:
+            FileNotFoundError: naming the whole URI.
+        """
+        with self.open_input(path) as source:
+            return bytes(source.read())
+
+    def open_input(self, path: str) -> pa.NativeFile:
+        """Open for random access; memory-mapped when local.
+
+        Raises:
+            FileNotFoundError: naming the whole URI.
+        """
+        try:
+            if self.is_local:
+                return pa.memory_map(self._full(path))
+            return self._filesystem.open_input_file(self._full(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.uri}: no file {path}") from None
+
+    def names(self, folder: str, suffix: str = "") -> list[str]:
+        """Sorted names of the files directly in `folder` that end in `suffix`; [] if missing."""
+        selector = fs.FileSelector(self._full(folder), allow_not_found=True)
+        return sorted(
+            info.base_name
+            for info in self._filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File
+            and info.base_name.endswith(suffix)
+            and not info.base_name.startswith(".")
+        )
+
+    def delete(self, path: str) -> None:
+        """Remove the file; nothing happens when it is not there."""
+        try:
+            self._filesystem.delete_file(self._full(path))
+        except FileNotFoundError:
+            return
+
+    def free_bytes(self) -> int | None:
+        """Free space of the disk the folder is or will be on; None on an object store."""
+        if self.local_path is None:
+            return None
+        existing = next(p for p in (self.local_path, *self.local_path.parents) if p.exists())
+        return shutil.disk_usage(existing).free
+
+    def write_atomic(self, path: str, write: bytes | Callable[[pa.NativeFile], None]) -> FileInfo:
+        """Write the file whole or not at all, replacing an older one.
+
+        Args:
+            path: of the file; its folder is made when needed.
+            write: the content, or a function that writes it sequentially to the stream it is given.
+
+        Returns:
+            Size and hash of what was written.
+
+        Raises:
+            OSError: when it could not be written; what was there before is untouched (a killed
+                upload may have replaced it: the ledger record, not the file, says "done").
+        """
+        if self.is_local:
+            return self._write_local(Path(self._full(path)), write)
+        with tempfile.TemporaryFile() as spool:
+            info = _write_hashed(spool, write)
+            spool.seek(0)
+            with self._filesystem.open_output_stream(self._full(path)) as sink:
+                shutil.copyfileobj(spool, sink, COPY_BYTES)
+        if (stored := self.size(path)) != info.bytes:
+            raise OSError(f"{self.uri}: {path} has {stored} bytes after an upload of {info.bytes}")
+        return info
+
+    def remove_abandoned(self, folder: str) -> None:
+        """Delete the unfinished files that killed processes left in a local folder."""
+        if self.local_path is None:
+            return
+        for path in (self.local_path / folder).glob(".*.tmp"):
+            host, pid = path.name.split("~")[1:3]
+            if host == socket.gethostname():
+                abandoned = not _alive(int(pid))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            if abandoned:
+                path.unlink(missing_ok=True)
+
+    def _write_local(
+        self, target: Path, write: bytes | Callable[[pa.NativeFile], None]
+    ) -> FileInfo:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        owner = f"{socket.gethostname()}~{os.getpid()}~{uuid4().hex[:8]}"
+        temporary = target.with_name(f".{target.name}~{owner}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                info = _write_hashed(file, write)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+        return info
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+
+class _HashingFile:
+    """A write-only binary file that hashes and counts what goes through it."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        self._bytes += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def info(self) -> FileInfo:
+        return FileInfo(self._bytes, self._sha256.hexdigest())
+
+
+def _write_hashed(file: IO[bytes], write: bytes | Callable[[pa.NativeFile], None]) -> FileInfo:
+    hashing = _HashingFile(file)
+    if isinstance(write, bytes):
+        hashing.write(write)
+    else:
+        with pa.PythonFile(hashing, mode="w") as sink:
+            write(sink)
+    return hashing.info()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
