@@ -1,0 +1,66 @@
+"""Transformer blocks of open_clip, run our way: tokens (B, L, D) in, tokens (B, L, D) out.
+
+Letters: B sequences, L tokens, D width, H heads, d width of a head.
+The weights stay in open_clip's `ResidualAttentionBlock`; only the arithmetic is ours. Its own
+`nn.MultiheadAttention(batch_first=True)` works on a transposed view, whose projections under bf16
+autocast become a batched product that copies the weight L times (2.5x the time of a whole step);
+`F.linear` on contiguous (B, L, D) and fused attention give the same numbers without it.
+"""
+
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+
+def attend(
+    attention: nn.MultiheadAttention, x_BLD: Tensor, *, mask: Tensor | None = None, causal: bool
+) -> Tensor:
+    """Run multi-head self-attention.
+
+    Args:
+        attention: holds the projections and the number of heads.
+        x_BLD: normed tokens.
+        mask: bool, broadcastable to (B, H, L, L), True where the key may be seen; or None.
+        causal: token i sees tokens 0..i only.
+    """
+    B, L, D = x_BLD.shape
+    H = attention.num_heads
+    qkv = F.linear(x_BLD, attention.in_proj_weight, attention.in_proj_bias)
+    q_BHLd, k_BHLd, v_BHLd = qkv.view(B, L, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+    y_BHLd = F.scaled_dot_product_attention(
+        q_BHLd, k_BHLd, v_BHLd, attn_mask=mask, is_causal=causal
+    )
+    y_BLD = y_BHLd.transpose(1, 2).reshape(B, L, D)
+    return F.linear(y_BLD, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def attend_to_self(attention: nn.MultiheadAttention, x_BLD: Tensor) -> Tensor:
+    """Let every token attend only to itself: out_proj(v_proj(x)) (METHOD §1, "dense")."""
+    D = x_BLD.shape[-1]
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    v_BLD = F.linear(x_BLD, weight[2 * D :], None if bias is None else bias[2 * D :])
+    return F.linear(v_BLD, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def feed_forward(block: ResidualAttentionBlock, x_BLD: Tensor) -> Tensor:
+    """The block's second half with its residual: x + mlp(ln_2(x))."""
+    residual_BLD: Tensor = block.ls_2(block.mlp(block.ln_2(x_BLD)))
+    return x_BLD + residual_BLD
+
+
+def run_block(
+    block: ResidualAttentionBlock,
+    x_BLD: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Run one pre-norm transformer block; `mask` and `causal` as in `attend`."""
+    attended_BLD = attend(block.attn, block.ln_1(x_BLD), mask=mask, causal=causal)
+    return feed_forward(block, x_BLD + block.ls_1(attended_BLD))
+
+
+def run_dense_block(block: ResidualAttentionBlock, x_BLD: Tensor) -> Tensor:
+    """Run one block with the self-only attention of MaskCLIP, the rest unchanged."""
+    attended_BLD = attend_to_self(block.attn, block.ln_1(x_BLD))
+    return feed_forward(block, x_BLD + block.ls_1(attended_BLD))

@@ -1,0 +1,320 @@
+"""The frozen CLIP (METHOD §1): pixels or token ids in, tokens and joint embeddings out.
+
+Letters: B images or texts, P = 1 + h*w image tokens (class token first), D vision width, L text
+tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalised with
+`normalise`; embeddings named (…, C) are L2-normalised. Nothing here has a gradient of its own, yet
+gradients flow through to the input (METHOD §5 needs them).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from model.blocks import run_block, run_dense_block
+
+# Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class FrozenClip(nn.Module):
+    """Any open_clip model with a plain ViT and a causal BPE text transformer, frozen.
+
+    Attributes:
+        name, pretrained: what `load` was asked for.
+        weights_sha256: hash of every weight in fp32, whatever file it came from.
+        image_size, patch_size: pixels; width (D), text_width (T), embed_dim (C).
+        layers, text_layers: number of blocks; context_length: most text tokens, SOS and EOS in.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: open_clip.CLIP, name: str, pretrained: str) -> None:
+        super().__init__()
+        _refuse_unsupported(clip, name)
+        self.clip = clip.float().requires_grad_(False).eval()
+        self.name, self.pretrained = name, pretrained
+        self.weights_sha256 = _hash_weights(self.clip)
+        visual = clip.visual
+        self.image_size: int = visual.image_size[0]
+        self.patch_size: int = visual.patch_size[0]
+        self.width: int = visual.transformer.width
+        self.layers: int = visual.transformer.layers
+        self.text_width: int = clip.transformer.width
+        self.text_layers: int = clip.transformer.layers
+        self.embed_dim: int = visual.proj.shape[1]
+        self.context_length: int = clip.context_length
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def load(cls, model: str, pretrained: str | None, device: str | torch.device = "cpu") -> Self:
+        """Load a CLIP.
+
+        Args:
+            model: an open_clip model name, a path to an open_clip JSON config, or "storybook".
+            pretrained: a hub tag, a path to .safetensors or .pt (read without pickle),
+                "storybook", or "random[:seed]" (None is "random").
+            device: where to put it.
+
+        Raises:
+            ValueError: the model or the weights are unknown, unsupported or cannot be had.
+        """
+        config = _model_config(model)
+        pretrained = pretrained or "random"
+        if pretrained.split(":")[0] == "random":
+            seed = pretrained.partition(":")[2] or "0"
+            if not seed.isdigit():
+                raise ValueError(f"pretrained {pretrained!r}: random[:seed] takes a number")
+            clip = _build(config, model, int(seed))
+        else:
+            path, quick_gelu = _find_weights(model, pretrained)
+            config["quick_gelu"] = config.get("quick_gelu", False) or quick_gelu
+            clip = _build(config, model, 0)
+            _fill(clip, path, model)
+        return cls(clip, model, pretrained).to(device)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever the model around does."""
+        return super().train(False)
+
+    @property
+    def last_block(self) -> ResidualAttentionBlock:
+        """The last vision block, the one that the segmenter copies."""
+        return self.clip.visual.transformer.resblocks[-1]
+
+    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
+        """Turn uint8 RGB pixels 0..255 into normalised floats."""
+        return (pixels_BCHW.float() / 255 - self.mean) / self.std
+
+    # -- images ---------------------------------------------------------------------------------
+
+    def grid(self, images_BCHW: Tensor) -> tuple[int, int]:
+        """Return the patch grid (h, w) of images.
+
+        Raises:
+            ValueError: the sides are not multiples of the patch size.
+        """
+        H, W = images_BCHW.shape[-2:]
+        if H % self.patch_size or W % self.patch_size:
+            raise ValueError(
+                f"image of {H}x{W} pixels: both sides must be multiples of the patch size "
+                f"{self.patch_size}; pad or resize it"
+            )
+        return H // self.patch_size, W // self.patch_size
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Turn images into the tokens (B, P, D) that enter the first block."""
+        visual, p = self.clip.visual, self.patch_size
+        h, w = self.grid(images_BCHW)
+        B = images_BCHW.shape[0]
+        # A strided convolution is a product with flattened patches; this form is cheap backwards.
+        patches = images_BCHW.view(B, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, -1)
+        tokens_BPD = F.linear(patches, visual.conv1.weight.flatten(1)).float()
+        class_token = visual.class_embedding.expand(B, 1, -1)
+        tokens_BPD = torch.cat([class_token, tokens_BPD], dim=1) + self._positions(h, w)
+        normed_BPD: Tensor = visual.ln_pre(tokens_BPD)
+        return normed_BPD
+
+    def trunk(self, images_BCHW: Tensor) -> Tensor:
+        """Return the output (B, P, D) of block layers-2, class token included (METHOD §2.1)."""
+        tokens_BPD = self.embed(images_BCHW)
+        for block in self.clip.visual.transformer.resblocks[:-1]:
+            tokens_BPD = run_block(block, tokens_BPD)
+        return tokens_BPD
+
+    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+        """Return E^v (B, C), unit, by the normal class-token forward."""
+        tokens_BPD = run_block(self.last_block, self.trunk(images_BCHW))
+        return F.normalize(self.project(tokens_BPD[:, 0]), dim=-1)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Apply ln_post and the projection: (…, D) to (…, C), not normalised."""
+        projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
+        return projected
+
+    def dense(self, images_BCHW: Tensor) -> Tensor:
+        """Return MaskCLIP's patch embeddings (B, C, h, w), unit over C (METHOD §1)."""
+        h, w = self.grid(images_BCHW)
+        tokens_BPD = run_dense_block(self.last_block, self.trunk(images_BCHW))
+        patches_BPC = F.normalize(self.project(tokens_BPD[:, 1:]), dim=-1)
+        return patches_BPC.transpose(1, 2).reshape(len(images_BCHW), -1, h, w)
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        """Position embeddings (P, D), bicubically resized when the grid is not the native one."""
+        positions_PD: Tensor = self.clip.visual.positional_embedding
+        native_h, native_w = self.clip.visual.grid_size
+        if (h, w) == (native_h, native_w):
+            return positions_PD
+        grid_DHW = positions_PD[1:].T.reshape(-1, native_h, native_w)
+        grid_DHW = F.interpolate(grid_DHW[None], (h, w), mode="bicubic", align_corners=False)[0]
+        return torch.cat([positions_PD[:1], grid_DHW.flatten(1).T])
+
+    # -- text -----------------------------------------------------------------------------------
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Return token ids (B, context_length) int64: SOS, text, EOS, zeros; too long is cut."""
+        tokens_BL: Tensor = self.tokenizer(texts)
+        return tokens_BL
+
+    def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
+        """Look up token embeddings (B, L, T), positions not added."""
+        embeddings_BLT: Tensor = self.clip.token_embedding(tokens_BL)
+        return embeddings_BLT
+
+    def embedding_states(self, embeddings_BLT: Tensor) -> Tensor:
+        """Run the causal text transformer on token embeddings; (B, L, T) before ln_final."""
+        L = embeddings_BLT.shape[1]
+        if self.context_length < L:
+            raise ValueError(
+                f"a text of {L} tokens does not fit the context of {self.context_length}"
+            )
+        states_BLT: Tensor = embeddings_BLT + self.clip.positional_embedding[:L]
+        for block in self.clip.transformer.resblocks:
+            states_BLT = run_block(block, states_BLT, causal=True)
+        return states_BLT
+
+    def text_states(self, tokens_BL: Tensor) -> Tensor:
+        """Return the last hidden states (B, L, T) before ln_final, for any L up to the context."""
+        return self.embedding_states(self.embed_tokens(tokens_BL))
+
+    def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor) -> Tensor:
+        """Encode token embeddings, read at position `eos_B` (int64): E^t (B, C), unit."""
+        states_BLT = self.embedding_states(embeddings_BLT)
+        index_B = torch.arange(len(eos_B), device=eos_B.device)
+        return F.normalize(self.project_text(states_BLT[index_B, eos_B]), dim=-1)
+
+    def project_text(self, states: Tensor) -> Tensor:
+        """Apply ln_final and the text projection: (…, T) to (…, C), not normalised."""
+        projected: Tensor = self.clip.ln_final(states) @ self.clip.text_projection
+        return projected
+
+    def encode_text(self, tokens_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Encode token ids: E^t (B, C), unit.
+
+        Args:
+            tokens_BL: SOS, text, EOS, anything.
+            lengths_B: tokens up to and including EOS; None finds EOS, the highest id. The text
+                is cut at the longest (causal attention: what follows EOS cannot matter).
+        """
+        eos_B = tokens_BL.argmax(dim=-1) if lengths_B is None else lengths_B - 1
+        longest = int(eos_B.max()) + 1
+        return self.encode_embeddings(self.embed_tokens(tokens_BL[:, :longest]), eos_B)
+
+
+def _model_config(model: str) -> dict[str, Any]:
+    """Find an open_clip config by name or JSON path."""
+    path = WEIGHTS / "storybook.json" if model == "storybook" else Path(model)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ValueError(f"CLIP config {path} does not exist")
+        config = json.loads(path.read_text())
+        return dict(config.get("model_cfg", config))
+    config = open_clip.get_model_config(model) if ":" not in model else None
+    if config is None:
+        raise ValueError(
+            f"unknown CLIP {model!r}: name a model of open_clip (open_clip.list_models()), "
+            "a JSON config, or storybook"
+        )
+    return dict(config)
+
+
+def _find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
+    """Return the weights' file and whether the tag says they were trained with QuickGELU."""
+    if pretrained == "storybook":
+        return WEIGHTS / "storybook.safetensors", False
+    if Path(pretrained).is_file():
+        return Path(pretrained), False
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ValueError(
+            f"weights {pretrained!r} of {model} are neither a file nor a known tag ({known})"
+        )
+    try:
+        path = open_clip.download_pretrained(tag)
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(
+            f"the weights {pretrained!r} of {model} cannot be fetched "
+            f"({type(error).__name__}): give a .safetensors or .pt file instead, or random"
+        ) from error
+    return Path(path), bool(tag.get("quick_gelu", False))
+
+
+def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
+    """Build a random CLIP from a config, the same for the same seed."""
+    unsupported = {
+        "timm_model_name": config["vision_cfg"].get("timm_model_name"),
+        "hf_model_name": config["text_cfg"].get("hf_model_name"),
+        "hf_tokenizer_name": config["text_cfg"].get("hf_tokenizer_name"),
+        "custom_text": config.get("custom_text"),
+        "multimodal_cfg": config.get("multimodal_cfg"),
+    }
+    for key, value in unsupported.items():
+        if value:
+            raise _unsupported(model, f"its config has {key}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+
+
+def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
+    """Load weights from a .safetensors or pickle-free .pt file."""
+    if not path.is_file():
+        raise ValueError(f"CLIP weights {path} do not exist")
+    try:
+        open_clip.load_checkpoint(clip, str(path), weights_only=True)
+    except Exception as error:  # torch, safetensors and open_clip raise many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"CLIP weights {path} do not fit {model}: {reason}") from error
+
+
+def _refuse_unsupported(clip: Any, name: str) -> None:
+    """Refuse what the method has no meaning for, in one line.
+
+    Raises:
+        ValueError: not a plain ViT with a class token, or not a causal transformer read at EOS.
+    """
+    visual = getattr(clip, "visual", None)
+    if type(clip) is not open_clip.CLIP or not isinstance(visual, VisionTransformer):
+        raise _unsupported(name, f"it is a {type(clip).__name__} with {type(visual).__name__}")
+    blocks = [*visual.transformer.resblocks, *clip.transformer.resblocks]
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        raise _unsupported(name, "its transformer blocks are not the standard ones")
+    if visual.pool_type != "tok" or visual.attn_pool is not None or visual.proj is None:
+        raise _unsupported(name, "its image embedding is not a projected class token")
+    if clip.attn_mask is None or clip.text_pool_type not in ("argmax", "eos"):
+        raise _unsupported(name, "its text encoder is not causal and read at EOS")
+    if not isinstance(clip.text_projection, nn.Parameter):
+        raise _unsupported(name, "its text projection is not a plain matrix")
+    if clip.vocab_size < BPE_VOCABULARY:
+        raise _unsupported(name, "its vocabulary is not CLIP's byte pairs")
+    if visual.transformer.layers < 2:
+        raise _unsupported(name, "it has fewer than two vision blocks")
+
+
+def _unsupported(name: str, why: str) -> ValueError:
+    return ValueError(
+        f"CLIP {name!r} is not supported ({why}): take a plain ViT with CLIP's own text encoder"
+    )
+
+
+def _hash_weights(clip: open_clip.CLIP) -> str:
+    """Return the SHA-256 over the names, shapes and fp32 bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(clip.state_dict().items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
