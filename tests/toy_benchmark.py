@@ -1,0 +1,43 @@
+"""A one-image benchmark on disk, and where the real samples are."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+REALDATA = Path(os.environ.get("CODESEG_REALDATA", ROOT.parent / "shared" / "realdata"))
+real = pytest.mark.skipif(not REALDATA.is_dir(), reason="no real samples on this machine")
+
+MANIFEST = """
+name = "toy"
+title = "Toy"
+background = {background}
+images = 1
+classes = {classes}
+palette = {palette}
+[layout]
+images = "images/{{id}}.png"
+labels = "labels/{{id}}.png"
+[labels]
+{labels}
+"""
+
+
+def toy(folder, *, raw=None, labels='rule = "identity"', classes=3, background="false", size=None):
+    """A one-image benchmark on disk; returns the manifest's path."""
+    raw = np.zeros((4, 5), np.uint8) if raw is None else np.asarray(raw, np.uint8)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size or raw.shape[::-1]).save(folder / "images" / "a.png")
+    Image.fromarray(raw).save(folder / "labels" / "a.png")
+    path = folder / "toy.toml"
+    names = json.dumps([f"c{k}" for k in range(classes)])
+    palette = [[k, k, k] for k in range(classes)]
+    path.write_text(
+        MANIFEST.format(background=background, classes=names, palette=palette, labels=labels)
+    )
+    return path
