@@ -201,6 +201,14 @@ class FrozenClip(nn.Module):
         projected: Tensor = self.clip.ln_final(states) @ self.clip.text_projection
         return projected
 
+    @property
+    def text_projection(self) -> Tensor | None:
+        """The projection (T, C) that brings words to the joint width; None where T = C already."""
+        if self.text_width == self.embed_dim:
+            return None
+        projection: Tensor = self.clip.text_projection
+        return projection
+
     def encode_text(self, tokens_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Encode token ids: E^t (B, C), unit.
 

@@ -1,0 +1,118 @@
+"""The image segmenter F^v (METHOD §2): trunk tokens in, pixel embedding and mask logits out.
+
+Letters: B images, P = 1 + h*w trunk tokens (class token first), D vision width, C joint width,
+h w patch grid, H = 4h and W = 4w the mask's rows and columns, N texts.
+Everything between runs channels-last, (B, rows, columns, D), so that a 1x1 convolution is a matrix
+product and a LayerNorm over channels needs no transposition.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.blocks import run_dense_block
+from model.clip import FrozenClip
+
+STAGES = 2  # each doubles the resolution
+MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels a patch
+
+
+class GatedUpsampling(nn.Module):
+    """One decoder stage: y = up(x); y + tanh(gate) * Conv3x3(GELU(LayerNorm(y))) (METHOD §2.3).
+
+    Computed at the low resolution. LayerNorm and GELU are per pixel and commute with nearest
+    upsampling. A row of Conv3 over the doubled rows (.. a a b b c c ..) is, for the two copies of
+    b, `w0 a + (w1+w2) b` and `(w0+w1) b + w2 c`, that is `k b - w0 (b - a)` and `k b + w2 (c - b)`
+    with k = w0 + w1 + w2: three products for two rows. In two dimensions 9 products give the 4
+    output pixels that a plain convolution makes with 36 (and four 2x2 convolutions with 16).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_BhwD: Tensor) -> Tensor:
+        """Double the resolution: (B, h, w, D) to (B, 2h, 2w, D)."""
+        B, h, w, D = x_BhwD.shape
+        assert self.conv.bias is not None
+        gate = torch.tanh(self.gate)
+        same, rows, columns, both = _sub_pixel_kernels(gate * self.conv.weight)
+        y_BhwD = F.gelu(self.norm(x_BhwD))
+        # Differences of neighbours, the zero padding included: h + 1 of them along h rows.
+        dr_BrwD = F.pad(y_BhwD, (0, 0, 0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 0, 0, 1, 0))
+        dc_BhcD = F.pad(y_BhwD, (0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 1, 0))
+        drc_BrcD = F.pad(dr_BrwD, (0, 0, 0, 1)) - F.pad(dr_BrwD, (0, 0, 1, 0))
+
+        base_BhwD = x_BhwD + F.linear(y_BhwD, same, gate * self.conv.bias)
+        r_BrwkD = F.linear(dr_BrwD, rows).view(B, h + 1, w, 2, D)
+        c_BhckD = F.linear(dc_BhcD, columns).view(B, h, w + 1, 2, D)
+        rc_BrckD = F.linear(drc_BrcD, both).view(B, h + 1, w + 1, 4, D)
+
+        # The even row of a pair needs the difference above it, the odd row the one below.
+        upper = base_BhwD + r_BrwkD[:, :-1, :, 0]
+        lower = base_BhwD + r_BrwkD[:, 1:, :, 1]
+        left, right = c_BhckD[:, :, :-1, 0], c_BhckD[:, :, 1:, 1]
+        quads = [
+            upper + left + rc_BrckD[:, :-1, :-1, 0],
+            upper + right + rc_BrckD[:, :-1, 1:, 1],
+            lower + left + rc_BrckD[:, 1:, :-1, 2],
+            lower + right + rc_BrckD[:, 1:, 1:, 3],
+        ]
+        out = torch.stack(quads, dim=3).view(B, h, w, 2, 2, D)
+        return out.transpose(2, 3).reshape(B, 2 * h, 2 * w, D)
+
+
+def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turn a 3x3 kernel into matrices for the map, its row, column and mixed differences.
+
+    Returns:
+        (O, I), (2·O, I), (2·O, I), (4·O, I): for the map itself; for row differences, even then
+        odd output rows; for column differences; for mixed ones, (even, even), (even, odd) …
+    """
+    k = kernel_OI33
+    by_row = torch.stack([k.sum(2), -k[:, :, 0], k[:, :, 2]])  # (same, even, odd), (O, I, 3)
+    ways = torch.stack([by_row.sum(-1), -by_row[..., 0], by_row[..., 2]], dim=1)  # (3, 3, O, I)
+    flat = (ways.shape[2] * 2, ways.shape[3])
+    return (
+        ways[0, 0],
+        ways[1:, 0].reshape(flat),
+        ways[0, 1:].reshape(flat),
+        ways[1:, 1:].reshape(2 * flat[0], flat[1]),
+    )
+
+
+class ImageSegmenter(nn.Module):
+    """Trainable last block, gated decoder and projection, started from the CLIP's own weights."""
+
+    def __init__(self, clip: FrozenClip) -> None:
+        super().__init__()
+        self.block = copy.deepcopy(clip.last_block).requires_grad_(True)
+        self.stages = nn.ModuleList(GatedUpsampling(clip.width) for _ in range(STAGES))
+        self.ln_post = copy.deepcopy(clip.clip.visual.ln_post).requires_grad_(True)
+        self.proj = nn.Parameter(clip.clip.visual.proj.detach().clone())
+        self.mask_scale = nn.Parameter(torch.tensor(10.0))
+        self.mask_bias = nn.Parameter(torch.tensor(-2.5))
+
+    def forward(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the pixel embedding x^v (B, C, H, W), unit over C.
+
+        Args:
+            tokens_BPD: the frozen trunk's output, class token first.
+            grid: (h, w).
+        """
+        # The dense block treats every token alone, so the class token need not enter it.
+        x_BpD = run_dense_block(self.block, tokens_BPD[:, 1:])
+        x_BhwD = x_BpD.reshape(len(x_BpD), *grid, -1)
+        for stage in self.stages:
+            x_BhwD = stage(x_BhwD)
+        pixels_BHWC = F.normalize((self.ln_post(x_BhwD) @ self.proj).float(), dim=-1)
+        return pixels_BHWC.permute(0, 3, 1, 2)
+
+    def mask_logits(self, pixels_BCHW: Tensor, texts_NC: Tensor) -> Tensor:
+        """Return w <x^v, n> + b for every image and text: (B, N, H, W) (METHOD §2.5)."""
+        similarity = torch.einsum("bchw,nc->bnhw", pixels_BCHW, texts_NC)
+        return self.mask_scale * similarity + self.mask_bias

@@ -1,0 +1,67 @@
+"""Soft masks of one window (METHOD §8): images and class embeddings in, masks at image size out.
+
+Letters: B images, K classes, C joint width, H W image rows and columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.codecomposition import CoDe
+from model.pamr import refine
+
+KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
+
+
+@torch.no_grad()
+def window_masks(
+    code: CoDe,
+    images_BCHW: Tensor,
+    class_KC: Tensor,
+    template_KC: Tensor,
+    *,
+    knowledge_weight: float = 0.3,
+    pamr: bool = True,
+) -> Tensor:
+    """Mix the segmenter's masks with MaskCLIP's: (B, K, H, W), 0..1, no background score.
+
+    Refinement and mixing happen at the segmenter's resolution, then the mix is upsampled.
+
+    Args:
+        code: the trained model.
+        images_BCHW: normalised images of any size.
+        class_KC: learned-prompt embeddings of the classes, unit.
+        template_KC: their template embeddings, unit.
+        knowledge_weight: share of the frozen CLIP's dense masks.
+        pamr: refine the segmenter's masks by the image before mixing.
+    """
+    padded, (left, right, top, bottom) = pad_to_patches(images_BCHW, code.clip.patch_size)
+    pixels = code.pixel_embedding(padded)
+    masks = torch.sigmoid(code.image_segmenter.mask_logits(pixels, class_KC))
+    if pamr:
+        masks = refine(masks, padded)
+    if knowledge_weight > 0:
+        similarity = torch.einsum("bchw,kc->bkhw", code.clip.dense(padded), template_KC)
+        knowledge = torch.sigmoid(KNOWLEDGE_SCALE * (similarity - KNOWLEDGE_THRESHOLD))
+        masks = torch.lerp(masks, _resize(knowledge, masks), knowledge_weight)
+    masks = _resize(masks, padded)
+    H, W = padded.shape[-2:]
+    return masks[:, :, top : H - bottom, left : W - right]
+
+
+def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Zero-pad both sides symmetrically to a multiple of the patch size.
+
+    Returns:
+        The padded images, and the padding (left, right, top, bottom); an odd pixel goes last.
+    """
+    missing_rows, missing_columns = (-side % patch for side in images_BCHW.shape[-2:])
+    top, left = missing_rows // 2, missing_columns // 2
+    padding = (left, missing_columns - left, top, missing_rows - top)
+    return F.pad(images_BCHW, padding), padding
+
+
+def _resize(masks_BKHW: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Resize bilinearly to the rows and columns of `like_BCHW`."""
+    size = (like_BCHW.shape[-2], like_BCHW.shape[-1])
+    return F.interpolate(masks_BKHW, size, mode="bilinear", align_corners=False)
