@@ -1,0 +1,8 @@
+-- Every shard was made from what its input is today.
+SELECT
+    verdict(false, count(*) FILTER (input <> expected_input) > 0) AS verdict,
+    count(expected_input) AS compared,
+    count(*) FILTER (input <> expected_input) AS stale,
+    list(printf('%s/%05d', stage, shard) ORDER BY stage, shard)
+        FILTER (input <> expected_input) AS keys
+FROM ledger

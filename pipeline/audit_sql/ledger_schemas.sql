@@ -1,0 +1,8 @@
+-- Every file has the columns, types and shapes that its table declares.
+SELECT
+    verdict(count(schema_problem) > 0, false) AS verdict,
+    count(*) AS files,
+    count(schema_problem) AS different,
+    list(path || ': ' || schema_problem ORDER BY path) FILTER (schema_problem IS NOT NULL) AS keys
+FROM files
+WHERE problem IS NULL

@@ -1,0 +1,18 @@
+-- Words that the questions share.
+CREATE MACRO threshold(wanted) AS (SELECT value FROM thresholds WHERE name = wanted);
+CREATE MACRO verdict(failed, warned) AS
+    CASE WHEN failed THEN 'fail' WHEN warned THEN 'warn' ELSE 'pass' END;
+CREATE MACRO share(part, whole) AS round(coalesce(part, 0) / greatest(whole, 1), 4);
+CREATE MACRO host_of(url) AS split_part(split_part(url, '/', 3), ':', 1);
+CREATE MACRO shard_of(key) AS CAST(key[:5] AS INTEGER);
+-- shards whose records are there, made from today's input, and whose files can be read
+CREATE VIEW sound_shards AS
+    SELECT stage, shard
+    FROM ledger
+    SEMI JOIN (SELECT stage, shard FROM files
+               WHERE recorded_bytes IS NOT NULL AND problem IS NULL AND schema_problem IS NULL)
+        USING (stage, shard)
+    WHERE expected_input IS NULL OR input = expected_input;
+-- how many token positions the text encoder has
+CREATE MACRO context_length() AS coalesce(
+    (SELECT min(CAST(value AS INTEGER)) FROM settings WHERE name LIKE '%context_length'), 77);

@@ -1,0 +1,11 @@
+-- As many URLs give a picture as can be expected.
+-- Needs: pairs
+SELECT
+    verdict(share(count(*) FILTER (status = 'success'), count(*)) < threshold('success_fail'),
+            share(count(*) FILTER (status = 'success'), count(*)) < threshold('success_warn'))
+        AS verdict,
+    count(*) AS urls,
+    count(*) FILTER (status = 'success') AS pictures,
+    share(count(*) FILTER (status = 'success'), count(*)) AS success,
+    CAST([] AS VARCHAR[]) AS keys
+FROM pairs

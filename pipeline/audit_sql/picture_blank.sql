@@ -1,0 +1,9 @@
+-- Few pictures are a single colour (of those that were decoded).
+-- Needs: pairs
+SELECT
+    verdict(false, share(count(*) FILTER (deviation < threshold('blank_deviation')), count(*))
+        > threshold('blank_share')) AS verdict,
+    count(deviation) AS pictures,
+    share(count(*) FILTER (deviation < threshold('blank_deviation')), count(*)) AS blank,
+    min(key, 5) FILTER (deviation < threshold('blank_deviation')) AS keys
+FROM picture_values

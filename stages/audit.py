@@ -1,0 +1,244 @@
+"""`codeseg audit`: a dataset root -> a table of checks, --json, --report, answers to SQL."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.audit import Audit, Finding
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+SHOWN_ROWS = 100
+ANY = "any"
+
+
+def audit(
+    root: Annotated[str, typer.Argument(help="Dataset root: a folder or s3://…")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings (or the --sql rows) here.")
+    ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer one SELECT instead; views: pairs, nouns, features, vocabulary, ledger, "
+            "metrics, and those of docs/audit.md."
+        ),
+    ] = None,
+    shell: Annotated[bool, typer.Option("--shell", help="Answer SELECTs typed in.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML page here.")
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK[,CHECK…]",
+            help="Exit 1 when one of these checks fails or cannot be made; `any`: when any fails.",
+        ),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Benchmark whose class names must be covered; may be repeated."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Its data folder, to find its images in the data; one a benchmark."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Training run to open as `metrics`.")] = None,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Read every file whole and compare its SHA-256.")
+    ] = False,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="About how many pictures to decode and compare; 0: all.")
+    ] = 20_000,
+    feature_rows: Annotated[
+        int, typer.Option(min=0, help="Rows of each features shard to measure; 0: all.")
+    ] = 0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another threshold, e.g. success_warn=0.8."),
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory for DuckDB; the rest is spilled.")] = "4GB",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+) -> None:
+    """Ask the data what one wants to know before spending GPU days; changes nothing.
+
+    Holds ledger, tables, pictures, captions, nouns and features against what they should be and
+    prints pass, warn or fail with figures and the first offending keys. It may run while a stage
+    runs: only committed shards count.
+    """
+    from pipeline.audit import Audit, AuditOptions, check_names
+    from pipeline.storage import Storage
+
+    gates = [name for names in fail_on or () for name in names.split(",") if name]
+    if unknown := [name for name in gates if name not in (*check_names(), ANY)]:
+        raise ValueError(
+            f"--fail-on {unknown[0]}: no such check; there are {', '.join(check_names())}"
+        )
+    options = AuditOptions(
+        memory=memory,
+        threads=threads,
+        hashes=hashes,
+        pictures=pictures,
+        feature_rows=feature_rows,
+        run=run,
+        benchmarks=_benchmarks(benchmark or [], data or []),
+        limits=dict(_limit(text) for text in limit or ()),
+    )
+    with Audit(Storage.open(root), options) as opened:
+        if sql is not None:
+            _answer(opened, sql, json_file)
+        elif shell:
+            _converse(opened)
+        else:
+            findings = _check(opened)
+            if json_file:
+                _write_json(json_file, root, findings)
+            if report:
+                from pipeline.audit_report import write_report
+
+                write_report(report, root, opened, findings)
+                typer.echo(f"report: {report}")
+            _gate(findings, gates)
+
+
+def _benchmarks(names: list[str], data: list[Path]) -> tuple[tuple[str, Path | None], ...]:
+    if data and len(data) != len(names):
+        raise ValueError(
+            f"{len(names)} --benchmark and {len(data)} --data: give one data folder a benchmark"
+        )
+    folders: list[Path | None] = [*data] or [None] * len(names)
+    return tuple(zip(names, folders, strict=True))
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"--limit {text}: write NAME=NUMBER") from None
+
+
+def _check(opened: "Audit") -> "list[Finding]":
+    """Make every check, then show them all."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.audit import check_names
+
+    console = Console()
+    findings = []
+    with console.status("opening") as status:
+        for name in check_names():
+            status.update(f"asking {name}")
+            findings.append(opened.check(name))
+    table = Table("check", "verdict", "figures", "first keys", box=None, pad_edge=False)
+    for finding in findings:
+        colour = COLOURS[finding.verdict]
+        figures = ", ".join(f"{name} {_short(v)}" for name, v in finding.figures.items())
+        verdict = f"[{colour}]{finding.verdict}[/{colour}]"
+        keys = "" if finding.verdict == "pass" else "\n".join(finding.keys)
+        table.add_row(finding.check, verdict, _plain(figures), _plain(keys))
+    console.print(table)
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return findings
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " · ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _write_json(path: Path, root: str, findings: "list[Finding]") -> None:
+    checks = {
+        finding.check: {
+            "sentence": finding.sentence,
+            "verdict": finding.verdict,
+            "figures": finding.figures,
+            "keys": finding.keys,
+            "seconds": round(finding.seconds, 3),
+        }
+        for finding in findings
+    }
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
+    value = {"root": root, "verdicts": counts, "checks": checks}
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def _gate(findings: "list[Finding]", gates: list[str]) -> None:
+    """Exit 1 when a named check failed or could not be made."""
+    short = [
+        finding.check
+        for finding in findings
+        if (finding.check in gates and finding.verdict in ("fail", "skip"))
+        or (ANY in gates and finding.verdict == "fail")
+    ]
+    if short:
+        typer.echo(f"fell short: {', '.join(short)}", err=True)
+        raise typer.Exit(1)
+
+
+def _answer(opened: "Audit", sql: str, json_file: Path | None) -> None:
+    rows = opened.query(sql)
+    _show(rows)
+    if json_file:
+        text = json.dumps(rows.to_pylist(), indent=1, ensure_ascii=False, default=str)
+        json_file.write_text(text + "\n")
+
+
+def _show(rows: "pa.Table") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows.column_names, box=None, pad_edge=False)
+    for row in rows.slice(0, SHOWN_ROWS).to_pylist():
+        table.add_row(*(_plain(str(value)) for value in row.values()))
+    console = Console()
+    console.print(table)
+    if rows.num_rows > SHOWN_ROWS:
+        console.print(f"… {rows.num_rows - SHOWN_ROWS:,} more rows; --json FILE writes them all")
+
+
+def _converse(opened: "Audit") -> None:
+    """Read SELECTs, one a line or until a semicolon, answer them; Ctrl-D ends."""
+    from pipeline.audit import VIEWS
+
+    if sys.stdin.isatty():
+        typer.echo(f"views: {', '.join(VIEWS)}; end a statement with ; and the shell with Ctrl-D")
+    statement = ""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            statement = ""
+            typer.echo()
+            continue
+        statement += line + "\n"
+        if ";" in line:
+            _try(opened, statement)
+            statement = ""
+    if statement.strip():
+        _try(opened, statement)
+
+
+def _try(opened: "Audit", statement: str) -> None:
+    try:
+        _show(opened.query(statement))
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
