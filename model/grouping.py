@@ -7,8 +7,7 @@ Features are compared by the cosine of their deviation from the picture's mean f
 one picture share a large common component that would hide what tells them apart.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Method = Literal["kmeans", "spectral"]
+from model.region_config import Grouping
 
-MOST_REGIONS = 256  # region numbers are uint8
 SAME = 1e-4  # squared distance of unit features below which two patches are the same (0.6 degrees)
 LEAST_DEVIATION = (
     1e-3  # deviations from the mean shorter than this are not stretched to unit length
@@ -27,29 +25,6 @@ FAR = 1e3  # a coordinate no unit feature comes near
 RESTARTS = 3
 ITERATIONS = 30
 LEAST_AFFINITY = 1e-5  # keeps the graph of the normalised cut connected
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """How a picture is cut into regions.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    method: Method = "kmeans"
-    regions: int = 16  # K: clusters at the start, and most regions at the end
-    min_patches: int = 2  # smaller regions join the most similar neighbour
-    seed: int = 0  # of the centres that k-means starts from
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            known = ", ".join(get_args(Method))
-            raise ValueError(f"unknown grouping method {self.method!r}: take one of {known}")
-        if not 1 <= self.regions <= MOST_REGIONS:
-            raise ValueError(f"regions must be 1 to {MOST_REGIONS}, not {self.regions}")
-        if self.min_patches < 1:
-            raise ValueError(f"min_patches must be at least 1, not {self.min_patches}")
 
 
 def group_patches(

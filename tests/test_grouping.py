@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model.grouping import (
-    Grouping,
     connected_components,
     group_patches,
     kmeans,
     merge_small,
     normalised_cut,
 )
+from model.region_config import Grouping
 
 label_maps = hnp.arrays(
     np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)

@@ -1,0 +1,33 @@
+"""Settings of SCG (METHOD §9), checked. Light: what `--help` needs, no torch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+CLIP = "clip"  # the source of patch features that needs no second model
+
+Method = Literal["kmeans", "spectral"]
+
+MOST_REGIONS = 256  # region numbers are uint8
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a picture is cut into regions.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    method: Method = "kmeans"
+    regions: int = 16  # K: clusters at the start, and most regions at the end
+    min_patches: int = 2  # smaller regions join the most similar neighbour
+    seed: int = 0  # of the centres that k-means starts from
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            known = ", ".join(get_args(Method))
+            raise ValueError(f"unknown grouping method {self.method!r}: take one of {known}")
+        if not 1 <= self.regions <= MOST_REGIONS:
+            raise ValueError(f"regions must be 1 to {MOST_REGIONS}, not {self.regions}")
+        if self.min_patches < 1:
+            raise ValueError(f"min_patches must be at least 1, not {self.min_patches}")
