@@ -1,8 +1,8 @@
 """Label maps -> confusion matrix -> IoU, mIoU and pixel accuracy. NumPy only, exact integers.
 
 Conventions (METHOD §8, as MMSegmentation and torchmetrics): the matrix is accumulated over the
-whole split, pixels labelled 255 do not count, and mIoU is the mean over the classes that occur in the
-labels or the predictions; a class that occurs in neither has IoU NaN and is left out.
+whole split, pixels labelled 255 do not count, and mIoU is the mean over the classes that occur in
+the labels or the predictions; a class that occurs in neither has IoU NaN and is left out.
 Letters: K classes, H W pixels.
 """
 
