@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from model.blocks import run_block, run_dense_block
+from model.blocks import run_block, run_block_for_one, run_dense_block
 
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -95,6 +95,11 @@ class FrozenClip(nn.Module):
         """The last vision block, the one that the segmenter copies."""
         return self.clip.visual.transformer.resblocks[-1]
 
+    @property
+    def last_text_block(self) -> ResidualAttentionBlock:
+        """The last text block."""
+        return self.clip.transformer.resblocks[-1]
+
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Turn uint8 RGB pixels 0..255 into normalised floats."""
         return (pixels_BCHW.float() / 255 - self.mean) / self.std
@@ -137,8 +142,10 @@ class FrozenClip(nn.Module):
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return E^v (B, C), unit, by the normal class-token forward."""
-        tokens_BPD = run_block(self.last_block, self.trunk(images_BCHW))
-        return F.normalize(self.project(tokens_BPD[:, 0]), dim=-1)
+        tokens_BPD = self.trunk(images_BCHW)
+        class_token_B = torch.zeros(len(tokens_BPD), dtype=torch.int64, device=tokens_BPD.device)
+        token_BD = run_block_for_one(self.last_block, tokens_BPD, class_token_B)
+        return F.normalize(self.project(token_BD).float(), dim=-1)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply ln_post and the projection: (…, D) to (…, C), not normalised."""
@@ -149,7 +156,7 @@ class FrozenClip(nn.Module):
         """Return MaskCLIP's patch embeddings (B, C, h, w), unit over C (METHOD §1)."""
         h, w = self.grid(images_BCHW)
         tokens_BPD = run_dense_block(self.last_block, self.trunk(images_BCHW))
-        patches_BPC = F.normalize(self.project(tokens_BPD[:, 1:]), dim=-1)
+        patches_BPC = F.normalize(self.project(tokens_BPD[:, 1:]).float(), dim=-1)
         return patches_BPC.transpose(1, 2).reshape(len(images_BCHW), -1, h, w)
 
     def _positions(self, h: int, w: int) -> Tensor:
@@ -174,27 +181,28 @@ class FrozenClip(nn.Module):
         embeddings_BLT: Tensor = self.clip.token_embedding(tokens_BL)
         return embeddings_BLT
 
-    def embedding_states(self, embeddings_BLT: Tensor) -> Tensor:
-        """Run the causal text transformer on token embeddings; (B, L, T) before ln_final."""
+    def _early_states(self, embeddings_BLT: Tensor) -> Tensor:
+        """Run all text blocks but the last on token embeddings: (B, L, T)."""
         L = embeddings_BLT.shape[1]
         if self.context_length < L:
             raise ValueError(
                 f"a text of {L} tokens does not fit the context of {self.context_length}"
             )
         states_BLT: Tensor = embeddings_BLT + self.clip.positional_embedding[:L]
-        for block in self.clip.transformer.resblocks:
+        for block in self.clip.transformer.resblocks[:-1]:
             states_BLT = run_block(block, states_BLT, causal=True)
         return states_BLT
 
     def text_states(self, tokens_BL: Tensor) -> Tensor:
         """Return the last hidden states (B, L, T) before ln_final, for any L up to the context."""
-        return self.embedding_states(self.embed_tokens(tokens_BL))
+        states_BLT = self._early_states(self.embed_tokens(tokens_BL))
+        return run_block(self.last_text_block, states_BLT, causal=True)
 
     def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor) -> Tensor:
         """Encode token embeddings, read at position `eos_B` (int64): E^t (B, C), unit."""
-        states_BLT = self.embedding_states(embeddings_BLT)
-        index_B = torch.arange(len(eos_B), device=eos_B.device)
-        return F.normalize(self.project_text(states_BLT[index_B, eos_B]), dim=-1)
+        states_BLT = self._early_states(embeddings_BLT)
+        state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
+        return F.normalize(self.project_text(state_BT).float(), dim=-1)
 
     def project_text(self, states: Tensor) -> Tensor:
         """Apply ln_final and the text projection: (…, T) to (…, C), not normalised."""

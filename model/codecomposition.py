@@ -294,7 +294,7 @@ class CoDe(nn.Module):
             states_BLT = None
         embeddings_BLT = clip.embed_tokens(tokens_BL)
         if states_BLT is None:
-            states_BLT = clip.embedding_states(embeddings_BLT)
+            states_BLT = clip.text_states(tokens_BL)
         words_BLC = self.text_segmenter(
             states_BLT.float(),
             None if self.config.attend_padding else lengths_B,

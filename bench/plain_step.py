@@ -1,0 +1,165 @@
+"""A straightforward rendering of the reference's step, on the same weights: a batch in, losses out.
+
+What `bench/train_step.py` is measured against, and what a test holds the fast step to. It calls
+open_clip's own blocks (nn.MultiheadAttention), runs all text at the full context length, encodes
+every noun and a template each step, recomputes the trunk, upsamples before convolving and masks
+every image once per pair. Letters as in `model.codecomposition`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import losses
+from model.codecomposition import CoDe, Losses
+from model.prompts import TEMPLATES, highlight_region, highlight_words
+
+
+def plain_step(
+    code: CoDe,
+    *,
+    pixels_BCHW: Tensor,
+    caption_tokens_BL: Tensor,
+    caption_lengths_B: Tensor,
+    labels_BL: Tensor,
+    noun_tokens_UM: Tensor,
+    noun_lengths_U: Tensor,
+    noun_index_N: Tensor,
+    template: int = 0,
+    mask_noise_JBHW: Tensor | None = None,
+    **_precomputed: Any,
+) -> Losses:
+    """Return the losses of `code(...)` with `attend_padding` and one template, the long way."""
+    clip, config = code.clip, code.config
+    J, L = config.nouns_per_image, clip.context_length
+    images = pixels_BCHW
+    if not images.is_floating_point():
+        images = clip.normalise(pixels_BCHW)
+    noun_tokens, lengths_N = noun_tokens_UM[noun_index_N], noun_lengths_U[noun_index_N]
+    padding = (0, L - caption_tokens_BL.shape[1])
+    caption_tokens, labels = F.pad(caption_tokens_BL, padding), F.pad(labels_BL, padding, value=-1)
+
+    with torch.no_grad():
+        trunk_BPD = _trunk(code, images)
+        states_BLT = _text(code, clip.embed_tokens(caption_tokens))
+        knowledge_NC = _template(code, TEMPLATES[template], noun_tokens, lengths_N)
+    nouns_NC = _nouns(code, noun_tokens, lengths_N)
+    pixels = _pixel_embedding(code, trunk_BPD, clip.grid(images)).repeat(J, 1, 1, 1)
+    N = len(nouns_NC)
+    logits_NNHW = code.image_segmenter.mask_logits(pixels, nouns_NC)
+    soft_NNHW = torch.sigmoid(logits_NNHW)
+    pair = torch.arange(N, device=images.device)
+    noisy = logits_NNHW[pair, pair]
+    if mask_noise_JBHW is not None:
+        noisy = noisy + mask_noise_JBHW.flatten(0, 1)
+    soft = torch.sigmoid(noisy)
+    hard = ((soft > 0.5).float() - soft).detach() + soft.float()
+    highlighted = highlight_region(images.repeat(J, 1, 1, 1), hard[:, None], code.region_prompt)
+    regions_NC = F.normalize(clip.clip.visual(highlighted), dim=-1)
+
+    own_NHW = soft_NNHW[pair, pair]
+    other = soft_NNHW[~torch.eye(N, dtype=torch.bool, device=images.device)]
+    pooled_NN = losses.pooled_similarity(pixels, soft_NNHW, nouns_NC)
+    terms = Losses(
+        kg=config.knowledge_weight * losses.knowledge_distance(nouns_NC, knowledge_NC),
+        tcl_feature=config.tcl_feature_weight
+        * losses.info_nce(pooled_NN, code.tcl_feature_temperature),
+        tcl_image=config.tcl_image_weight
+        * losses.info_nce(regions_NC @ nouns_NC.T, code.tcl_image_temperature),
+        tv_embedding=config.tv_embedding_weight * losses.total_variation(pixels),
+        tv_mask=config.tv_mask_weight * losses.total_variation(soft_NNHW),
+        area_positive=config.area_positive_weight * (own_NHW.mean() - config.area_prior).abs(),
+        area_negative=config.area_negative_weight * other.mean().abs(),
+    )
+    if not config.co_decomposition:
+        return terms
+    words_BLT = states_BLT
+    for block in code.text_segmenter.blocks:
+        words_BLT = block(words_BLT)
+    words_BLC = F.normalize(words_BLT, dim=-1)
+    logits_BKL = code.text_segmenter.word_logits(words_BLC, nouns_NC.view(J, -1, clip.embed_dim))
+    masks_NL = logits_BKL.float().softmax(dim=1)[:, 1:].transpose(0, 1).flatten(0, 1)
+    lengths = caption_lengths_B.repeat(J)
+    embeddings = clip.embed_tokens(caption_tokens).repeat(J, 1, 1)
+    text = highlight_words(embeddings, masks_NL, lengths, code.word_prompt)
+    texts_NC = _read(code, _text(code, text), lengths - 1)
+    weight = torch.ones(1 + J, device=images.device)
+    weight[0] = config.none_class_weight
+    word = F.cross_entropy(logits_BKL, labels, weight=weight, ignore_index=-1)
+    terms["word"] = config.word_weight * word
+    hcl = losses.info_nce(regions_NC @ texts_NC.T, code.hcl_temperature)
+    terms["hcl"] = config.hcl_weight * hcl
+    return terms
+
+
+def _trunk(code: CoDe, images: Tensor) -> Tensor:
+    visual = code.clip.clip.visual
+    tokens = visual._embeds(images)
+    for block in visual.transformer.resblocks[:-1]:
+        tokens = block(tokens)
+    return tokens
+
+
+def _pixel_embedding(code: CoDe, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Dense last block and decoder on (B, D, h, w) maps."""
+    segmenter = code.image_segmenter
+    block, attention = segmenter.block, segmenter.block.attn
+    value = F.linear(
+        block.ln_1(tokens_BPD),
+        attention.in_proj_weight.chunk(3)[2],
+        attention.in_proj_bias.chunk(3)[2],
+    )
+    tokens_BPD = tokens_BPD + attention.out_proj(value)
+    tokens_BPD = tokens_BPD + block.mlp(block.ln_2(tokens_BPD))
+    x = tokens_BPD[:, 1:].transpose(1, 2).unflatten(2, grid)
+    for stage in segmenter.stages:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        y = stage.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x + torch.tanh(stage.gate) * stage.conv(F.gelu(y))
+    x = segmenter.ln_post(x.permute(0, 2, 3, 1)) @ segmenter.proj
+    return F.normalize(x, dim=-1).permute(0, 3, 1, 2)
+
+
+def _text(code: CoDe, embeddings_BLT: Tensor) -> Tensor:
+    """The text transformer at the full context length, before ln_final."""
+    text = code.clip.clip
+    return text.transformer(embeddings_BLT + text.positional_embedding, attn_mask=text.attn_mask)
+
+
+def _read(code: CoDe, states_BLT: Tensor, eos_B: Tensor) -> Tensor:
+    text = code.clip.clip
+    states = text.ln_final(states_BLT)[torch.arange(len(eos_B), device=eos_B.device), eos_B]
+    return F.normalize(states @ text.text_projection, dim=-1)
+
+
+def _sequence(
+    code: CoDe, head: list[int], tokens_NM: Tensor, lengths_N: Tensor, tail: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Lay out head, noun and tail, zero-padded to the context; also the position of EOS."""
+    rows = torch.zeros(
+        len(tokens_NM), code.clip.context_length, dtype=torch.int64, device=tokens_NM.device
+    )
+    for row, noun, length in zip(rows, tokens_NM, lengths_N.tolist(), strict=True):
+        ids = [*head, *noun[:length].tolist(), *tail, code.clip.tokenizer.eot_token_id]
+        row[: len(ids)] = torch.tensor(ids)
+    return rows, rows.argmax(dim=1)
+
+
+def _template(code: CoDe, template: str, tokens_NM: Tensor, lengths_N: Tensor) -> Tensor:
+    encode = code.clip.tokenizer.encode
+    before, _, after = template.partition("{}")
+    head = [code.clip.tokenizer.sot_token_id, *encode(before)]
+    rows, eos_N = _sequence(code, head, tokens_NM, lengths_N, encode(after))
+    return _read(code, _text(code, code.clip.embed_tokens(rows)), eos_N)
+
+
+def _nouns(code: CoDe, tokens_NM: Tensor, lengths_N: Tensor) -> Tensor:
+    context = code.noun_prompt.context
+    head = [code.clip.tokenizer.sot_token_id, *([0] * len(context))]
+    rows, eos_N = _sequence(code, head, tokens_NM, lengths_N, [])
+    embeddings = code.clip.embed_tokens(rows)
+    placed = context.expand(len(rows), -1, -1)
+    embeddings = torch.cat([embeddings[:, :1], placed, embeddings[:, 1 + len(context) :]], dim=1)
+    return _read(code, _text(code, embeddings), eos_N)

@@ -1,0 +1,205 @@
+"""Training step: ours against a straightforward rendering of the reference's, in one run.
+
+    python -m bench.train_step                                   # CPU, ViT-B/16, batch 4
+    python -m bench.train_step --device cuda --batch 64 --compile
+
+Same random model, same batches from an Arrow stream, forward + backward + AdamW, fp32 and bf16
+autocast, rounds interleaved. Prints samples/s of both, the ratio of the medians, the share of time
+spent waiting for data and on a GPU the FLOP utilisation; `--profile` says where the time goes.
+"""
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.plain_step import plain_step
+from model.clip import FrozenClip
+from model.codecomposition import CoDe, CoDeConfig, Losses
+from pipeline.batches import Batch, FeatureStream
+from tests.make_features import make_features
+
+DENSE_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s, data sheets
+
+Step = Callable[..., Losses]
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    arguments = parse()
+    torch.set_float32_matmul_precision("high")
+    device = torch.device(arguments.device)
+    clip = FrozenClip.load(arguments.model, "random", device)
+    with tempfile.TemporaryDirectory() as folder:
+        write_features(Path(folder), clip, rows=4 * arguments.batch)
+        stream = FeatureStream(folder, batch_size=arguments.batch, pin_memory=device.type == "cuda")
+        print(f"{arguments.model}, batch {arguments.batch}, J=2, {describe(device)}")
+        for precision in arguments.precision:
+            compare(arguments, clip, stream, precision)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ViT-B-16-quickgelu")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="steps a round")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile our step")
+    parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    return parser.parse_args()
+
+
+def describe(device: torch.device) -> str:
+    """Name the device."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def write_features(root: Path, clip: FrozenClip, rows: int) -> None:
+    """Write a features table of random values in this CLIP's shapes, captions of 6 to 13 tokens."""
+    shape = {
+        "model": clip.name,
+        "pretrained": clip.pretrained,
+        "weights_sha256": clip.weights_sha256,
+        "image_size": clip.image_size,
+        "patch_size": clip.patch_size,
+        "width": clip.width,
+        "text_width": clip.text_width,
+        "embed_dim": clip.embed_dim,
+        "layers": clip.layers,
+        "context_length": clip.context_length,
+    }
+    make_features(root, shards=1, rows=rows, views=1, vocabulary=5 * rows, clip=shape)
+
+
+def compare(
+    arguments: argparse.Namespace, clip: FrozenClip, stream: FeatureStream, precision: str
+) -> None:
+    """Measure both steps in one precision and print."""
+    device = torch.device(arguments.device)
+    ours = Contestant(clip, device, precision, lambda code: code, compiled=arguments.compile)
+    contestants = {"ours": ours}
+    if not arguments.ours_only:
+        contestants["straightforward"] = Contestant(
+            clip, device, precision, lambda code: lambda **batch: plain_step(code, **batch)
+        )
+    batches = iter(stream)
+    for contestant in contestants.values():
+        contestant.run(batches, steps=2)  # warm-up: allocations, autotuning, compilation
+    rounds = [
+        {name: c.run(batches, arguments.steps) for name, c in contestants.items()}
+        for _ in range(arguments.rounds)
+    ]
+    medians = {}
+    for name, contestant in contestants.items():
+        medians[name] = statistics.median(r[name][0] for r in rounds)
+        waited = statistics.median(r[name][1] / r[name][0] for r in rounds)
+        flops = contestant.flops(next(batches))
+        print(
+            f"{precision}  {name:16} {medians[name]:8.3f} s/step  "
+            f"{arguments.batch / medians[name]:8.2f} images/s  data wait {waited:6.2%}  "
+            f"{flops / arguments.batch / 1e9:4.0f} GFLOP/image  "
+            f"{rate(device, flops / medians[name])}"
+        )
+    if "straightforward" in medians:
+        print(f"{precision}  ratio of medians  {medians['straightforward'] / medians['ours']:.2f}x")
+    if arguments.profile:
+        print(ours.profile(next(batches)))
+
+
+def rate(device: torch.device, flops_per_second: float) -> str:
+    """TFLOP/s, and their share of the data sheet's dense bf16 rate where it is known."""
+    text = f"{flops_per_second / 1e12:6.2f} TFLOP/s"
+    if device.type != "cuda":
+        return text
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for part, peak in DENSE_PEAK.items() if part in name), None)
+    return text if peak is None else f"{text}  utilisation {flops_per_second / peak:.1%}"
+
+
+class Contestant:
+    """One way to run a step, with its own trained weights and optimizer."""
+
+    def __init__(
+        self,
+        clip: FrozenClip,
+        device: torch.device,
+        precision: str,
+        step: Callable[[CoDe], Step],
+        *,
+        compiled: bool = False,
+    ) -> None:
+        torch.manual_seed(0)
+        self.code = CoDe(clip, CoDeConfig()).to(device)
+        self.step = torch.compile(step(self.code)) if compiled else step(self.code)
+        trained = [p for p in self.code.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=5e-6, fused=device.type == "cuda")
+        self.device = device
+        self.autocast = (
+            torch.autocast(device.type, torch.bfloat16)
+            if precision == "bf16"
+            else contextlib.nullcontext()
+        )
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Move a batch to the device and draw its noise."""
+        inputs = batch.model_inputs(self.device)
+        B, _, rows, columns = inputs["pixels_BCHW"].shape
+        return inputs | {"mask_noise_JBHW": self.code.mask_noise(0, B, (rows, columns))}
+
+    def train(self, batch: Batch) -> float:
+        """Forward, backward, optimizer."""
+        with self.autocast:
+            loss = self.step(**self.inputs(batch)).total
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def run(self, batches: Iterator[Batch], steps: int) -> tuple[float, float]:
+        """Return seconds a step, and how many of them went into waiting for the batch."""
+        waited, began = 0.0, time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            self.train(batch)
+        return (time.perf_counter() - began) / steps, waited / steps
+
+    def flops(self, batch: Batch) -> int:
+        """Count the operations of one step's products (multiply-adds count two)."""
+        eager, self.step = self.step, getattr(self.step, "_orig_mod", self.step)
+        with FlopCounterMode(display=False) as counter:
+            self.train(batch)
+        self.step = eager
+        return int(counter.get_total_flops())
+
+    def profile(self, batch: Batch) -> str:
+        """Say where one step's time goes, by operator."""
+        activities = [ProfilerActivity.CPU]
+        sort = "self_cpu_time_total"
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+            sort = "self_cuda_time_total"
+        with profile(activities=activities) as profiler:
+            self.train(batch)
+        table: Any = profiler.key_averages()
+        return str(table.table(sort_by=sort, row_limit=20, max_name_column_width=48))
+
+
+if __name__ == "__main__":
+    main()
