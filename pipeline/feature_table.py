@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pipeline.ledger import Ledger, ShardRecord, fingerprint
 from pipeline.storage import Storage
 
-READERS = 8  # parallel reads of blocks: on an object store each is a round trip
-
+READERS = 8
 Lists = tuple[NDArray[Any], NDArray[np.int32]]  # (values, offsets): row i is values[o[i] : o[i+1]]
 
 
@@ -34,6 +33,12 @@ def features_inputs(
     """Fingerprint of what each features shard is made from, for shards that have both tables."""
     both = sorted(pairs.keys() & nouns.keys())
     return {i: fingerprint(f"{nouns[i].output}+{pairs[i].output}") for i in both}
+
+
+def features_fingerprint(settings: Mapping[str, Any]) -> str:
+    """Fingerprint of the settings; where the CLIP's weights were read from does not matter."""
+    clip = {key: value for key, value in settings["clip"].items() if key != "pretrained"}
+    return fingerprint({**settings, "clip": clip})
 
 
 class Block:
@@ -136,7 +141,8 @@ class FeatureTable:
         with ThreadPoolExecutor(READERS) as pool:
             usable = list(pool.map(self._is_usable, records.values()))
         records = {i: r for (i, r), ok in zip(records.items(), usable, strict=True) if ok}
-        self.fingerprint = fingerprint([settings, [r.output for r in records.values()]])
+        content = [r.output for r in records.values()]
+        self.fingerprint = fingerprint([features_fingerprint(settings), content])
         sizes = {i: self._sizes(record) for i, record in records.items()}
         self.block_sizes = np.array([n for shard in sizes.values() for n in shard], dtype=np.int64)
         self._blocks = [(i, number) for i, shard in sizes.items() for number in range(len(shard))]
@@ -219,7 +225,7 @@ class FeatureTable:
         stale = [i for i, record in records.items() if i in inputs and record.input != inputs[i]]
         if stale:
             raise ValueError(f"{self._name(stale)} older than the nouns; {self._again}")
-        mine = fingerprint(self.settings)
+        mine = features_fingerprint(self.settings)
         mixed = [i for i, record in records.items() if record.settings != mine]
         if mixed:
             raise ValueError(

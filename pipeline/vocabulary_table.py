@@ -21,6 +21,18 @@ def vocabulary_input(nouns: Mapping[int, ShardRecord]) -> str:
     return fingerprint([nouns[i].output for i in sorted(nouns)])
 
 
+def vocabulary_settings(features: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the features settings the vocabulary depends on."""
+    keys = ("clip", "precision", "templates")
+    return {key: features[key] for key in keys}
+
+
+def vocabulary_fingerprint(features: Mapping[str, Any]) -> str:
+    """Fingerprint of `vocabulary_settings`; the CLIP counts by its weights."""
+    settings = vocabulary_settings(features)
+    return fingerprint({**settings, "clip": settings["clip"]["weights_sha256"]})
+
+
 class Vocabulary:
     """The distinct nouns of the corpus: tokens and knowledge embeddings by noun id.
 
@@ -35,8 +47,8 @@ class Vocabulary:
         record, nouns = ledger.record("vocabulary", 0), ledger.records("nouns")
         if record is None:
             raise FileNotFoundError(f"{self._place} is missing; {self._again}")
-        clip = (ledger.read_settings("vocabulary") or {}).get("clip")
-        if clip != settings["clip"] or (nouns and record.input != vocabulary_input(nouns)):
+        old = nouns and record.input != vocabulary_input(nouns)
+        if old or record.settings != vocabulary_fingerprint(settings):
             raise ValueError(f"{self._place} is older than the nouns or the CLIP; {self._again}")
         try:
             table = pa.ipc.open_file(root.open_input(VOCABULARY_PATH)).read_all()

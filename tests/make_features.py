@@ -14,10 +14,15 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline import schema
-from pipeline.feature_table import features_inputs, features_path
-from pipeline.ledger import Ledger, ShardRecord, fingerprint
+from pipeline.feature_table import features_fingerprint, features_inputs, features_path
+from pipeline.ledger import Ledger, ShardRecord
 from pipeline.storage import FileInfo, Storage
-from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_input
+from pipeline.vocabulary_table import (
+    VOCABULARY_PATH,
+    vocabulary_fingerprint,
+    vocabulary_input,
+    vocabulary_settings,
+)
 
 SOS, EOS = 49406, 49407
 
@@ -61,6 +66,7 @@ def make_features(
         "templates": 80,
         "min_nouns": min_nouns,
         "block_rows": block_rows,
+        "precision": "fp32",
     }
     storage = Storage.open(root)
     ledger = Ledger(storage)
@@ -74,15 +80,19 @@ def make_features(
         table = [_row(draw, settings, shard, i, vocabulary) for i in range(rows + shard)]
         info = _write(storage, features_path(shard), features_schema(settings), table, block_rows)
         ledger.commit(
-            _record("features", shard, inputs[shard], fingerprint(settings), len(table), info)
+            _record(
+                "features", shard, inputs[shard], features_fingerprint(settings), len(table), info
+            )
         )
-    ledger.write_settings("vocabulary", {"clip": clip, "templates": 80})
+    ledger.write_settings("vocabulary", vocabulary_settings(settings))
     nouns = sorted((_noun(draw, clip, i) for i in range(vocabulary)), key=lambda noun: noun["id"])
     info = _write(
         storage, VOCABULARY_PATH, schema.vocabulary(clip["embed_dim"]), nouns, len(nouns) or 1
     )
     inputs_of_all = vocabulary_input(ledger.records("nouns"))
-    ledger.commit(_record("vocabulary", 0, inputs_of_all, "settings", len(nouns), info))
+    ledger.commit(
+        _record("vocabulary", 0, inputs_of_all, vocabulary_fingerprint(settings), len(nouns), info)
+    )
     return settings
 
 
