@@ -1,0 +1,289 @@
+"""Checkpoints: what was trained, as safetensors beside a config.json and a model card; no pickle.
+
+    CHECKPOINT/model.safetensors      trained tensors only, names as in CoDe.trainable_state_dict
+    CHECKPOINT/config.json            {"codeseg": version, "clip", "model", "train"}: what made it
+    CHECKPOINT/README.md              a model card made from config.json
+    CHECKPOINT/optimizer.safetensors  to resume only: optimizer state by parameter name
+    CHECKPOINT/state.json             to resume only: step, data position
+
+A checkpoint appears whole or not at all: it is written under a temporary name beside its place,
+flushed to disk, then renamed.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from model.clip import FrozenClip
+from model.codecomposition import CoDe
+from model.config import CoDeConfig
+
+MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+_TEMPORARY = ".incomplete-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back; tensors on the CPU."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path,
+    code: CoDe,
+    train: Mapping[str, Any],
+    *,
+    version: str,
+    optimizer: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder: the whole of it or nothing.
+
+    Args:
+        folder: where it shall be, not there yet; its parent is made.
+        code: the model; only `trainable_state_dict()` is written.
+        train: the training settings, for the record.
+        version: codeseg's version.
+        optimizer: named optimizer tensors, to resume from.
+        state: small JSON values, to resume from.
+
+    Raises:
+        OSError: when the disk is full or not writable; nothing is left behind, and checkpoints
+            already there are untouched.
+    """
+    config = {
+        "codeseg": version,
+        "clip": clip_identity(code.clip),
+        "model": asdict(code.config),
+        "train": dict(train),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f"{_TEMPORARY}{folder.name}"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while it saved
+    try:
+        temporary.mkdir()
+        _save_tensors(temporary / MODEL, code.trainable_state_dict())
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (temporary / CARD).write_text(model_card(config))
+        if optimizer is not None:
+            _save_tensors(temporary / OPTIMIZER, optimizer)
+        if state is not None:
+            (temporary / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"could not save {folder} ({error}); earlier checkpoints are untouched: "
+            "make room, then run the same command to go on from the last one"
+        ) from error
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def keep_last(run: Path, count: int) -> None:
+    """Delete all but the newest `count` checkpoints of a run."""
+    for old in checkpoints(run)[:-count]:
+        with contextlib.suppress(OSError):  # a checkpoint too many is better than a run stopped
+            shutil.rmtree(old)
+
+
+def locate(place: str | Path) -> Path:
+    """The folder of a checkpoint: itself, the last one of a run, or fetched by its hub id.
+
+    Raises:
+        ValueError: when the folder holds no checkpoint or the hub has no such model.
+    """
+    folder = Path(place)
+    if (folder / MODEL).is_file():
+        return folder
+    if saved := checkpoints(folder):
+        return saved[-1]
+    if folder.exists():
+        raise ValueError(
+            f"{folder} holds no checkpoint: neither {MODEL} nor checkpoints/step-*; "
+            "train one with `codeseg train ROOT RUN`"
+        )
+    try:
+        return Path(snapshot_download(str(place), allow_patterns=[MODEL, CONFIG, CARD]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{place} is neither a checkpoint's folder nor a model that the hub gives ({reason})"
+        ) from None
+
+
+def load_checkpoint(place: str | Path) -> Checkpoint:
+    """Read a checkpoint's config and trained tensors.
+
+    Raises:
+        ValueError: when there is none, or a file of it is damaged; names the file.
+    """
+    folder = locate(place)
+    config = read_json(folder / CONFIG)
+    for section in ("clip", "model"):
+        if section not in config:
+            raise ValueError(f"{folder / CONFIG} has no section {section!r}: not our checkpoint")
+    return Checkpoint(folder, config, load_tensors(folder / MODEL))
+
+
+def load_model(place: str | Path, device: str | torch.device = "cpu") -> CoDe:
+    """Build CoDe from a checkpoint: the frozen CLIP by name, then what was trained.
+
+    Raises:
+        ValueError: when the CLIP cannot be had, is another one than the checkpoint was trained
+            with, or the tensors do not fit the model.
+    """
+    checkpoint = load_checkpoint(place)
+    identity = checkpoint.config["clip"]
+    clip = FrozenClip.load(identity["model"], identity["pretrained"], device=device)
+    check_clip(identity, clip, str(checkpoint.folder))
+    code = CoDe(clip, _model_config(checkpoint))
+    restore(code, checkpoint)
+    return code.to(device)
+
+
+def _model_config(checkpoint: Checkpoint) -> CoDeConfig:
+    try:
+        return CoDeConfig(**checkpoint.config["model"])
+    except TypeError as error:  # a field that this version does not know
+        raise ValueError(
+            f"{checkpoint.folder / CONFIG}: {error}; saved by codeseg "
+            f"{checkpoint.config.get('codeseg')}, this is another version"
+        ) from None
+
+
+def restore(code: CoDe, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's tensors into a model.
+
+    Raises:
+        ValueError: when names or shapes do not fit.
+    """
+    try:
+        code.load_trainable_state_dict(checkpoint.tensors)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.folder / MODEL}: {error}") from None
+
+
+def clip_identity(clip: FrozenClip) -> dict[str, Any]:
+    """What names a frozen CLIP: its architecture, its weights, and their hash."""
+    return {
+        "model": clip.name,
+        "pretrained": clip.pretrained,
+        "weights_sha256": clip.weights_sha256,
+    }
+
+
+def check_clip(expected: Mapping[str, Any], clip: FrozenClip, owner: str) -> None:
+    """Refuse a CLIP other than the one `owner` was made with.
+
+    Raises:
+        ValueError: naming both CLIPs.
+    """
+    actual = clip_identity(clip)
+    same = expected["weights_sha256"] == actual["weights_sha256"]
+    if not same or expected["model"] != actual["model"]:
+        raise ValueError(f"{owner} was made with {_spell(expected)}, but this is {_spell(actual)}")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: when it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: when it is missing or does not parse.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} does not parse: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return values
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """README.md of a checkpoint: hub metadata, what it is, how to use it, how it was made."""
+    clip, train = config["clip"], config["train"]
+    digest = str(clip["weights_sha256"])[:12]
+    settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(train.items()))
+    return f"""---
+library_name: codeseg
+pipeline_tag: image-segmentation
+license: apache-2.0
+tags: [open-vocabulary-segmentation, weakly-supervised]
+---
+
+# An open-vocabulary segmenter learned from image-caption pairs
+
+CoDe (co-decomposition of images and captions) on the frozen CLIP `{clip["model"]}` /
+`{clip["pretrained"]}` (sha256 {digest}…). No mask label was used. This folder holds what was
+trained and nothing of the CLIP, which is fetched by its name and checked by its hash.
+
+```python
+from model.segmenter import Segmenter
+
+segmenter = Segmenter.from_pretrained("THIS FOLDER OR ITS HUB ID")
+```
+
+Trained with codeseg {config["codeseg"]}:
+
+| setting | value |
+|---|---|
+{settings}
+"""
+
+
+def _spell(identity: Mapping[str, Any]) -> str:
+    digest = str(identity["weights_sha256"])[:12]
+    return f"CLIP {identity['model']}/{identity['pretrained']} (sha256 {digest}…)"
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Through bytes: a full disk is then an OSError, and the umask decides who may read.
+    path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+
+
+def _flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""One process or many: what `torchrun` set up, as a rank, a device and a few collectives.
+
+In: the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK), or none of it: one process.
+Out: a `Processes`; every method does the plain thing when there is one process.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together; a context manager that closes the group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str) -> Self:
+        """Join the group that torchrun opened, if any.
+
+        Args:
+            device: "auto", "cpu" or "cuda".
+
+        Raises:
+            ValueError: when "cuda" is asked for and there is none.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("train.device is cuda, but torch sees no GPU: --set train.device=cpu")
+        gpu = device != "cpu" and torch.cuda.is_available()
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        chosen = torch.device("cuda", local) if gpu else torch.device("cpu")
+        if gpu:
+            torch.cuda.set_device(chosen)
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size > 1:
+            dist.init_process_group("nccl" if gpu else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), world_size, chosen)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and talks."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Average gradients over processes; for the parameters that train now."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over processes, in place; NaN anywhere is NaN everywhere."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gave, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Skip the exchange of gradients but at a step's last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()

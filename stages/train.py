@@ -1,0 +1,248 @@
+"""features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop of CoDe (METHOD §7).
+
+Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
+that was killed goes on from its last checkpoint and ends with the same bits (on a CPU) as one that
+was not. Under torchrun every process reads its part of each batch; see stages/processes.py.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from model.codecomposition import CoDe
+from pipeline.batches import Batch, FeatureStream, Position
+from stages.flops import peak_flops
+from stages.optimizer import build_optimizer
+from stages.processes import Processes
+from stages.recipes import RECIPES, Recipe, TrainConfig, resolve
+from stages.run import (
+    OtherRunError,
+    State,
+    check_run,
+    load_clip,
+    progress,
+    resume,
+    save,
+    write_config,
+)
+from stages.runlog import Meter, RunLog
+from stages.stepper import Stepper
+
+
+def train(
+    root: Annotated[str, typer.Argument(help="Dataset root with features: a folder or s3://…")],
+    run: Annotated[Path, typer.Argument(help="Run folder; one that exists is resumed.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="A named run (default code_vitb16): " + ", ".join(RECIPES))
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A saved run instead: JSON or TOML, as in RUN/config.json.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting, as in train.steps=100; repeatable."),
+    ] = None,
+) -> None:
+    """Learn the segmenters from precomputed features; stop and start it as you like.
+
+    The same command again resumes from the last checkpoint, and a finished run says so.
+    """
+    try:
+        finished = fit(root, run, resolve(recipe, config, set_ or ()))
+    except OtherRunError as error:
+        for line in error.lines:
+            typer.echo(f"  {line}", err=True)
+        raise
+    if not finished:
+        typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
+
+
+def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
+    """Train until the recipe's last step or until SIGTERM.
+
+    Args:
+        root: dataset root with features.
+        run: the run's folder; an existing one is resumed.
+        recipe: all settings.
+
+    Returns:
+        Whether the run is finished; False after SIGTERM, with the last step saved.
+
+    Raises:
+        ValueError: settings, data or folder do not fit; one line says which.
+        FloatingPointError: a loss or gradient was not finite.
+        OSError: a checkpoint could not be written; earlier ones survive.
+    """
+    with Processes.start(recipe.train.device) as processes:
+        step, position = progress(run)
+        stream = open_stream(root, recipe, position, processes)
+        data = {"features": stream.settings, "rows": stream.rows, "contents": stream.fingerprint}
+        check_run(run, recipe, data)
+        if step == recipe.train.steps:
+            if processes.leads:
+                typer.echo(f"{run} is finished: {step} steps")
+            return True
+        torch.manual_seed(recipe.train.seed)
+        clip = load_clip(str(root), recipe, stream.settings)
+        code = CoDe(clip, recipe.model).to(processes.device)
+        state = initial_state(code, recipe.train, processes.device)
+        resume(run, state)
+        processes.wait()  # for all to have looked at the folder before it changes
+        if processes.leads:
+            write_config(run, recipe, data)
+        with RunLog(run, recipe, state.step, processes.leads) as log:
+            for shard, reason in stream.skipped.items():
+                log.say(f"shard {shard:05d} is skipped: {reason}")
+            return train_steps(run, recipe, state, iter(stream), processes, log)
+
+
+def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
+    """A state at step 0 of everything that is trained in phase 1 or 2."""
+    code.set_phase(2)
+    parameters = {name: p for name, p in code.named_parameters() if p.requires_grad}
+    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+    return State(code, parameters, build_optimizer(parameters, train), scaler)
+
+
+def open_stream(
+    root: str | Path, recipe: Recipe, start: Position, processes: Processes
+) -> FeatureStream:
+    """This process's part of the batches, from where the run stopped.
+
+    Raises:
+        ValueError: when a micro-batch does not divide among the processes, or the data do not fit.
+    """
+    train = recipe.train
+    parts = train.accumulation * processes.world_size
+    if train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} does not divide into {parts} parts "
+            f"({processes.world_size} processes × train.accumulation {train.accumulation})"
+        )
+    return FeatureStream(
+        root,
+        batch_size=train.batch_size // parts,
+        nouns_per_image=recipe.model.nouns_per_image,
+        seed=train.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        start=start,
+        skip_corrupt=train.skip_corrupt,
+        prefetch=train.prefetch,
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+def train_steps(
+    run: Path,
+    recipe: Recipe,
+    state: State,
+    stream: Iterator[Batch],
+    processes: Processes,
+    log: RunLog,
+) -> bool:
+    """The loop. Returns whether the last step is done; False after SIGTERM."""
+    train = recipe.train
+    meter = Meter(processes.device, peak_flops(processes.device, train.precision))
+    stepper = Stepper(state, train, processes)
+    with stop_on_sigterm() as stop:
+        while state.step < train.steps:
+            batches, waited = fetch(stream, train.accumulation)
+            stepper.enter_phase(batches[0])
+            terms = stepper.forward_backward(batches)
+            terms["grad_norm"] = stepper.gradient_norm()
+            figures = stepper.agree(terms, stop.asked)
+            refuse_non_finite(run, state, figures, batches, processes)
+            figures["lr"] = stepper.update(terms["grad_norm"])
+            state.step, state.position = state.step + 1, batches[-1].position
+
+            meter.step(train.batch_size, waited, stepper.flops * train.accumulation)
+            last, stopping = state.step == train.steps, figures.pop("stop") > 0
+            if last or state.step % train.log_every == 0:
+                log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
+            if last or stopping or state.step % train.checkpoint_every == 0:
+                log.save()
+                if processes.leads:
+                    save(run, recipe, state)
+            if stopping:
+                break
+    processes.wait()
+    return state.step == train.steps
+
+
+def fetch(stream: Iterator[Batch], count: int) -> tuple[list[Batch], float]:
+    """The micro-batches of a step, and the seconds it waited for them."""
+    began = time.perf_counter()
+    return [next(stream) for _ in range(count)], time.perf_counter() - began
+
+
+def refuse_non_finite(
+    run: Path,
+    state: State,
+    figures: dict[str, float],
+    batches: list[Batch],
+    processes: Processes,
+) -> None:
+    """Stop before the optimizer moves, and keep what is needed to look into it.
+
+    With fp16 an infinite gradient norm is the loss scaler's business, while its scale is above 1.
+
+    Raises:
+        FloatingPointError: naming the loss terms, or the gradients, that are not finite.
+    """
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if not bad or (
+        bad == ["grad_norm"] and state.scaler.is_enabled() and state.scaler.get_scale() > 1
+    ):
+        return
+    gradients = [
+        name
+        for name, parameter in state.parameters.items()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    keys = processes.gather([batch.keys for batch in batches])
+    path = run / f"nonfinite-step-{state.step + 1:06d}.json"
+    report = {
+        "step": state.step + 1,
+        "terms": {name: str(figures[name]) for name in bad},
+        "gradients": gradients,
+        "keys": [key for rank in keys for batch in rank for key in batch],
+    }
+    if processes.leads:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    terms = [name for name in bad if name.startswith("loss_")] or bad
+    raise FloatingPointError(
+        f"step {state.step + 1}: {', '.join(terms)} not finite; the weights were not moved, "
+        f"the batch's keys are in {path}"
+    )
+
+
+@dataclass
+class Stop:
+    """Whether this process was asked to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Stop]:
+    """Let SIGTERM end the loop after the current step, once it is saved."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)

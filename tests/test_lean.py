@@ -1,0 +1,56 @@
+"""The lean line: what only trains, scores or segments never loads the offline engines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = ("ray", "spacy", "img2dataset", "duckdb", "pandas")
+COMMANDS = ("train", "evaluate", "score", "segment")
+
+IMPORT_WITHOUT_ENGINES = """
+import importlib, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {engines!r}:
+            raise ModuleNotFoundError(f"{{name}} is an offline engine", name=name)
+
+sys.meta_path.insert(0, Refuse())
+for module in {modules!r}:
+    importlib.import_module(module)
+assert not set({engines!r}) & set(sys.modules)
+{then}
+"""
+
+
+def run_without_engines(modules, then=""):
+    code = IMPORT_WITHOUT_ENGINES.format(engines=ENGINES, modules=modules, then=then)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_model_and_light_commands_import_without_any_engine():
+    modules = [f"model.{path.stem}" for path in sorted((ROOT / "model").glob("[!_]*.py"))]
+    modules += [f"stages.{name}" for name in COMMANDS if (ROOT / f"stages/{name}.py").exists()]
+    done = run_without_engines(modules)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_runs_without_any_engine(tmp_path):
+    then = f"""
+from pathlib import Path
+from stages.train import fit
+from tests.tiny_run import make_root, tiny_recipe
+root = make_root(Path({str(tmp_path)!r}))
+assert fit(root, Path({str(tmp_path)!r}) / "run", tiny_recipe(root, "train.steps=2"))
+assert not set({ENGINES!r}) & set(sys.modules)
+"""
+    done = run_without_engines(["stages.train"], then)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_refusal_works(engine):
+    assert "is an offline engine" in run_without_engines([engine]).stderr
