@@ -1,0 +1,185 @@
+"""`codeseg demo`: the whole way on the embedded storybook, by the very commands a user would run.
+
+In: nothing but this package. Out, below OUT (default demo-run):
+    world/                  what the web would hold: drawn pictures, a URL list, two benchmarks
+    data/                   the dataset root: pairs, nouns, vocabulary, features, ledger
+    runs/{baseline,code}/   two trained RUNs
+    evaluation/BENCHMARK/METHOD/   predicted label maps and their scores
+    audit.json  results.json  report.html
+Every step resumes, so the same command after Ctrl-C, a crash or a finished run does what is left.
+"""
+
+import contextlib
+import ctypes
+import functools
+import http.server
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
+METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
+BENCHMARKS = ("storybook_things", "storybook_scenes")
+SCENES = 2000  # captioned pictures
+BENCHMARK_SCENES = 200  # as the manifests say
+SHARD_SIZE = 512
+VIEWS = 2
+PORT = 8377  # URLs are data: with a fixed port two demos write the same tables
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a line a request."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
+        "demo-run"
+    ),
+    port: Annotated[int, typer.Option(help="Loopback port the pictures are served on.")] = PORT,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results here as well.")
+    ] = None,
+) -> None:
+    """Go the whole way on drawn pictures: download, tag, precompute, train, evaluate, audit.
+
+    Ends with a table of mIoU and a report. About ten minutes on two cores the first time; the same
+    command again resumes whatever was interrupted, or shows the results in seconds.
+    """
+    started = time.monotonic()
+    world, data = out / "world", out / "data"
+    draw_world(world, port)
+    with serving(world / "images", port):
+        run_command(
+            *("download", "storybook", data, "--urls", world / "urls.tsv"),
+            *("--shard-size", SHARD_SIZE, "--allow-private-hosts"),
+        )
+    run_command("nouns", data)
+    run_command(
+        *("features", data, "--clip", "storybook", "--pretrained", "storybook"),
+        *("--image-tokens", "fp16", "--views", VIEWS),
+    )
+    for method, recipe in RECIPES.items():
+        run_command("train", data, out / "runs" / method, "--recipe", recipe)
+    for benchmark in BENCHMARKS:
+        for method in METHODS:
+            evaluate_method(out, benchmark, method)
+    run_command("audit", data, "--json", out / "audit.json")
+    results = collect(out)
+    for path in filter(None, (out / "results.json", json_file)):
+        write_whole(path, json.dumps(results, indent=1) + "\n")
+    run_command("report", out)
+    show(results)
+    typer.echo(f"{out / 'report.html'} in {time.monotonic() - started:.0f} s")
+
+
+def draw_world(world: Path, port: int) -> None:
+    """Draw what the web would hold, once; the URL list is written last and says it is all there."""
+    from pipeline import storybook
+
+    if (world / "urls.tsv").exists():
+        return
+    typer.echo(f"drawing {SCENES} captioned scenes and two benchmarks below {world}")
+    captions = storybook.write_world(world / "images", SCENES)
+    for name in BENCHMARKS:
+        storybook.write_benchmark(world / name, name, BENCHMARK_SCENES)
+    storybook.write_url_list(world / "urls.tsv", f"http://127.0.0.1:{port}", captions)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int) -> Iterator[None]:
+    """Serve a folder on loopback while the block runs.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise ValueError(
+            f"port {port} of this machine is taken ({error.strerror}); "
+            "choose another with --port and a new --out"
+        ) from error
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def die_with_parent() -> None:
+    """In a child: be killed when the demo is, kill -9 included, so that no two demos ever write.
+
+    Linux only (PR_SET_PDEATHSIG = 1); elsewhere the command of a killed demo runs to its own end.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def run_command(*arguments: str | int | Path) -> None:
+    """Run one `codeseg` command as a user would; stop the demo with its exit code if it fails."""
+    words = [str(argument) for argument in arguments]
+    typer.secho(f"\n$ codeseg {shlex.join(words)}", bold=True)
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "stages.cli", *words]
+    done = subprocess.run(command, check=False, preexec_fn=die_with_parent)
+    if done.returncode:
+        typer.secho("the demo stops here; once that is mended, the same command goes on", err=True)
+        raise typer.Exit(done.returncode if done.returncode > 0 else 1)
+
+
+def evaluate_method(out: Path, benchmark: str, method: str) -> None:
+    """Predict and score one method on one benchmark."""
+    model = ["--method", method] if method == "maskclip" else [str(out / "runs" / method)]
+    run_command(
+        *("evaluate", *model, "--benchmark", benchmark),
+        *("--data", out / "world" / benchmark, "--out", out / "evaluation" / benchmark / method),
+    )
+
+
+def collect(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read every score: {benchmark: {method: {"miou": …, "per_class": {…}}}}, in percent."""
+    return {
+        benchmark: {
+            method: {
+                key: value
+                for key, value in json.loads(
+                    (out / "evaluation" / benchmark / method / "scores.json").read_text()
+                ).items()
+                if key in ("miou", "per_class")
+            }
+            for method in METHODS
+        }
+        for benchmark in BENCHMARKS
+    }
+
+
+def show(results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Print the table of mIoU."""
+    table = Table("mIoU, %", *BENCHMARKS, title="storybook, held-out scenes")
+    for method, title in METHODS.items():
+        table.add_row(title, *(f"{results[name][method]['miou']:.1f}" for name in BENCHMARKS))
+    Console().print(table)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
