@@ -1,7 +1,15 @@
 """Shared by all tests: child processes find the packages, nothing reaches for the network."""
 
+import http.server
+import io
 import os
+import random
+import threading
+from collections import Counter
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -11,3 +19,74 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+class ImageServer:
+    """A loopback HTTP server that answers from `pages`: path -> (status, headers, body).
+
+    A page may also be a function of the request handler. `hits` counts requests by path.
+    """
+
+    def __init__(self):
+        self.pages = {}
+        self.hits = Counter()
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                path = self.path.partition("?")[0]
+                server.hits[path] += 1
+                page = server.pages.get(path, (404, {}, b""))
+                if callable(page):
+                    page(self)
+                    return
+                status, headers, body = page
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            request_queue_size = 256
+
+            def handle_error(self, request, client_address):
+                pass  # clients that are killed or give up are part of the tests
+
+        self._http = Server(("127.0.0.1", 0), Handler)
+        self.port = self._http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread.start()
+
+    def add_image(self, path, width=48, height=32, seed=0, image_format="JPEG"):
+        """Serve a picture of noise, a pure function of its arguments."""
+        pixels = random.Random(seed).randbytes(width * height * 3)
+        content = io.BytesIO()
+        Image.frombytes("RGB", (width, height), pixels).save(content, image_format)
+        self.pages[path] = (200, {}, content.getvalue())
+        return self.url + path
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def image_server():
+    """A fresh ImageServer, stopped after the test."""
+    server = ImageServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One Ray for all tests that schedule: starting it costs five seconds."""
+    from pipeline.shards import Resources, ray_session
+
+    with ray_session(Resources(workers=2)):
+        yield

@@ -1,0 +1,291 @@
+"""Run one shard function over all pending shards with Ray Data; progress, retries, report.
+
+    shard numbers -> ShardWorker.process in Ray actors -> ledger/<stage>/NNNNN.json
+
+Each pending shard is one Ray Data block of one row, so Ray balances, retries after a lost worker
+or node, and grows the pool; the data themselves never enter Ray's object store. A shard that fails
+is reported at the end and stops no other.
+"""
+
+import errno
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.ledger import Ledger, Plan, ShardRecord
+from pipeline.progress import StageProgress, duration
+from pipeline.storage import Storage
+
+ATTEMPTS = 3  # of a shard whose storage failed, in its worker
+LOST_WORKER_RETRIES = 3  # of a shard whose worker or node died
+BACKOFF_SECONDS = 1.0
+OBJECT_STORE_BYTES = 100 << 20  # only shard numbers and records travel through it
+FAILURES_SHOWN = 20
+
+
+class ShardError(RuntimeError):
+    """A shard must not be committed; the message is for people, and trying at once is no use."""
+
+
+class ShardWorker(Protocol):
+    """One object in each Ray worker: set up once, then called a shard at a time."""
+
+    READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
+    ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
+
+    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
+        """Load what every shard needs."""
+
+    def process(self, shard: int, input: str) -> ShardRecord:
+        """Do one shard: write its files, commit its record, return it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage may use; the result never depends on it."""
+
+    workers: int | None = None  # None = as many as fit
+    cpus: float = 1  # of each worker
+    gpus: float = 0  # of each worker
+    memory: int | None = None  # bytes each worker may need: Ray starts no more than fit
+    ray_address: str | None = None  # None = start Ray on this machine
+
+
+@dataclass
+class StageReport:
+    """What became of the pending shards."""
+
+    stage: str
+    done: list[ShardRecord] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # shard -> why, one line
+    seconds: float = 0.0
+
+
+def run_stage(
+    stage: str,
+    worker: type[ShardWorker],
+    root: Storage,
+    settings: dict[str, Any],
+    plan: Plan,
+    inputs: Mapping[int, str],
+    resources: Resources,
+    rows: Mapping[int, int],
+) -> StageReport:
+    """Do every pending shard of a plan and show how it goes.
+
+    Args:
+        stage: the table being made.
+        worker: importable class, instantiated once in each Ray worker.
+        root: the dataset root; workers open its URI themselves.
+        settings: handed to every worker.
+        plan: what is pending; with nothing pending Ray is not even imported.
+        inputs: shard -> fingerprint of its input.
+        resources: of each worker.
+        rows: shard -> expected rows, for the progress display.
+
+    Returns:
+        Records of the shards done, reasons of the failed.
+    """
+    report = StageReport(stage)
+    for reason in sorted(set(plan.stale.values())):
+        stale = [shard for shard, why in plan.stale.items() if why == reason]
+        print(f"{stage}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
+    if not plan.pending:
+        return report
+    start = time.monotonic()
+    root.remove_abandoned(stage)
+    root.remove_abandoned(f"ledger/{stage}")
+    expected = {shard: rows.get(shard, 0) for shard in plan.pending}
+    with StageProgress(root, stage, expected) as progress, ray_session(resources):
+        tasks = [{"shard": shard, "input": inputs[shard]} for shard in plan.pending]
+        for answer in _answers(tasks, _constructor(stage, worker, root, settings), resources):
+            shard = int(answer["shard"])
+            if answer["error"]:
+                report.failed[shard] = answer["error"]
+                progress.failed(shard)
+            elif (record := Ledger(root).record(stage, shard)) is not None:
+                report.done.append(record)
+                progress.done(record)
+        answered = {record.shard for record in report.done} | set(report.failed)
+        for shard in sorted(set(plan.pending) - answered):
+            report.failed[shard] = "its worker died (killed, out of memory or its node lost)"
+            progress.failed(shard)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def show_report(report: StageReport) -> None:
+    """Print what a stage did, and a table of the shards that failed, grouped by reason."""
+    rows_in = sum(record.rows_in for record in report.done)
+    rows_out = sum(record.rows_out for record in report.done)
+    console = Console()
+    console.print(
+        f"{report.stage}: {len(report.done)} shards done in {duration(report.seconds)}, "
+        f"{rows_out:,} of {rows_in:,} rows kept",
+        highlight=False,
+    )
+    if not report.failed:
+        return
+    table = Table(title=f"{len(report.failed)} shards of {report.stage} failed", title_style="red")
+    table.add_column("shards", justify="right")
+    table.add_column("which")
+    table.add_column("why", overflow="fold")
+    for reason in sorted(set(report.failed.values())):
+        shards = sorted(shard for shard, why in report.failed.items() if why == reason)
+        table.add_row(str(len(shards)), _brief(shards), reason)
+    console.print(table)
+
+
+@contextmanager
+def ray_session(resources: Resources) -> Iterator[None]:
+    """Ray, started here or joined by address; a session that is already open is used as it is.
+
+    Raises:
+        ConnectionError: when no cluster answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # local workers inherit the environment: a source tree is found from any working directory
+    source = str(Path(__file__).resolve().parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *filter(None, paths)]))
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "num_cpus": max(os.cpu_count() or 1, resources.workers or 1),
+    }
+    # its C++ side writes lines to stderr that say nothing to a user; what fails is in our table
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _quiet_stderr():
+        ray.init(
+            address=resources.ray_address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if resources.ray_address else local),
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Send the process's stderr, C++ included, to nowhere for a moment."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _answers(
+    tasks: list[dict[str, Any]], constructor: dict[str, Any], resources: Resources
+) -> Iterator[dict[str, Any]]:
+    """Yield {"shard", "error"} as shards end, in any order."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a shard whose worker died for good stops no other
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray offers no other way yet to bound the retries of a shard that kills its worker
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    most = min(resources.workers or len(tasks), len(tasks))
+    fixed = resources.workers is not None
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        _RayWorker,
+        fn_constructor_kwargs=constructor,
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=1
+        ),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        memory=resources.memory,
+        max_task_retries=LOST_WORKER_RETRIES,
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for shard, error in zip(batch["shard"], batch["error"], strict=True):
+            yield {"shard": shard, "error": error}
+
+
+class _RayWorker:
+    """What Ray runs: makes the ShardWorker at its first shard, turns exceptions into answers."""
+
+    def __init__(
+        self, stage: str, worker: type[ShardWorker], root_uri: str, settings: dict[str, Any]
+    ) -> None:
+        self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, settings)
+        self._worker: ShardWorker | None = None
+        self._ledger = Ledger(Storage.open(root_uri))
+        self._stage = stage
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        shard, shard_input = int(batch["shard"][0]), str(batch["input"][0])
+        return {"shard": [shard], "error": [self._attempt(shard, shard_input)]}
+
+    def _attempt(self, shard: int, shard_input: str) -> str:
+        """Empty when the shard is committed, otherwise why it is not."""
+        for attempt in range(ATTEMPTS):
+            try:
+                if self._worker is None:
+                    self._worker = self._make()
+                self._ledger.retract(self._stage, shard)
+                self._worker.process(shard, shard_input)
+                return ""
+            except OSError as error:  # storage or network: worth another try
+                message = describe(error)
+                if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+                    break
+                time.sleep(BACKOFF_SECONDS * 2**attempt)
+            except Exception as error:
+                return describe(error)
+        return message
+
+
+def describe(error: BaseException) -> str:
+    """One line: the kind of error, unless its message is meant for people, and what it says."""
+    text = " ".join(str(error).split())
+    for_people = isinstance(error, ValueError | ShardError) and text
+    return text if for_people else f"{type(error).__name__}: {text}"
+
+
+def _constructor(
+    stage: str, worker: type[ShardWorker], root: Storage, settings: dict[str, Any]
+) -> dict[str, Any]:
+    return {"stage": stage, "worker": worker, "root_uri": root.uri, "settings": settings}
+
+
+def _brief(shards: list[int]) -> str:
+    """Shard numbers as ranges: 0-3, 7, 9-12."""
+    ranges: list[list[int]] = []
+    for shard in sorted(shards):
+        if ranges and ranges[-1][1] == shard - 1:
+            ranges[-1][1] = shard
+        else:
+            ranges.append([shard, shard])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
+    return ", ".join(texts[:FAILURES_SHOWN]) + (" …" if len(texts) > FAILURES_SHOWN else "")

@@ -1,0 +1,141 @@
+"""`codeseg download MANIFEST ROOT`: a URL list or a folder of tars -> urls/, pairs/."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.download import DownloadSettings, DownloadWorker, worth_retrying
+from pipeline.fetch import FetchLimits
+from pipeline.ledger import Ledger, Plan, ShardRecord, plan
+from pipeline.manifests import Manifest, load_manifest
+from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.storage import Storage
+from pipeline.urls import cut_shards
+from stages.options import Gpus, RayAddress, Workers, make_resources
+
+DEFAULTS = DownloadSettings()
+
+
+def download(
+    manifest: Annotated[
+        str, typer.Argument(help="Name of a dataset (cc3m, cc12m) or a manifest's .toml file.")
+    ],
+    root: Annotated[
+        str, typer.Argument(help="Folder or s3:// URI the tables go to; begun or new.")
+    ],
+    urls: Annotated[
+        str | None, typer.Option(help="Where the URL list lies, instead of the manifest's place.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take only the list's first rows.")
+    ] = None,
+    shard_size: Annotated[
+        int, typer.Option(min=2, help="Rows of a shard, the unit of work and commit.")
+    ] = DEFAULTS.shard_size,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels a larger shorter side is reduced to [manifest's]."),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try rows again that failed by DNS, time-out, connection or a server's error.",
+        ),
+    ] = False,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-hosts",
+            help="Fetch from private and loopback addresses too, without politeness: for tests.",
+        ),
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Fetches at a time in each worker.")
+    ] = DEFAULTS.threads,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds one URL may take in all.")
+    ] = FetchLimits.deadline,
+    success_floor: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="A shard with a smaller share of successes is refused."),
+    ] = DEFAULTS.success_floor,
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    gpus: Gpus = 0,
+) -> None:
+    """Fetch the images of a dataset and keep every row, failed ones with the reason.
+
+    Run it again to resume: only what is missing or out of date is done. Then: codeseg nouns ROOT
+    """
+    source = load_manifest(manifest)
+    settings = DownloadSettings(
+        image_size=image_size or source.image_size,
+        shard_size=shard_size,
+        threads=threads,
+        deadline=timeout,
+        success_floor=success_floor,
+        allow_private=allow_private_hosts,
+        retry_failed=retry_failed,
+    )
+    report = run_download(
+        source,
+        Storage.open(root),
+        settings,
+        make_resources(ray_address, workers, gpus),
+        urls=urls,
+        limit=limit,
+    )
+    show_report(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def run_download(
+    manifest: Manifest,
+    root: Storage,
+    settings: DownloadSettings,
+    resources: Resources,
+    *,
+    urls: str | None = None,
+    limit: int | None = None,
+) -> StageReport:
+    """Cut the list, plan, and download what is pending.
+
+    Args:
+        manifest: of the dataset.
+        root: of the tables.
+        settings: of the download.
+        resources: of its workers.
+        urls: where the list lies, instead of the manifest's place.
+        limit: rows to take; None = all.
+    """
+    place = urls or manifest.url_list
+    cut = cut_shards(manifest, _absolute(place), root, settings.shard_size, limit)
+    inputs = {shard: record.output for shard, record in cut.items()}
+    rows = {shard: record.rows_out for shard, record in cut.items()}
+    ledger = Ledger(root)
+    todo = plan(ledger, "pairs", inputs, settings.fingerprint())
+    if settings.retry_failed:
+        todo = with_retries(todo, ledger.records("pairs"), settings.allow_private)
+    if todo.pending:
+        ledger.write_settings("pairs", {**asdict(settings), "manifest": manifest.name})
+    return run_stage("pairs", DownloadWorker, root, asdict(settings), todo, inputs, resources, rows)
+
+
+def with_retries(todo: Plan, records: Mapping[int, ShardRecord], allow_private: bool) -> Plan:
+    """Move current shards that hold rows worth another try to the stale ones."""
+    again = {
+        shard: "some rows are worth another try"
+        for shard in todo.current
+        if any(worth_retrying(reason, allow_private) for reason in records[shard].rejected)
+    }
+    current = [shard for shard in todo.current if shard not in again]
+    return Plan(current, todo.missing, {**todo.stale, **again})
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().absolute())

@@ -1,0 +1,58 @@
+"""`codeseg nouns ROOT`: pairs/ -> nouns/."""
+
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+
+from pipeline.ledger import Ledger, plan
+from pipeline.nouns import NounSettings, NounWorker, resolve_tagger
+from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.storage import Storage
+from stages.options import Gpus, RayAddress, Workers, make_resources
+
+
+def nouns(
+    root: Annotated[str, typer.Argument(help="Dataset root with downloaded pairs.")],
+    spacy_model: Annotated[
+        str | None,
+        typer.Option(help="spaCy package or folder with an English tagger [en_core_web_sm]."),
+    ] = None,
+    min_nouns: Annotated[
+        int, typer.Option(min=1, help="Captions with fewer distinct nouns are not trained on.")
+    ] = NounSettings.min_nouns,
+    context_length: Annotated[
+        int, typer.Option(min=3, help="Tokens the CLIP's text encoder reads; longer is cut.")
+    ] = NounSettings.context_length,
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    gpus: Gpus = 0,
+) -> None:
+    """Tag the captions and find each noun's CLIP tokens.
+
+    Run it again to resume: only what is missing or out of date is done. Then: codeseg features ROOT
+    """
+    settings = replace(
+        resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
+    )
+    report = run_nouns(Storage.open(root), settings, make_resources(ray_address, workers, gpus))
+    show_report(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> StageReport:
+    """Plan and do what is pending.
+
+    Raises:
+        ValueError: when nothing was downloaded yet.
+    """
+    ledger = Ledger(root)
+    pairs = ledger.records("pairs")
+    if not pairs:
+        raise ValueError(f"{root.uri} has no pairs yet: run codeseg download first")
+    inputs = {shard: record.output for shard, record in pairs.items()}
+    rows = {shard: record.rows_out for shard, record in pairs.items()}
+    todo = plan(ledger, "nouns", inputs, settings.fingerprint())
+    ledger.write_settings("nouns", asdict(settings))
+    return run_stage("nouns", NounWorker, root, asdict(settings), todo, inputs, resources, rows)

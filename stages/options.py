@@ -1,0 +1,27 @@
+"""Options that every offline stage shares: they read and mean the same everywhere. Light."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.shards import Resources
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join, e.g. auto or host:6379; without it, this machine."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Shards worked on at a time; as many as fit without it."),
+]
+Gpus = Annotated[
+    float,
+    typer.Option(min=0, help="GPUs for each worker (0.5 = two workers share one); 0 = CPU."),
+]
+
+
+def make_resources(
+    ray_address: str | None, workers: int | None, gpus: float, *, cpus: float = 1
+) -> Resources:
+    """The shared options as the scheduler takes them."""
+    return Resources(workers=workers, cpus=cpus, gpus=gpus, ray_address=ray_address)

@@ -1,0 +1,148 @@
+"""Shards on Ray Data: a failed shard is reported and stops no other; nothing is done twice."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import ClassVar
+
+import pytest
+
+from pipeline.ledger import Ledger, Plan, ShardRecord, fingerprint, plan
+from pipeline.progress import read_heartbeat
+from pipeline.shards import Resources, ShardError, run_stage, show_report
+from pipeline.storage import Storage
+
+
+class CountingWorker:
+    """Writes its shard's number; misbehaves as its settings say."""
+
+    READS: ClassVar = {}
+    ADDS: ClassVar = {}
+
+    def __init__(self, root_uri, settings):
+        self.root = Storage.open(root_uri)
+        self.settings = settings
+
+    def process(self, shard, input):
+        tries = self.root.child(f"tries/{shard}")
+        tries.write_atomic(f"{len(tries.names('')):02d}", b"")
+        tried = len(tries.names(""))
+        wish = self.settings.get(str(shard))
+        if wish == "mistake":
+            raise ValueError("this shard is broken")
+        if wish == "refuse":
+            raise ShardError("too little came of it")
+        if wish == "storage once" and tried == 1:
+            raise OSError("the store did not answer")
+        if wish == "die once" and tried == 1:
+            os.kill(os.getpid(), 9)
+        if wish == "die":
+            os.kill(os.getpid(), 9)
+        info = self.root.write_atomic(f"pairs/{shard:05d}.parquet", str(shard).encode())
+        record = ShardRecord(
+            stage="pairs", shard=shard, input=input, settings="s", output=info.sha256, files={},
+            rows_in=10, rows_out=9, rejected={"dns": 1}, bytes=info.bytes, seconds=0.1, versions={},
+        )  # fmt: skip
+        Ledger(self.root).commit(record)
+        return record
+
+
+def run(root, shards, settings=None, **resources):
+    inputs = {shard: fingerprint(shard) for shard in range(shards)}
+    todo = plan(Ledger(root), "pairs", inputs, "s")
+    return run_stage(
+        "pairs",
+        CountingWorker,
+        root,
+        settings or {},
+        todo,
+        inputs,
+        Resources(**{"workers": 2, **resources}),
+        dict.fromkeys(inputs, 10),
+    )
+
+
+def test_failed_shards_are_named_and_stop_no_other(ray_session, tmp_path, capsys):
+    root = Storage.open(tmp_path)
+    wishes = {"1": "mistake", "2": "refuse", "3": "storage once", "4": "die once", "5": "die"}
+    report = run(root, 7, wishes)
+    assert sorted(record.shard for record in report.done) == [0, 3, 4, 6]
+    assert report.failed[1] == "this shard is broken"
+    assert report.failed[2] == "too little came of it"
+    assert "worker died" in report.failed[5]
+    show_report(report)
+    assert "3 shards of pairs failed" in capsys.readouterr().out
+    assert sorted(Ledger(root).records("pairs")) == [0, 3, 4, 6]
+    beat = read_heartbeat(root, "pairs")
+    assert (beat.shards_done, beat.shards_failed, beat.rows_done, beat.finished) == (4, 3, 40, True)
+    assert beat.rejected == {"dns": 4}
+
+    again = run(root, 7)
+    assert sorted(record.shard for record in again.done) == [1, 2, 5], "only what was not done"
+
+
+def test_with_nothing_pending_ray_is_not_even_imported(tmp_path):
+    script = """
+        import sys
+        from pipeline.ledger import Plan
+        from pipeline.shards import Resources, run_stage
+        from pipeline.storage import Storage
+        report = run_stage("pairs", object, Storage.open(sys.argv[1]), {}, Plan([0, 1]), {},
+                           Resources(), {})
+        assert report.done == [] and "ray" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
+
+
+def test_stale_shards_are_named_before_they_are_redone(ray_session, tmp_path, capsys):
+    root = Storage.open(tmp_path)
+    run(root, 2)
+    inputs = {0: fingerprint(0), 1: "changed"}
+    todo = plan(Ledger(root), "pairs", inputs, "s")
+    run_stage("pairs", CountingWorker, root, {}, todo, inputs, Resources(workers=1), {})
+    assert "1 shards are done again because its input changed: 1" in capsys.readouterr().out
+    assert len(root.names("tries/0")) == 1 and len(root.names("tries/1")) == 2
+
+
+def test_a_worker_that_cannot_be_set_up_fails_its_shards_not_the_run(ray_session, tmp_path):
+    todo = Plan(missing=[0, 1])
+    inputs = {0: "a", 1: "b"}
+    root = Storage.open(tmp_path)
+    report = run_stage("pairs", BrokenWorker, root, {}, todo, inputs, Resources(workers=1), {})
+    assert report.failed == dict.fromkeys([0, 1], "no tagger is installed")
+
+
+class BrokenWorker:
+    READS: ClassVar = {}
+    ADDS: ClassVar = {}
+
+    def __init__(self, root_uri, settings):
+        raise ValueError("no tagger is installed")
+
+
+@pytest.mark.slow
+def test_a_source_tree_runs_from_another_folder(tmp_path):
+    script = """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        from pipeline.shards import Resources, ray_session
+        with ray_session(Resources(workers=1)):
+            import ray
+            @ray.remote
+            def where():
+                import pipeline.shards
+                return pipeline.shards.__file__
+            print(ray.get(where.remote()))
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    here = str(os.path.abspath(os.curdir))
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), "", here],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip().startswith(here)
