@@ -36,17 +36,46 @@ def window_masks(
         pamr: refine the segmenter's masks by the image before mixing.
     """
     padded, (left, right, top, bottom) = pad_to_patches(images_BCHW, code.clip.patch_size)
-    pixels = code.pixel_embedding(padded)
-    masks = torch.sigmoid(code.image_segmenter.mask_logits(pixels, class_KC))
-    if pamr:
-        masks = refine(masks, padded)
+    masks = segmenter_masks(code, padded, class_KC, pamr=pamr)
     if knowledge_weight > 0:
-        similarity = torch.einsum("bchw,kc->bkhw", code.clip.dense(padded), template_KC)
-        knowledge = torch.sigmoid(KNOWLEDGE_SCALE * (similarity - KNOWLEDGE_THRESHOLD))
-        masks = torch.lerp(masks, _resize(knowledge, masks), knowledge_weight)
-    masks = _resize(masks, padded)
+        knowledge = dense_masks(code.clip.dense(padded), template_KC)
+        masks = torch.lerp(masks, resize(knowledge, masks), knowledge_weight)
+    masks = resize(masks, padded)
     H, W = padded.shape[-2:]
     return masks[:, :, top : H - bottom, left : W - right]
+
+
+def segmenter_masks(
+    code: CoDe,
+    images_BCHW: Tensor,
+    class_KC: Tensor,
+    *,
+    pamr: bool,
+    tokens_BPD: Tensor | None = None,
+) -> Tensor:
+    """Return the trained segmenter's masks (B, K, 4h, 4w), refined where wished.
+
+    Args:
+        code: the trained model.
+        images_BCHW: normalised, sides multiples of the patch size.
+        class_KC: embeddings of the classes, unit.
+        pamr: refine.
+        tokens_BPD: the trunk's output, if it is there already.
+    """
+    pixels = code.pixel_embedding(images_BCHW, tokens_BPD)
+    masks = torch.sigmoid(code.image_segmenter.mask_logits(pixels, class_KC))
+    return refine(masks, images_BCHW) if pamr else masks
+
+
+def dense_masks(
+    dense_BChw: Tensor,
+    template_KC: Tensor,
+    scale: float = KNOWLEDGE_SCALE,
+    threshold: float = KNOWLEDGE_THRESHOLD,
+) -> Tensor:
+    """Return sigmoid(scale · (cosine − threshold)) of patch and text embeddings: (B, K, h, w)."""
+    similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC)
+    return torch.sigmoid(scale * (similarity - threshold))
 
 
 def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -61,7 +90,7 @@ def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, 
     return F.pad(images_BCHW, padding), padding
 
 
-def _resize(masks_BKHW: Tensor, like_BCHW: Tensor) -> Tensor:
+def resize(masks_BKHW: Tensor, like_BCHW: Tensor) -> Tensor:
     """Resize bilinearly to the rows and columns of `like_BCHW`."""
     size = (like_BCHW.shape[-2], like_BCHW.shape[-1])
     return F.interpolate(masks_BKHW, size, mode="bilinear", align_corners=False)

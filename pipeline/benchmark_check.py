@@ -4,7 +4,7 @@
 damaged files, sizes that do not match, label values, classes that never occur.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class DataCheck:
 def check_data(
     benchmark: Benchmark,
     data: Path,
-    track: Callable[[Iterable[str]], Iterable[str]] = lambda ids: ids,
+    track: Callable[[Sequence[str]], Iterable[str]] = lambda ids: ids,
 ) -> DataCheck:
     """Read every image and label map of the split once.
 

@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from model.metrics import Scores, confusion_matrix
+from model.metrics import Confusion, Scores, confusion_matrix
 from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
 from pipeline.predictions import prediction_paths, read_prediction
+from stages.progress import progress
+
+FAILURES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class SplitScores:
 
     benchmark: Benchmark
     scores: Scores
-    ids: tuple[str, ...]
-    image_scores: tuple[tuple[float, float], ...]
-    """(mIoU over the classes in the image or its prediction, pixel accuracy), 0..1, an image."""
+    images: dict[str, tuple[float, float]]
+    """Id -> (mIoU over the classes in the image or its prediction, pixel accuracy), 0..1."""
+    failed: dict[str, str]
+    """Id -> why it could not be scored."""
 
     def summary(self) -> dict[str, Any]:
         """What is printed and written as JSON; IoU and accuracies in percent."""
@@ -42,7 +45,8 @@ class SplitScores:
         return {
             "benchmark": self.benchmark.name,
             "manifest_sha256": self.benchmark.sha256,
-            "images": len(self.ids),
+            "images": len(self.images),
+            "failed": self.failed,
             "images_in_split": self.benchmark.images,
             "miou": percent(self.scores.miou),
             "pixel_accuracy": percent(self.scores.pixel_accuracy),
@@ -74,7 +78,7 @@ def score(
     opened = load_benchmark(name).open(data)
     ids = opened.ids[:limit]
     result = score_folder(
-        opened, predictions, ids, lambda items: track(items, "scoring", console=console)
+        opened, predictions, ids, lambda items: progress(items, "scoring", console)
     )
     summary = result.summary()
     console.print(class_table(result))
@@ -90,7 +94,9 @@ def score_folder(
     data: BenchmarkData,
     predictions: Path,
     ids: Sequence[str],
-    progress: Callable[[Iterable[str]], Iterable[str]] = lambda ids: ids,
+    track: Callable[[Sequence[str]], Iterable[str]] = lambda ids: ids,
+    *,
+    strict: bool = True,
 ) -> SplitScores:
     """Accumulate the confusion matrix over a split.
 
@@ -98,7 +104,8 @@ def score_folder(
         data: The benchmark's opened data folder.
         predictions: Folder of ID.png files (or one with them under labels/).
         ids: The images to score.
-        progress: Wraps the ids, to show progress.
+        track: Wraps the ids, to show progress.
+        strict: Raise on the first image that cannot be scored; else count it as failed.
 
     Raises:
         FileNotFoundError: Predictions are missing; says how many.
@@ -113,18 +120,30 @@ def score_folder(
         )
     classes = len(data.benchmark.classes)
     total = np.zeros((classes, classes), np.int64)
-    rows = []
-    for image_id in progress(ids):
-        path = folder / f"{image_id}.png"
+    rows, failed = {}, {}
+    for image_id in track(ids):
         try:
-            confusion = confusion_matrix(data.label(image_id), read_prediction(path), classes)
-        except ValueError as error:
-            message = str(error)
-            raise ValueError(message if str(path) in message else f"{path}: {message}") from None
+            confusion = score_image(data, folder / f"{image_id}.png", image_id)
+        except (ValueError, FileNotFoundError) as error:
+            if strict:
+                raise
+            failed[image_id] = str(error)
+            continue
         total += confusion
         scores = Scores(confusion)
-        rows.append((scores.miou, scores.pixel_accuracy))
-    return SplitScores(data.benchmark, Scores(total), tuple(ids), tuple(rows))
+        rows[image_id] = (scores.miou, scores.pixel_accuracy)
+    return SplitScores(data.benchmark, Scores(total), rows, failed)
+
+
+def score_image(data: BenchmarkData, prediction: Path, image_id: str) -> Confusion:
+    """The confusion matrix of one image; ValueError names the file that is wrong."""
+    label = data.label(image_id)
+    try:
+        return confusion_matrix(label, read_prediction(prediction), len(data.benchmark.classes))
+    except ValueError as error:
+        message = str(error)
+        named = str(prediction) in message
+        raise ValueError(message if named else f"{prediction}: {message}") from None
 
 
 def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> None:
@@ -141,11 +160,11 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "confusion": pa.array(scores.confusion.tolist(), pa.list_(pa.int64())),
     }
     pq.write_table(pa.table(classes), out / "scores.parquet")
-    miou, accuracy = zip(*result.image_scores, strict=True) if result.ids else ((), ())
+    rows = result.images.values()
     images = {
-        "id": pa.array(result.ids, pa.string()),
-        "miou": pa.array(miou, pa.float64(), from_pandas=True),
-        "pixel_accuracy": pa.array(accuracy, pa.float64(), from_pandas=True),
+        "id": pa.array(list(result.images), pa.string()),
+        "miou": pa.array([row[0] for row in rows], pa.float64(), from_pandas=True),
+        "pixel_accuracy": pa.array([row[1] for row in rows], pa.float64(), from_pandas=True),
     }
     pq.write_table(pa.table(images), out / "images.parquet")
     write_json(out / "scores.json", summary)
@@ -160,7 +179,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def class_table(result: SplitScores) -> Table:
     """IoU per class, best first, and the totals."""
     scores = result.scores
-    table = Table(title=f"{result.benchmark.title}: {len(result.ids)} images")
+    table = Table(title=f"{result.benchmark.title}: {len(result.images)} images")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     table.add_column("pixels", justify="right")
@@ -191,9 +210,13 @@ def published_table(benchmark: Benchmark, ours: dict[str, float | None]) -> Tabl
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:
-    """Say so when the split is not the official one."""
-    if len(result.ids) != result.benchmark.images:
+    """Say so when images failed or the split is not the official one."""
+    for image_id, reason in list(result.failed.items())[:FAILURES_SHOWN]:
+        console.print(f"failed: {image_id}: {reason}", markup=False, soft_wrap=True)
+    if result.failed:
+        console.print(f"{len(result.failed)} images failed and are not in the number")
+    if len(result.images) != result.benchmark.images:
         console.print(
-            f"{len(result.ids)} images scored; the official split has {result.benchmark.images}, "
-            "so this number does not compare with published ones"
+            f"{len(result.images)} images scored, {result.benchmark.images} in the official split: "
+            "this number does not compare with published ones"
         )

@@ -1,4 +1,4 @@
-"""A one-image benchmark on disk, and where the real samples are."""
+"""A one-image benchmark on disk, a tiny CLIP's config, and where the real samples are."""
 
 import json
 import os
@@ -11,6 +11,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 REALDATA = Path(os.environ.get("CODESEG_REALDATA", ROOT.parent / "shared" / "realdata"))
 real = pytest.mark.skipif(not REALDATA.is_dir(), reason="no real samples on this machine")
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+"""An open_clip config small enough for a test."""
 
 MANIFEST = """
 name = "toy"

@@ -1,0 +1,91 @@
+"""The settings of a prediction: everything besides weights, picture and words (METHOD §8)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from model.clip import FrozenClip
+from model.dense import VARIANTS
+from model.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
+from model.prompts import TEMPLATES
+
+SENTENCES = {"imagenet": TEMPLATES, "photo": ("a photo of a {}.",), "plain": ("{}",)}
+"""Sets of templates by name."""
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """Everything that decides a label map besides weights, picture and words; recorded with it."""
+
+    method: str = "code"
+    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip."""
+    short_side: int = 448
+    """The picture is resized to this short side, pixels …"""
+    long_side: int = 2048
+    """… unless its long side would exceed this one."""
+    window: int = 448
+    """Side of the sliding window, pixels."""
+    stride: int = 224
+    """Step of the sliding window, pixels."""
+    pamr: bool = True
+    """Refine the soft masks by the picture's colours, before the mix; training-free: off, as
+    published."""
+    prompts: str = "learned"
+    """code: learned (the trained prompt) or templates (the text side of the knowledge branch)."""
+    templates: str = "imagenet"
+    """Sentences for dense CLIP masks: imagenet (CLIP's 80), photo (one) or plain (the word)."""
+    knowledge_weight: float = 0.3
+    """code: share of the dense CLIP's mask in the mix; the others are all dense CLIP."""
+    knowledge_dense: str = "maskclip"
+    """code: the dense form of the knowledge branch."""
+    knowledge_scale: float = KNOWLEDGE_SCALE
+    """Dense mask = sigmoid(scale · (cosine − threshold))."""
+    knowledge_threshold: float = KNOWLEDGE_THRESHOLD
+    """Cosine at which a dense mask is one half."""
+    background_threshold: float = 0.4
+    """Constant score of the background where there is one."""
+
+    @classmethod
+    def for_clip(cls, clip: FrozenClip, **changes: Any) -> Self:
+        """The defaults for a CLIP: picture and window at twice its native size, half a step."""
+        side = 2 * clip.image_size
+        defaults = {
+            "short_side": side,
+            "long_side": 2048 * side // 448,
+            "window": side,
+            "stride": side // 2,
+            "pamr": changes.get("method", "code") == "code",
+        }
+        return cls(**{**defaults, **changes})
+
+    def record(self) -> dict[str, Any]:
+        """The settings that matter for this method, to lie beside a number."""
+        values = asdict(self)
+        if self.method != "code":
+            for name in ("knowledge_weight", "knowledge_dense", "prompts"):
+                del values[name]
+        return values
+
+    def check(self) -> None:
+        """Refuse settings that make no sense.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        choices = {
+            "method": ("code", *VARIANTS),
+            "knowledge_dense": tuple(VARIANTS),
+            "prompts": ("learned", "templates"),
+            "templates": tuple(SENTENCES),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        for name in ("short_side", "long_side", "window", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, not {getattr(self, name)}")
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} exceeds window {self.window}: pixels would be left out"
+            )
+        if not 0 <= self.knowledge_weight <= 1:
+            raise ValueError(f"knowledge_weight must be in 0..1, not {self.knowledge_weight}")

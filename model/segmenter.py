@@ -1,0 +1,293 @@
+"""Pictures and words in, label map and masks out: the public inference API (METHOD §8).
+
+    segmenter = Segmenter.from_pretrained("runs/code")         # a RUN, a checkpoint or a hub id
+    segmenter = Segmenter.training_free("naclip")              # CLIP alone, no training
+    result = segmenter.segment("photo.jpg", ["red car", "dog"], background=True)
+    result.label_map, result.masks, result.scores
+
+Letters: K texts, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.clip import FrozenClip
+from model.codecomposition import CoDe
+from model.dense import dense_embedding
+from model.masks import dense_masks, pad_to_patches, resize, segmenter_masks
+from model.pamr import refine
+from model.pixels import Picture, Pixels, rgb_pixels
+from model.prediction import SENTENCES, PredictionSettings
+from model.prompts import template_embeddings
+from model.sliding import best_class, layout, stitched, working_size
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One picture's result, at its own size (upright)."""
+
+    texts: tuple[str, ...]
+    """What was asked for; "background" first where it was wanted."""
+    label_map: npt.NDArray[np.uint8]
+    """uint8 H×W: index into texts."""
+    masks: npt.NDArray[np.float32]
+    """float32 K×H×W, 0..1, a soft mask a text that was asked for (none for the background)."""
+    scores: tuple[float, ...]
+    """Highest mask value of each text asked for: how sure it is to be there at all, 0..1."""
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What is looked for, unit vectors."""
+
+    words_KC: Tensor
+    """For the segmenter's own masks: the learned prompt's, or the templates' again."""
+    templates_KC: Tensor
+    """For dense CLIP masks: the mean over the templates."""
+
+
+class Segmenter:
+    """Segments pictures by any words.
+
+    Example:
+        >>> import numpy as np
+        >>> from model.clip import FrozenClip
+        >>> segmenter = Segmenter(FrozenClip.load("ViT-B-32", "random"))
+        >>> noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        >>> result = segmenter.segment(noise, ["red car", "dog"], background=True)
+        >>> result.texts, result.label_map.shape, result.masks.shape
+        (('background', 'red car', 'dog'), (60, 80), (2, 60, 80))
+    """
+
+    def __init__(
+        self,
+        clip: FrozenClip,
+        code: CoDe | None = None,
+        settings: PredictionSettings | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            clip: the frozen CLIP.
+            code: the trained parts; None allows the training-free methods only.
+            settings: None: the CLIP's defaults, method code where there is one, else maskclip.
+
+        Raises:
+            ValueError: settings that make no sense, or method code without `code`.
+        """
+        self.clip = clip
+        self.code = code
+        method = "code" if code else "maskclip"
+        self.settings = settings or PredictionSettings.for_clip(clip, method=method)
+        self.settings.check()
+        if self.settings.method == "code" and code is None:
+            raise ValueError("method code needs a trained model: give a RUN, or another method")
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path, device: str | torch.device = "cpu", **settings: Any
+    ) -> Self:
+        """Load a trained segmenter.
+
+        Args:
+            place: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id.
+            device: where to run.
+            settings: fields of PredictionSettings.
+
+        Raises:
+            ValueError: there is no checkpoint, or its CLIP cannot be had.
+        """
+        from model.checkpoint import load_model
+
+        code = load_model(place, device).eval().requires_grad_(False)
+        return cls(code.clip, code, PredictionSettings.for_clip(code.clip, **settings))
+
+    @classmethod
+    def training_free(
+        cls,
+        method: str = "maskclip",
+        model: str = "storybook",
+        pretrained: str = "storybook",
+        device: str | torch.device = "cpu",
+        **settings: Any,
+    ) -> Self:
+        """Segment with a CLIP alone, by one of the training-free methods.
+
+        Args:
+            method: maskclip, sclip, clearclip or naclip.
+            model: the CLIP; the default is the tiny one that comes with codeseg.
+            pretrained: its weights.
+            device: where to run.
+            settings: fields of PredictionSettings.
+        """
+        clip = FrozenClip.load(model, pretrained, device)
+        return cls(clip, None, PredictionSettings.for_clip(clip, method=method, **settings))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.mean.device
+
+    # -- the public face --------------------------------------------------------------------------
+
+    def segment(
+        self, picture: Picture, texts: Sequence[str], *, background: bool = False
+    ) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            picture: a path, a PIL image or an RGB array (see `model.pixels`).
+            texts: what to look for, any words.
+            background: let pixels at which no text scores above the threshold be background.
+
+        Raises:
+            ValueError: no text, a blank, repeated or too long one; or a damaged picture.
+        """
+        return next(self.segment_many([picture], texts, background=background))
+
+    def segment_many(
+        self, pictures: Iterable[Picture], texts: Sequence[str], *, background: bool = False
+    ) -> Iterator[Segmentation]:
+        """Segment pictures one after the other, the texts encoded once."""
+        embeddings = self.embed_texts(texts)
+        names = ("background", *texts) if background else tuple(texts)
+        threshold = self.settings.background_threshold if background else None
+        for picture in pictures:
+            pixels = rgb_pixels(picture)
+            size = pixels.shape[:2]
+            chunks = [maps.cpu() for _, maps in self._maps(pixels, embeddings)]
+            masks = torch.cat(chunks)
+            label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
+            scores = tuple(masks.flatten(1).amax(1).tolist())
+            yield Segmentation(names, label.numpy(), masks.numpy(), scores)
+
+    def label_map(
+        self, pixels: Pixels, embeddings: TextEmbeddings, background: bool
+    ) -> npt.NDArray[np.uint8]:
+        """Predict the label map alone, whose memory does not grow with the number of classes.
+
+        Args:
+            pixels: uint8 H×W×3.
+            embeddings: from `embed_texts`.
+            background: class 0 is the background, the texts follow it.
+
+        Returns:
+            uint8 H×W.
+        """
+        threshold = self.settings.background_threshold if background else None
+        maps = self._maps(pixels, embeddings)
+        label: npt.NDArray[np.uint8] = best_class(maps, pixels.shape[:2], threshold).cpu().numpy()
+        return label
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> TextEmbeddings:
+        """Encode what to look for, once for many pictures.
+
+        Raises:
+            ValueError: no text, a blank, repeated or too long one.
+        """
+        settings = self.settings
+        self._check_texts(texts)
+        mean_KC = template_embeddings(self.clip, list(texts), SENTENCES[settings.templates]).mean(1)
+        templates = F.normalize(mean_KC, dim=-1)
+        if settings.method != "code" or settings.prompts == "templates":
+            return TextEmbeddings(templates, templates)
+        assert self.code is not None
+        ids = [torch.tensor(self.clip.tokenizer.encode(text)) for text in texts]
+        lengths = torch.tensor([len(row) for row in ids]).to(self.device)
+        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
+        return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates)
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
+        if isinstance(texts, str) or not texts:
+            raise ValueError("give a list of at least one text to look for")
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"a text is given twice: {', '.join(texts)}")
+        prompt = self.code.config.context_tokens if self.code else 16
+        room = self.clip.context_length - prompt - 2
+        for text in texts:
+            tokens = len(self.clip.tokenizer.encode(text))
+            if not tokens:
+                raise ValueError(f"the text {text!r} is blank")
+            if tokens > room:
+                raise ValueError(
+                    f"the text {text[:40]!r}… has {tokens} tokens; at most {room} fit the CLIP's "
+                    f"context of {self.clip.context_length} beside the prompt: shorten it"
+                )
+
+    # -- METHOD §8 --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (range of classes, their maps (k, H, W)) of one picture."""
+        settings = self.settings
+        height, width = pixels.shape[:2]
+        size = working_size(height, width, settings.short_side, settings.long_side)
+        image_CHW = self.clip.normalise(resize_pixels(pixels, size).to(self.device))[0]
+        windows = layout(*size, settings.window, settings.stride)
+        crops, (left, _, top, _) = pad_to_patches(windows.crops(image_CHW), self.clip.patch_size)
+        padded = (crops.shape[-2], crops.shape[-1])
+        masks = self.window_masks(crops, embeddings)
+        yield from stitched(masks, windows, padded, (top, left), (height, width))
+
+    @torch.no_grad()
+    def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:
+        """Run the networks on padded windows.
+
+        Args:
+            windows_WCHW: normalised, sides multiples of the patch size.
+            embeddings: what to look for.
+
+        Returns:
+            Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows a patch)
+            or, of a training-free method without refinement, of the patches.
+        """
+        settings = self.settings
+        tokens_WPD = self.clip.trunk(windows_WCHW)
+        if settings.method != "code":
+            masks = self._dense_masks(windows_WCHW, tokens_WPD, settings.method, embeddings)
+            if not settings.pamr:
+                return masks
+            return refine(F.interpolate(masks, scale_factor=4, mode="bilinear"), windows_WCHW)
+        assert self.code is not None
+        masks = segmenter_masks(
+            self.code,
+            windows_WCHW,
+            embeddings.words_KC,
+            pamr=settings.pamr,
+            tokens_BPD=tokens_WPD,
+        )
+        if settings.knowledge_weight > 0:
+            dense = self._dense_masks(
+                windows_WCHW, tokens_WPD, settings.knowledge_dense, embeddings
+            )
+            masks = torch.lerp(masks, resize(dense, masks), settings.knowledge_weight)
+        return masks
+
+    def _dense_masks(
+        self, windows_WCHW: Tensor, tokens_WPD: Tensor, variant: str, embeddings: TextEmbeddings
+    ) -> Tensor:
+        """Masks (W, K, h, w) of the frozen CLIP alone."""
+        settings = self.settings
+        dense = dense_embedding(self.clip, tokens_WPD, self.clip.grid(windows_WCHW), variant)
+        scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
+        return dense_masks(dense, embeddings.templates_KC, scale, threshold)
+
+
+def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Tensor:
+    """Resize to (H, W), bilinear and antialiased, in 8 bits on the CPU: uint8 (1, 3, H, W).
+
+    The reference's resize does not antialias; the two differ only where a picture shrinks.
+    """
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)

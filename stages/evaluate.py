@@ -1,0 +1,286 @@
+"""RUN (or a CLIP alone) + a benchmark -> predicted label maps, their score, a table.
+
+    OUT/settings.json    everything that decided the label maps; other settings need another OUT
+    OUT/labels/ID.png    one 8-bit palette PNG an image, written atomically: what is there is done
+    OUT/scores.json …    see stages/score.py
+
+Predicting resumes image by image; under torchrun the images are dealt out to the ranks. An image's
+label map depends on nothing but the image, the model and the settings, so neither resuming nor the
+number of ranks changes a byte. A damaged image is counted, not fatal: exit code 1 at the end.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
+from pipeline.benchmark_check import check_data
+from pipeline.predictions import PredictionFolder
+from stages.progress import progress
+from stages.score import (
+    SplitScores,
+    class_table,
+    print_caveat,
+    published_table,
+    score_folder,
+    write_json,
+    write_scores,
+)
+
+if TYPE_CHECKING:
+    from model.pixels import Pixels
+    from model.segmenter import Segmenter
+    from stages.processes import Processes
+
+READ_AHEAD = 4
+"""Images decoded while one is being segmented."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What predicts: a RUN (or checkpoint, or hub id), or a CLIP alone."""
+
+    run: str | None
+    clip: str
+    pretrained: str
+    method: str
+
+
+def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="RUN folder, checkpoint or hub id; none: a training-free --method."),
+    ] = None,
+    *,
+    benchmark: Annotated[str, typer.Option(help="Benchmark: a name, or the path of a .toml file.")],
+    data: Annotated[Path, typer.Option(help="The benchmark's data folder.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where label maps and scores go [evaluations/BENCHMARK/METHOD]."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="code (needs RUN) | maskclip | sclip | clearclip | naclip."),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Without RUN: the CLIP [storybook's own, else ViT-B-16].")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Without RUN: its weights [storybook, else openai].")
+    ] = None,
+    pamr: Annotated[
+        bool | None, typer.Option("--pamr/--no-pamr", help="Refine soft masks by colours.")
+    ] = None,
+    knowledge_weight: Annotated[
+        float | None, typer.Option(help="Share of the dense CLIP's mask, 0..1 [0.3].")
+    ] = None,
+    background_threshold: Annotated[
+        float | None, typer.Option(help="Constant score of the background [0.4].")
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(help="Short side of the resized image [2 × the CLIP's].")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Sliding window [2 × the CLIP's].")] = None,
+    stride: Annotated[int | None, typer.Option(help="Its step [half a window].")] = None,
+    prompts: Annotated[str | None, typer.Option(help="code: learned | templates.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other prediction setting, key=value.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look the data folder over.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
+) -> None:
+    """Predict the label maps of a benchmark and score them.
+
+    Run it again to go on where it stopped. Every setting that decides a label map is printed beside
+    the number and lies in OUT/settings.json.
+    """
+    console = Console()
+    manifest = load_benchmark(benchmark)
+    if check:
+        show_check(console, manifest, data)
+        return
+    opened = manifest.open(data)
+    ids = opened.ids[:limit]
+    embedded = manifest.name.startswith("storybook")
+    source = Source(
+        run,
+        clip or ("storybook" if embedded else "ViT-B-16"),
+        pretrained or ("storybook" if embedded else "openai"),
+        method or ("maskclip" if run is None else "code"),
+    )
+    if source.method == "code" and run is None:
+        raise ValueError("method code needs a trained RUN; without one take --method maskclip")
+    flags = {
+        "pamr": pamr,
+        "knowledge_weight": knowledge_weight,
+        "background_threshold": background_threshold,
+        "short_side": short_side,
+        "window": window,
+        "stride": stride,
+        "prompts": prompts,
+    }
+    from stages.config import parse_assignments
+    from stages.processes import Processes
+
+    wished: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    wished |= parse_assignments(assignments or [])
+    with Processes.start(device) as processes:
+        segmenter = load_segmenter(source, manifest, wished, processes.device)
+        settings = record(source, manifest, segmenter)
+        folder = PredictionFolder(out or default_out(source, settings))
+        if processes.leads:
+            folder.claim(settings)
+        processes.wait()
+        failed = predict(segmenter, opened, ids, folder, processes, console)
+        failed = {k: v for part in processes.gather(failed) for k, v in part.items()}
+        if processes.leads:
+            result = score_and_show(console, opened, ids, folder, failed, settings, json_file)
+            if result.failed:
+                raise typer.Exit(1)
+
+
+def show_check(console: Console, benchmark: Benchmark, data: Path) -> None:
+    """Print what is there and what is wrong; exit code 1 if anything is."""
+    found = check_data(benchmark, data, lambda ids: progress(ids, "checking", console))
+    for line in found.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.problems:
+        console.print(
+            f"expected layout of {benchmark.name}:\n{benchmark.expected_layout()}", soft_wrap=True
+        )
+        raise typer.Exit(1)
+    console.print("nothing is missing")
+
+
+def load_segmenter(
+    source: Source, benchmark: Benchmark, wished: dict[str, Any], device: Any
+) -> "Segmenter":
+    """Load the model with the CLIP's default settings, then the benchmark's, then the user's."""
+    from model.segmenter import Segmenter
+    from stages.config import override
+
+    if source.run is None:
+        segmenter = Segmenter.training_free(
+            source.method, source.clip, source.pretrained, device=device
+        )
+    else:
+        segmenter = Segmenter.from_pretrained(source.run, device=device, method=source.method)
+    general = {k: v for k, v in benchmark.settings.items() if not isinstance(v, dict)}
+    settings = override(
+        segmenter.settings, general | benchmark.settings.get(source.method, {}) | wished
+    )
+    return Segmenter(segmenter.clip, segmenter.code, settings)
+
+
+def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
+    """Everything that decides the label maps, by name and by hash."""
+    from model.checkpoint import MODEL, locate
+
+    settings = {
+        "benchmark": benchmark.name,
+        "manifest_sha256": benchmark.sha256,
+        "clip": segmenter.clip.name,
+        "clip_sha256": segmenter.clip.weights_sha256,
+        **segmenter.settings.record(),
+    }
+    if source.method == "code":
+        assert source.run is not None
+        checkpoint = locate(source.run)
+        settings["checkpoint"] = checkpoint.name
+        settings["checkpoint_sha256"] = sha256((checkpoint / MODEL).read_bytes()).hexdigest()
+    return settings
+
+
+def default_out(source: Source, settings: dict[str, Any]) -> Path:
+    """evaluations/BENCHMARK/METHOD, below the RUN where there is one."""
+    place = Path("evaluations", settings["benchmark"], source.method)
+    if source.run is not None and Path(source.run).is_dir():
+        return Path(source.run) / place
+    return place
+
+
+def predict(
+    segmenter: "Segmenter",
+    data: BenchmarkData,
+    ids: Sequence[str],
+    folder: PredictionFolder,
+    processes: "Processes",
+    console: Console,
+) -> dict[str, str]:
+    """Write the label maps that are not there yet; return what failed, id -> reason."""
+    share = ids[processes.rank :: processes.world_size]
+    pending = folder.pending(share)
+    if processes.leads and len(pending) < len(share):
+        console.print(f"{len(share) - len(pending)} of {len(share)} images were done already")
+    if not pending:
+        return {}
+    benchmark = data.benchmark
+    embeddings = segmenter.embed_texts(benchmark.texts)
+    shown = progress(pending, "segmenting", console) if processes.leads else pending
+    failed = {}
+    for image_id, pixels in zip(shown, read_ahead(data, pending), strict=True):
+        if isinstance(pixels, str):
+            failed[image_id] = pixels
+            continue
+        label = segmenter.label_map(pixels, embeddings, benchmark.background)
+        folder.write(image_id, label, benchmark.palette)
+    return failed
+
+
+def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | str"]:
+    """Decode images in a thread while others are segmented; a damaged one gives its reason."""
+    from model.pixels import rgb_pixels
+
+    def read(image_id: str) -> "Pixels | str":
+        try:
+            return rgb_pixels(data.image_path(image_id))
+        except (FileNotFoundError, ValueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[Pixels | str]] = deque()
+        for image_id in ids:
+            waiting.append(reader.submit(read, image_id))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def score_and_show(
+    console: Console,
+    data: BenchmarkData,
+    ids: Sequence[str],
+    folder: PredictionFolder,
+    failed: dict[str, str],
+    settings: dict[str, Any],
+    json_file: Path | None,
+) -> SplitScores:
+    """Score what was predicted, write it into OUT and print it."""
+    predicted = [image_id for image_id in ids if image_id not in failed]
+    result = score_folder(
+        data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False
+    )
+    result.failed.update(failed)
+    summary = {"method": settings["method"], **result.summary(), "settings": settings}
+    write_scores(folder.root, result, summary)
+    if json_file:
+        write_json(json_file, summary)
+    console.print(class_table(result))
+    console.print(published_table(data.benchmark, {settings["method"]: summary["miou"]}))
+    knobs = {k: v for k, v in settings.items() if not k.endswith("sha256")}
+    console.print(
+        "settings: " + json.dumps(knobs, ensure_ascii=False), markup=False, soft_wrap=True
+    )
+    print_caveat(console, result)
+    return result
