@@ -122,7 +122,8 @@ def run_download(
     if settings.retry_failed:
         todo = with_retries(todo, ledger.records("pairs"), settings.allow_private)
     if todo.pending:
-        ledger.write_settings("pairs", {**asdict(settings), "manifest": manifest.name})
+        resolved = {**asdict(settings), "manifest": manifest.name}
+        ledger.write_settings("pairs", {**resolved, "fingerprint": settings.fingerprint()})
     return run_stage("pairs", DownloadWorker, root, asdict(settings), todo, inputs, resources, rows)
 
 

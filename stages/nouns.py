@@ -53,6 +53,7 @@ def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> St
         raise ValueError(f"{root.uri} has no pairs yet: run codeseg download first")
     inputs = {shard: record.output for shard, record in pairs.items()}
     rows = {shard: record.rows_out for shard, record in pairs.items()}
-    todo = plan(ledger, "nouns", inputs, settings.fingerprint())
-    ledger.write_settings("nouns", asdict(settings))
+    fingerprint = settings.fingerprint()
+    todo = plan(ledger, "nouns", inputs, fingerprint)
+    ledger.write_settings("nouns", {**asdict(settings), "fingerprint": fingerprint})
     return run_stage("nouns", NounWorker, root, asdict(settings), todo, inputs, resources, rows)

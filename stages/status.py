@@ -1,0 +1,93 @@
+"""`codeseg status ROOT`: the stage × shard matrix, rows, rejections, ETA; reads only the ledger."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.overview import StageView, look
+from pipeline.progress import duration
+from pipeline.storage import Storage
+
+CELLS = 40  # of the matrix; each stands for one shard or for a run of them
+REASONS_SHOWN = 4
+
+
+def status(
+    root: Annotated[str, typer.Argument(help="Dataset root, also while a stage runs on it.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the same there as JSON.")
+    ] = None,
+) -> None:
+    """Show which shards of which stage are done, what was rejected and why, and when it ends."""
+    views = look(Storage.open(root))
+    show(views, Console())
+    if json_file is not None:
+        json_file.write_text(json.dumps([as_json(view) for view in views], indent=1) + "\n")
+
+
+def as_json(view: StageView) -> dict[str, Any]:
+    """All figures of a stage, derived ones included."""
+    return {**asdict(view), "missing": view.missing, "success": view.success}
+
+
+def show(views: list[StageView], console: Console) -> None:
+    """Print the matrix and, under it, rejections and what is out of date."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage")
+    table.add_column("shards (█ done ▓ some ░ stale · missing)", no_wrap=True)
+    for name in ("done", "rows in", "kept", "", "GB"):
+        table.add_column(name, justify="right")
+    table.add_column("now")
+    for view in views:
+        table.add_row(
+            view.stage,
+            matrix(view),
+            f"{len(view.current)}/{view.shards}",
+            f"{view.rows_in:,}",
+            f"{view.rows_out:,}",
+            "" if view.success is None else f"{view.success:.1%}",
+            f"{view.bytes / 1e9:.2f}",
+            _now(view),
+        )
+    console.print(table)
+    for view in views:
+        if view.rejected:
+            shown = list(view.rejected.items())[:REASONS_SHOWN]
+            text = ", ".join(f"{reason} {count:,}" for reason, count in shown)
+            more = len(view.rejected) - len(shown)
+            console.print(f"{view.stage} rejected: {text}" + (f" and {more} more" if more else ""))
+        for reason in sorted(set(view.stale.values())):
+            count = sum(why == reason for why in view.stale.values())
+            console.print(f"{view.stage}: {count} shards are out of date: {reason}")
+        for note in sorted(set(view.notes.values())):
+            console.print(f"{view.stage}: {note}")
+
+
+def matrix(view: StageView) -> str:
+    """One character for a run of shards."""
+    current, stale = set(view.current), set(view.stale)
+    numbers = sorted({*range(view.shards), *current, *stale})
+    step = max(1, -(-len(numbers) // CELLS))
+    cells = []
+    for begin in range(0, len(numbers), step):
+        run = set(numbers[begin : begin + step])
+        if run <= current:
+            cells.append("█")
+        elif run & stale:
+            cells.append("░")
+        else:
+            cells.append("▓" if run & current else "·")
+    return "".join(cells)
+
+
+def _now(view: StageView) -> str:
+    if not view.running:
+        return "complete" if len(view.current) == view.shards else ""
+    if view.eta_seconds is None:
+        return "running"
+    return f"running, {view.rows_per_second:,.0f} rows/s, {duration(view.eta_seconds)} left"
