@@ -168,6 +168,8 @@ def ray_session(resources: Resources) -> Iterator[None]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "num_cpus": max(os.cpu_count() or 1, resources.workers or 1),
     }
+    # by default its workers are at nice 15: beside any other busy process they stand still
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # its C++ side writes lines to stderr that say nothing to a user; what fails is in our table
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _quiet_stderr():

@@ -27,7 +27,7 @@ class ImageServer:
     A page may also be a function of the request handler. `hits` counts requests by path.
     """
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.pages = {}
         self.hits = Counter()
         server = self
@@ -56,7 +56,7 @@ class ImageServer:
             def handle_error(self, request, client_address):
                 pass  # clients that are killed or give up are part of the tests
 
-        self._http = Server(("127.0.0.1", 0), Handler)
+        self._http = Server(("127.0.0.1", port), Handler)
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
