@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +33,31 @@ from rich.table import Table
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
 BENCHMARKS = ("storybook_things", "storybook_scenes")
-SCENES = 2000  # captioned pictures
-BENCHMARK_SCENES = 200  # as the manifests say
-SHARD_SIZE = 512
 VIEWS = 2
 PORT = 8377  # URLs are data: with a fixed port two demos write the same tables
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does."""
+
+    scenes: int
+    """Captioned pictures."""
+    shard_size: int
+    """Rows of a shard."""
+    benchmark_scenes: int
+    """Held-out scenes of each benchmark."""
+    train: tuple[str, ...] = ()
+    """What is added to the train commands."""
+
+
+FULL = Size(scenes=2000, shard_size=512, benchmark_scenes=200)
+QUICK = Size(
+    scenes=240,
+    shard_size=64,
+    benchmark_scenes=12,
+    train=("--set", "train.steps=8", "--set", "train.checkpoint_every=2"),
+)
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -50,6 +71,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
         "demo-run"
     ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of it: shows that all works, not how well.")
+    ] = False,
     port: Annotated[int, typer.Option(help="Loopback port the pictures are served on.")] = PORT,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results here as well.")
@@ -62,11 +86,12 @@ def demo(
     """
     started = time.monotonic()
     world, data = out / "world", out / "data"
-    draw_world(world, port)
+    size = QUICK if quick else FULL
+    draw_world(world, port, size)
     with serving(world / "images", port):
         run_command(
             *("download", "storybook", data, "--urls", world / "urls.tsv"),
-            *("--shard-size", SHARD_SIZE, "--allow-private-hosts"),
+            *("--shard-size", size.shard_size, "--allow-private-hosts"),
         )
     run_command("nouns", data)
     run_command(
@@ -74,7 +99,7 @@ def demo(
         *("--image-tokens", "fp16", "--views", VIEWS),
     )
     for method, recipe in RECIPES.items():
-        run_command("train", data, out / "runs" / method, "--recipe", recipe)
+        run_command("train", data, out / "runs" / method, "--recipe", recipe, *size.train)
     for benchmark in BENCHMARKS:
         for method in METHODS:
             evaluate_method(out, benchmark, method)
@@ -87,16 +112,16 @@ def demo(
     typer.echo(f"{out / 'report.html'} in {time.monotonic() - started:.0f} s")
 
 
-def draw_world(world: Path, port: int) -> None:
+def draw_world(world: Path, port: int, size: Size) -> None:
     """Draw what the web would hold, once; the URL list is written last and says it is all there."""
     from pipeline import storybook
 
     if (world / "urls.tsv").exists():
         return
-    typer.echo(f"drawing {SCENES} captioned scenes and two benchmarks below {world}")
-    captions = storybook.write_world(world / "images", SCENES)
+    typer.echo(f"drawing {size.scenes} captioned scenes and two benchmarks below {world}")
+    captions = storybook.write_world(world / "images", size.scenes)
     for name in BENCHMARKS:
-        storybook.write_benchmark(world / name, name, BENCHMARK_SCENES)
+        storybook.write_benchmark(world / name, name, size.benchmark_scenes)
     storybook.write_url_list(world / "urls.tsv", f"http://127.0.0.1:{port}", captions)
 
 
