@@ -122,7 +122,7 @@ def save_weights(clip: open_clip.CLIP, tokens: CompactTokens, out: Path) -> None
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Where the weights go.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2600,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1900,
     batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 256,
     learning_rate: Annotated[
         float, typer.Option(help="Peak, after 200 steps of warm-up.")

@@ -107,3 +107,12 @@ def test_benchmark_folder_agrees_with_its_manifest(name, tmp_path):
 def test_unknown_benchmark_is_refused(tmp_path):
     with pytest.raises(ValueError, match="storybook_things"):
         storybook.write_benchmark(tmp_path, "voc", 1)
+
+
+def test_tiny_clip_finds_single_nouns_in_held_out_scenes():
+    from model.clip import FrozenClip
+    from pipeline.storybook_clip import judge_weights
+
+    assert WEIGHTS.stat().st_size <= 12_000_000
+    scores = judge_weights(FrozenClip.load("storybook", "storybook"), seed=21, count=500)
+    assert scores["precision"] >= 75
