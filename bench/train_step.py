@@ -6,6 +6,7 @@
 Same random model, same batches from an Arrow stream, forward + backward + AdamW, fp32 and bf16
 autocast, rounds interleaved. Prints samples/s of both, the ratio of the medians, the share of time
 spent waiting for data and on a GPU the FLOP utilisation; `--profile` says where the time goes.
+Beside wall time stands the process's CPU time: with `--threads 1` it does not see a busy machine.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.plain_step import plain_step
 from model.clip import FrozenClip
-from model.codecomposition import CoDe, CoDeConfig, Losses
+from model.codecomposition import CoDe, Losses
+from model.config import CoDeConfig
 from pipeline.batches import Batch, FeatureStream
 from tests.make_features import make_features
 
@@ -37,6 +40,8 @@ def main() -> None:
     """Parse, measure, print."""
     arguments = parse()
     torch.set_float32_matmul_precision("high")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     clip = FrozenClip.load(arguments.model, "random", device)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,6 +63,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile our step")
     parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--threads", type=int, help="CPU threads of a product (default: all)")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args()
 
@@ -99,24 +106,26 @@ def compare(
         )
     batches = iter(stream)
     for contestant in contestants.values():
-        contestant.run(batches, steps=2)  # warm-up: allocations, autotuning, compilation
+        contestant.run(batches, arguments.warm_up)  # warm-up: allocations, autotuning, compilation
     rounds = [
         {name: c.run(batches, arguments.steps) for name, c in contestants.items()}
         for _ in range(arguments.rounds)
     ]
-    medians = {}
+    medians, cpu = {}, {}
     for name, contestant in contestants.items():
-        medians[name] = statistics.median(r[name][0] for r in rounds)
-        waited = statistics.median(r[name][1] / r[name][0] for r in rounds)
+        medians[name] = statistics.median(r[name].wall for r in rounds)
+        cpu[name] = statistics.median(r[name].cpu for r in rounds)
+        waited = statistics.median(r[name].waited / r[name].wall for r in rounds)
         flops = contestant.flops(next(batches))
         print(
-            f"{precision}  {name:16} {medians[name]:8.3f} s/step  "
+            f"{precision}  {name:16} {medians[name]:8.3f} s/step ({cpu[name]:.3f} of CPU)  "
             f"{arguments.batch / medians[name]:8.2f} images/s  data wait {waited:6.2%}  "
             f"{flops / arguments.batch / 1e9:4.0f} GFLOP/image  "
             f"{rate(device, flops / medians[name])}"
         )
     if "straightforward" in medians:
-        print(f"{precision}  ratio of medians  {medians['straightforward'] / medians['ours']:.2f}x")
+        wall, work = (seconds["straightforward"] / seconds["ours"] for seconds in (medians, cpu))
+        print(f"{precision}  ratio of medians  {wall:.2f}x in wall time, {work:.2f}x in CPU time")
     if arguments.profile:
         print(ours.profile(next(batches)))
 
@@ -129,6 +138,15 @@ def rate(device: torch.device, flops_per_second: float) -> str:
     name = torch.cuda.get_device_name(device)
     peak = next((peak for part, peak in DENSE_PEAK.items() if part in name), None)
     return text if peak is None else f"{text}  utilisation {flops_per_second / peak:.1%}"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step: on the clock, of all the process's threads, and waiting for the batch."""
+
+    wall: float
+    cpu: float
+    waited: float
 
 
 class Contestant:
@@ -170,15 +188,16 @@ class Contestant:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    def run(self, batches: Iterator[Batch], steps: int) -> tuple[float, float]:
-        """Return seconds a step, and how many of them went into waiting for the batch."""
-        waited, began = 0.0, time.perf_counter()
+    def run(self, batches: Iterator[Batch], steps: int) -> Seconds:
+        """Run steps and return the time that each took."""
+        waited, began, cpu_began = 0.0, time.perf_counter(), time.process_time()
         for _ in range(steps):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
             self.train(batch)
-        return (time.perf_counter() - began) / steps, waited / steps
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+        return Seconds(wall / max(1, steps), cpu / max(1, steps), waited / max(1, steps))
 
     def flops(self, batch: Batch) -> int:
         """Count the operations of one step's products (multiply-adds count two)."""

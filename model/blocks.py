@@ -1,6 +1,7 @@
 """Transformer blocks of open_clip, run our way: tokens (B, L, D) in, tokens (B, L, D) out.
 
-Letters: B sequences, L tokens, D width, H heads, d width of a head.
+Letters: B sequences, L tokens, D width, H heads, d width of a head; P tokens that U
+sequences of M more begin with.
 The weights stay in open_clip's `ResidualAttentionBlock`; only the arithmetic is ours. Its own
 `nn.MultiheadAttention(batch_first=True)` works on a transposed view, whose projections under bf16
 autocast become a batched product that copies the weight L times (2.5x the time of a whole step);
@@ -99,6 +100,36 @@ def run_block_for_one(
     attended_BD = attend_from_one(block.attn, block.ln_1(x_BLD), index_B, causal=causal)
     token_BD = x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), index_B]
     return feed_forward(block, token_BD + block.ls_1(attended_BD))
+
+
+def run_block_after_prefix(
+    block: ResidualAttentionBlock, prefix_PD: Tensor, x_UMD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run a causal block on U sequences that begin with the same P tokens, which run once.
+
+    Args:
+        block: the block.
+        prefix_PD: the P tokens that all sequences begin with.
+        x_UMD: each sequence's own M tokens behind them.
+
+    Returns:
+        Both, one block later: the same numbers as `run_block` on U sequences of P + M tokens.
+    """
+    (P, D), (U, M, _) = prefix_PD.shape, x_UMD.shape
+    attention, H = block.attn, block.attn.num_heads
+    tokens_KD = torch.cat([prefix_PD, x_UMD.reshape(U * M, D)])  # K = P + U·M
+    qkv = F.linear(block.ln_1(tokens_KD), attention.in_proj_weight, attention.in_proj_bias)
+    prefix = qkv[:P].view(1, P, 3, H, D // H).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv[P:].view(U, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+    k = torch.cat([prefix[1].expand(U, -1, -1, -1), k], dim=2)
+    v = torch.cat([prefix[2].expand(U, -1, -1, -1), v], dim=2)
+    mask = torch.ones(M, P + M, dtype=torch.bool, device=x_UMD.device).tril(diagonal=P)
+    y_prefix = F.scaled_dot_product_attention(prefix[0], prefix[1], prefix[2], is_causal=True)
+    y_own = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y_KD = torch.cat([y.transpose(1, 2).reshape(-1, D) for y in (y_prefix, y_own)])
+    attended_KD = F.linear(y_KD, attention.out_proj.weight, attention.out_proj.bias)
+    tokens_KD = feed_forward(block, tokens_KD + block.ls_1(attended_KD))
+    return tokens_KD[:P], tokens_KD[P:].view(U, M, D)
 
 
 def run_dense_block(block: ResidualAttentionBlock, x_BLD: Tensor) -> Tensor:

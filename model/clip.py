@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from model.blocks import run_block, run_block_for_one, run_dense_block
+from model.blocks import (
+    run_block,
+    run_block_after_prefix,
+    run_block_for_one,
+    run_dense_block,
+)
 
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -184,10 +189,7 @@ class FrozenClip(nn.Module):
     def _early_states(self, embeddings_BLT: Tensor) -> Tensor:
         """Run all text blocks but the last on token embeddings: (B, L, T)."""
         L = embeddings_BLT.shape[1]
-        if self.context_length < L:
-            raise ValueError(
-                f"a text of {L} tokens does not fit the context of {self.context_length}"
-            )
+        self._check_length(L)
         states_BLT: Tensor = embeddings_BLT + self.clip.positional_embedding[:L]
         for block in self.clip.transformer.resblocks[:-1]:
             states_BLT = run_block(block, states_BLT, causal=True)
@@ -203,6 +205,31 @@ class FrozenClip(nn.Module):
         states_BLT = self._early_states(embeddings_BLT)
         state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
         return F.normalize(self.project_text(state_BT).float(), dim=-1)
+
+    def encode_after_prefix(
+        self, prefix_PT: Tensor, embeddings_UMT: Tensor, eos_U: Tensor
+    ) -> Tensor:
+        """Encode U texts that begin with the same P token embeddings: E^t (U, C), unit.
+
+        Causal attention: what the shared beginning computes does not depend on what follows, so it
+        is computed once. `eos_U` counts from the end of the prefix.
+        """
+        P, (U, M, _) = len(prefix_PT), embeddings_UMT.shape
+        self._check_length(P + M)
+        positions = self.clip.positional_embedding
+        prefix_PT = prefix_PT + positions[:P]
+        states_UMT = embeddings_UMT + positions[P : P + M]
+        for block in self.clip.transformer.resblocks[:-1]:
+            prefix_PT, states_UMT = run_block_after_prefix(block, prefix_PT, states_UMT)
+        states_ULT = torch.cat([prefix_PT.expand(U, -1, -1), states_UMT], dim=1)
+        state_UT = run_block_for_one(self.last_text_block, states_ULT, P + eos_U, causal=True)
+        return F.normalize(self.project_text(state_UT).float(), dim=-1)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.context_length:
+            raise ValueError(
+                f"a text of {length} tokens does not fit the context of {self.context_length}"
+            )
 
     def project_text(self, states: Tensor) -> Tensor:
         """Apply ln_final and the text projection: (…, T) to (…, C), not normalised."""

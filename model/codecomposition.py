@@ -20,6 +20,8 @@ from model.image_segmenter import MASK_PIXELS, ImageSegmenter
 from model.prompts import TEMPLATES, NounPrompt, encode_template, highlight_region, highlight_words
 from model.text_segmenter import TextSegmenter
 
+__all__ = ["CoDe", "CoDeConfig", "Losses"]
+
 LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
 
 

@@ -37,13 +37,10 @@ class NounPrompt(nn.Module):
             tokens_UM: BPE ids without SOS and EOS, zero-padded.
             lengths_U: BPE tokens of each noun.
         """
-        U = len(tokens_UM)
         tokenizer = clip.tokenizer
-        tail = clip.embed_tokens(_append(tokens_UM, lengths_U, [tokenizer.eot_token_id]))
-        sos = clip.embed_tokens(tokens_UM.new_full((U, 1), tokenizer.sot_token_id))
-        context = self.context.expand(U, -1, -1)
-        sequence = torch.cat([sos, context, tail], dim=1)
-        return clip.encode_embeddings(sequence, lengths_U + 1 + len(self.context))
+        sos = clip.embed_tokens(tokens_UM.new_tensor([tokenizer.sot_token_id]))
+        nouns = clip.embed_tokens(_append(tokens_UM, lengths_U, [tokenizer.eot_token_id]))
+        return clip.encode_after_prefix(torch.cat([sos, self.context]), nouns, lengths_U)
 
 
 def _append(tokens_UM: Tensor, lengths_U: Tensor, ids: list[int]) -> Tensor:
