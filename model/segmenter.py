@@ -28,6 +28,7 @@ from model.pixels import Picture, Pixels, rgb_pixels
 from model.prediction import SENTENCES, PredictionSettings
 from model.prompts import template_embeddings
 from model.sliding import best_class, layout, stitched, working_size
+from model.word_segments import WordSegments, segment_words
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,20 @@ class Segmenter:
             label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
             scores = tuple(masks.flatten(1).amax(1).tolist())
             yield Segmentation(names, label.numpy(), masks.numpy(), scores)
+
+    def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
+        """Say which words of a caption belong to which noun.
+
+        Args:
+            caption: a sentence.
+            nouns: the nouns, in any words.
+
+        Raises:
+            ValueError: a training-free segmenter, or a caption or noun that cannot be.
+        """
+        if self.code is None or self.settings.method != "code":
+            raise ValueError("word segments need a trained model: give a RUN")
+        return segment_words(self.code, caption, self.embed_texts(nouns).words_KC, tuple(nouns))
 
     def label_map(
         self, pixels: Pixels, embeddings: TextEmbeddings, background: bool

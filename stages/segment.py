@@ -1,0 +1,195 @@
+"""Pictures + words -> for each picture: overlay with legend, label map, soft masks; one JSON.
+
+OUT/NAME/overlay.png    the picture, regions painted and outlined, legend
+OUT/NAME/label.png      8-bit palette PNG: 0 background (or the first text), 1 … the texts
+OUT/NAME/mask-TEXT.png  soft mask of a text, grey 0..255
+OUT/segments.json       areas (share of the picture) and scores (highest mask value)
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+
+from pipeline.benchmark import load_benchmark
+from pipeline.predictions import palette_image
+from stages.overlay import Colour, colours, overlay, with_legend
+from stages.progress import progress
+from stages.score import write_json
+
+if TYPE_CHECKING:
+    from model.pixels import Pixels
+    from model.segmenter import Segmentation, Segmenter
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+BACKGROUND: Colour = (0, 0, 0)
+
+
+def segment(
+    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    text: Annotated[list[str] | None, typer.Option(help="What to look for; repeat it.")] = None,
+    classes_from: Annotated[
+        str | None, typer.Option(help="Look for a benchmark's classes: voc, ade20k …")
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="RUN, checkpoint or hub id; none: the embedded CLIP, untrained."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("segments"),
+    method: Annotated[
+        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
+    ] = None,
+    clip: Annotated[str, typer.Option(help="Without --run: the CLIP.")] = "storybook",
+    pretrained: Annotated[str, typer.Option(help="Without --run: its weights.")] = "storybook",
+    background: Annotated[
+        bool, typer.Option(help="Leave out what no text scores above the threshold.")
+    ] = True,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+) -> None:
+    """Segment pictures by any words.
+
+    Example: codeseg segment photo.jpg --text "red car" --text dog --run runs/code
+    """
+    from model.pixels import rgb_pixels
+
+    console = Console()
+    texts = wanted_texts(text, classes_from)
+    paths = find_images(images)
+    segmenter = load(console, run, method, clip, pretrained, assignments or [], device)
+    segmenter.embed_texts(texts)  # a wrong text is refused before any picture is opened
+    palette = colours(len(texts))
+    folders = dict(zip(map(str, paths), folder_names(paths), strict=True))
+    rows: list[dict[str, Any]] = []
+    for name in progress(list(folders), "segmenting", console):
+        try:
+            pixels = rgb_pixels(name)
+        except (ValueError, FileNotFoundError) as error:
+            rows.append({"image": name, "error": str(error)})
+            continue
+        result = segmenter.segment(pixels, texts, background=background)
+        rows.append({"image": name, **write_result(out / folders[name], pixels, result, palette)})
+    write_json(out / "segments.json", {"method": segmenter.settings.method, "images": rows})
+    show(console, rows, out)
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+def wanted_texts(text: Sequence[str] | None, classes_from: str | None) -> list[str]:
+    """The texts to look for: those given, then a benchmark's classes."""
+    texts = list(text or [])
+    if classes_from:
+        texts += [name for name in load_benchmark(classes_from).texts if name not in texts]
+    if not texts:
+        raise ValueError('say what to look for: --text "red car" --text dog, or --classes-from voc')
+    return texts
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
+    """Files named, files of folders named, and files that match globs, in that order.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    found = [path for name in given for path in _expand(name)]
+    if not found:
+        raise FileNotFoundError(f"no image in {', '.join(given)}")
+    return list(dict.fromkeys(found))
+
+
+def _expand(name: str) -> Iterator[Path]:
+    path = Path(name)
+    if path.is_dir():
+        yield from sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    elif not path.exists() and has_magic(name):
+        yield from sorted(Path(p) for p in glob(name, recursive=True) if Path(p).is_file())
+    else:
+        yield path
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each image's results: its stem, numbered where stems repeat."""
+    taken: dict[str, int] = {}
+    names = []
+    for path in paths:
+        count = taken[path.stem] = taken.get(path.stem, 0) + 1
+        names.append(path.stem if count == 1 else f"{path.stem}-{count}")
+    return names
+
+
+def load(
+    console: Console,
+    run: str | None,
+    method: str | None,
+    clip: str,
+    pretrained: str,
+    assignments: Sequence[str],
+    device: str,
+) -> "Segmenter":
+    """Load the segmenter; say so when it is the embedded one."""
+    from model.segmenter import Segmenter
+    from stages.config import override, parse_assignments
+    from stages.processes import Processes
+
+    with Processes.start(device) as processes:
+        place = processes.device
+    if run is None:
+        segmenter = Segmenter.training_free(method or "naclip", clip, pretrained, device=place)
+        if clip == "storybook":
+            console.print(
+                "no --run: the embedded storybook CLIP, untrained; it knows drawn things only"
+            )
+    else:
+        segmenter = Segmenter.from_pretrained(run, device=place, method=method or "code")
+    settings = override(segmenter.settings, parse_assignments(assignments))
+    return Segmenter(segmenter.clip, segmenter.code, settings)
+
+
+def write_result(
+    folder: Path, pixels: "Pixels", result: "Segmentation", palette: Sequence[Colour]
+) -> dict[str, Any]:
+    """Write one picture's files; return its row of segments.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shift = len(result.texts) - len(result.scores)  # 1 where there is a background
+    painted = [None] * shift + list(palette)
+    counts = np.bincount(result.label_map.ravel(), minlength=len(result.texts))
+    areas = counts / result.label_map.size
+    legend = [
+        (f"{text} {area:.0%}", colour or BACKGROUND)
+        for text, area, colour in zip(result.texts, areas, painted, strict=True)
+        if area > 0
+    ]
+    with_legend(overlay(pixels, result.label_map, painted), legend).save(folder / "overlay.png")
+    stored = [colour or BACKGROUND for colour in painted]
+    palette_image(result.label_map, stored).save(folder / "label.png")
+    segments = []
+    for k, (text, score) in enumerate(zip(result.texts[shift:], result.scores, strict=True)):
+        name = f"mask-{k + 1:03d}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:40]}.png"
+        grey = np.rint(result.masks[k] * 255).astype(np.uint8)
+        Image.fromarray(grey).save(folder / name)
+        segments.append(
+            {"text": text, "area": float(areas[k + shift]), "score": float(score), "mask": name}
+        )
+    height, width = result.label_map.shape
+    return {"folder": folder.name, "width": width, "height": height, "segments": segments}
+
+
+def show(console: Console, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Print a line a picture: the texts that were found, largest first."""
+    for row in rows:
+        if "error" in row:
+            console.print(f"failed: {row['error']}", markup=False, soft_wrap=True)
+            continue
+        found = sorted((s for s in row["segments"] if s["area"] > 0), key=lambda s: -s["area"])
+        parts = [f"{s['text']} {s['area']:.0%} (score {s['score']:.2f})" for s in found]
+        line = f"{row['image']}: {', '.join(parts) or 'nothing found'}"
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
+    console.print(f"results in {out}", markup=False, soft_wrap=True)
