@@ -71,8 +71,7 @@ def resolve(wishes: Wishes, clip: Mapping[str, Any]) -> dict[str, Any]:
 
 def clip_facts(root: Storage, model: str, pretrained: str) -> dict[str, Any]:
     """What the settings say of a CLIP, from the last run's notes or by loading it."""
-    path = Path(pretrained).expanduser()
-    name = str(path.absolute()) if path.is_file() else pretrained
+    model, name = _absolute(model), _absolute(pretrained)
     weights_file = _hash_file(_weights_path(name))
     try:
         cached = json.loads(root.read_bytes(CLIP_CACHE))
@@ -196,6 +195,12 @@ def _load_facts(model: str, pretrained: str) -> dict[str, Any]:
     names = ("weights_sha256", "image_size", "patch_size", "width", "text_width", "embed_dim")
     facts = {name: getattr(clip, name) for name in (*names, "layers", "context_length")}
     return {"model": model, "pretrained": pretrained, **facts}
+
+
+def _absolute(name: str) -> str:
+    """A file's absolute path, for workers elsewhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_file() else name
 
 
 def _weights_path(pretrained: str) -> Path | None:

@@ -21,12 +21,14 @@ NOUNS = ["cat", "dog", "tree", "car", "boat", "grass", "sky", "lighthouse", "wri
 TOKENIZER = open_clip.SimpleTokenizer()
 
 
-def make_nouns(root: Path, *, shards: int = 2, rows: int = 12, seed: int = 0) -> None:
+def make_nouns(
+    root: Path, *, shards: int = 2, rows: int = 12, image_size: int = 72, seed: int = 0
+) -> None:
     """Row 0 of each shard failed to download; row 1 has one noun and is rejected."""
     storage = Storage.open(root)
     draw = np.random.default_rng(seed)
     for shard in range(shards):
-        pairs = [_pair(draw, f"{shard:05d}{i:04d}", failed=i == 0) for i in range(rows)]
+        pairs = [_pair(draw, f"{shard:05d}{i:04d}", image_size, failed=i == 0) for i in range(rows)]
         write_table(storage, "pairs", shard, pairs, schema.PAIRS, input="urls")
         nouns = [
             _nouns(draw, pair["key"], count=1 if i == 1 else None)
@@ -61,15 +63,15 @@ def write_table(storage, table, shard, rows, arrow, *, input=None) -> None:
     )
 
 
-def jpeg(draw: np.random.Generator, width: int = 80, height: int = 72) -> bytes:
+def jpeg(draw: np.random.Generator, height: int = 72) -> bytes:
     pixels = draw.integers(0, 256, (6, 7, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height)).save(file, "JPEG")
+    Image.fromarray(pixels).resize((height + 8, height)).save(file, "JPEG")
     return file.getvalue()
 
 
-def _pair(draw: np.random.Generator, key: str, *, failed: bool) -> dict:
-    ok = {"status": "success", "jpg": jpeg(draw)}
+def _pair(draw: np.random.Generator, key: str, image_size: int, *, failed: bool) -> dict:
+    ok = {"status": "success", "jpg": jpeg(draw, image_size)}
     return {"key": key, "url": f"http://localhost/{key}", "caption": "a caption"} | (
         {"status": "failed", "error": "http_404"} if failed else ok
     )

@@ -1,5 +1,8 @@
 """Features and vocabulary: what is written is what the CLIP says, and nothing is lost."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,11 @@ from pipeline.features import FeaturesWorker, cut, features_schema, uniform
 from pipeline.features_plan import Wishes, clip_facts, make_plan, resolve
 from pipeline.ledger import Ledger
 from pipeline.order import mix
+from pipeline.shards import Resources
 from pipeline.storage import Storage
 from pipeline.vocabulary import VocabularyWorker
 from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_fingerprint, vocabulary_settings
+from stages.features import run_features
 from tests.make_nouns import make_nouns, write_table
 
 TINY = str(Path(__file__).parent.parent / "data" / "tiny_clip.json")
@@ -345,3 +350,50 @@ def test_declared_columns_are_those_of_the_schemas(root):
         names |= set(features_schema(options(root, image_tokens=kind)["features"]).names)
     assert set(FeaturesWorker.ADDS["features"]) == names
     assert VocabularyWorker.ADDS["vocabulary"] == tuple(schema.vocabulary(4).names)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = ["features", str(root), "--clip", TINY, "--pretrained", "random:0", *arguments]
+    return subprocess.run(
+        [sys.executable, "-m", "stages.cli", *line], capture_output=True, text=True, timeout=500
+    )
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_the_workers_write_and_then_has_nothing_to_do(root, tmp_path):
+    first = command(root)
+    assert first.returncode == 0, first.stderr
+    assert "20 pairs in 2 shards" in first.stdout
+    assert "GB free" in first.stdout
+    made = (root / features_path(1)).read_bytes()
+    for path in (root / "ledger/features").glob("0*.json"):
+        path.unlink()
+    worker = FeaturesWorker(str(root), options(root, batch_size=64))
+    worker.process(1, "input")
+    assert (root / features_path(1)).read_bytes() == made
+    worker.process(0, "input")
+    run(root, batch_size=64)
+    begin = time.monotonic()
+    again = command(root)
+    assert again.returncode == 0
+    assert "0 shards done" in again.stdout
+    assert time.monotonic() - begin < 60  # no CLIP, no Ray: two seconds on an idle machine
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):
+    result = command(tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "codeseg nouns" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_disk_that_is_too_small_is_refused(root, monkeypatch):
+    monkeypatch.setattr(Storage, "free_bytes", lambda self: 1000)
+    wishes = Wishes(**WISHES)
+    with pytest.raises(ValueError, match="--force"):
+        run_features(Storage.open(root), wishes, Resources(cpus=1))
+    assert not (root / "features").exists()

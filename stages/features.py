@@ -1,0 +1,171 @@
+"""`codeseg features ROOT`: pairs + nouns -> vocabulary, features: what the frozen CLIP says."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from pipeline.features_plan import (
+    Wishes,
+    Work,
+    clip_facts,
+    known_speed,
+    make_plan,
+    probe_speed,
+    resolve,
+)
+from pipeline.ledger import Ledger
+from pipeline.progress import duration
+from pipeline.shards import Resources, StageReport, ray_session, run_stage, show_report
+from pipeline.storage import Storage
+from pipeline.vocabulary_table import vocabulary_fingerprint, vocabulary_settings
+from stages.options import Gpus, RayAddress, Workers, make_resources
+
+DEFAULTS = Wishes()
+
+
+def features(
+    root: Annotated[
+        str, typer.Argument(help="Dataset root that has nouns: a folder or s3:// URI.")
+    ],
+    clip: Annotated[
+        str, typer.Option(help="open_clip model name, a JSON config, or storybook.")
+    ] = DEFAULTS.clip,
+    pretrained: Annotated[
+        str,
+        typer.Option(help="Weights: a tag of the model, a .safetensors or .pt file, storybook."),
+    ] = DEFAULTS.pretrained,
+    image_tokens: Annotated[
+        str,
+        typer.Option(
+            help="Store the trunk's output as fp16, as int8 (half the size), or none of it "
+            "(the trainer recomputes it; smallest, slowest to train)."
+        ),
+    ] = DEFAULTS.image_tokens,
+    views: Annotated[
+        int, typer.Option(min=1, help="Fixed augmented views of each image.")
+    ] = DEFAULTS.views,
+    precision: Annotated[
+        str, typer.Option(help="The CLIP computes in fp32, bf16 or fp16.")
+    ] = DEFAULTS.precision,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images encoded together, rows of an Arrow record batch.")
+    ] = DEFAULTS.batch_size,
+    min_nouns: Annotated[
+        int, typer.Option(min=1, help="Leave captions with fewer distinct nouns out.")
+    ] = DEFAULTS.min_nouns,
+    least_crop: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Smallest crop, as a share of the image; 1 = no crop."),
+    ] = DEFAULTS.least_crop,
+    flip: Annotated[bool, typer.Option(help="Mirror half the views.")] = DEFAULTS.flip,
+    seed: Annotated[int, typer.Option(min=0, help="Of the views.")] = DEFAULTS.seed,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start although the disk looks too small.")
+    ] = False,
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    gpus: Gpus = 0,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores of each worker, to decode and, without GPU, to encode."),
+    ] = None,
+) -> None:
+    """Compute once what the frozen CLIP says about every pair, so that training need not.
+
+    Run it again to resume: only what is missing or out of date is done. Then: codeseg train ROOT
+    """
+    wishes = Wishes(
+        clip=clip,
+        pretrained=pretrained,
+        image_tokens=image_tokens,
+        views=views,
+        precision=precision,
+        batch_size=batch_size,
+        min_nouns=min_nouns,
+        least_crop=least_crop,
+        flip=flip,
+        seed=seed,
+    )
+    cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
+    resources = make_resources(ray_address, workers, gpus, cpus=cores)
+    reports = run_features(Storage.open(root), wishes, resources, force=force)
+    for report in reports:
+        show_report(report)
+    if any(report.failed for report in reports):
+        raise typer.Exit(1)
+
+
+def run_features(
+    root: Storage, wishes: Wishes, resources: Resources, *, force: bool = False
+) -> list[StageReport]:
+    """Plan, say what it takes, make the vocabulary and the pending shards.
+
+    Raises:
+        ValueError: wrong wishes, no nouns, or too small a disk (unless `force`).
+    """
+    settings = resolve(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
+    work = make_plan(root, settings, vocabulary_fingerprint(settings))
+    if not work.vocabulary.pending and not work.features.pending:
+        return [StageReport("vocabulary"), StageReport("features")]
+    device = "cuda" if resources.gpus else "cpu"
+    _refuse_missing_gpu(resources)
+    if work.features.pending:
+        announce(root, work, resources, device, force=force)
+    from pipeline.features import FeaturesWorker  # these load torch
+    from pipeline.vocabulary import VocabularyWorker
+
+    ledger = Ledger(root)
+    options = {"features": settings, "device": device, "threads": int(resources.cpus)}
+    counting = {**options, "shards": sorted(work.inputs)}
+    whole = {0: work.vocabulary_input}
+    with ray_session(resources):
+        ledger.write_settings("vocabulary", vocabulary_settings(settings))
+        vocabulary = run_stage(
+            "vocabulary", VocabularyWorker, root, counting, work.vocabulary, whole, resources, {}
+        )
+        if vocabulary.failed:
+            return [vocabulary]
+        ledger.write_settings("features", settings)
+        inputs, rows = work.inputs, work.rows
+        features = run_stage(
+            "features", FeaturesWorker, root, options, work.features, inputs, resources, rows
+        )
+    return [vocabulary, features]
+
+
+def announce(root: Storage, work: Work, resources: Resources, device: str, *, force: bool) -> None:
+    """Say how much and how long; refuse what cannot fit.
+
+    Raises:
+        ValueError: the estimate is larger than the free space, and not `force`.
+    """
+    rows, free = sum(work.rows.values()), root.free_bytes()
+    speed = known_speed(Ledger(root).records("features"), work.settings)
+    where = "as measured before"
+    if speed is None and not resources.ray_address:
+        where = "as measured on a few images"
+        speed = probe_speed(work.settings, device, int(resources.cpus))
+    time = f"about {duration(rows / speed)} of one worker ({where})" if speed else "time unknown"
+    space = "" if free is None else f", {free / 1e9:,.1f} GB free"
+    typer.echo(
+        f"features: {rows:,} pairs in {len(work.rows)} shards, "
+        f"about {work.new_bytes / 1e9:,.2f} GB{space}, {time}"
+    )
+    if free is not None and work.new_bytes - work.replaced_bytes > free and not force:
+        raise ValueError(
+            f"the features need about {work.new_bytes / 1e9:,.0f} GB but {root.uri} has "
+            f"{free / 1e9:,.0f} GB free; use --image-tokens int8 or none, another root, or --force"
+        )
+
+
+def _refuse_missing_gpu(resources: Resources) -> None:
+    """Without this Ray would wait for a GPU for ever."""
+    if resources.gpus and not resources.ray_address:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "--gpus needs a CUDA GPU but this machine has none; leave it out, or name a "
+                "cluster by --ray-address"
+            )
