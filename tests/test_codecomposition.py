@@ -297,3 +297,22 @@ def test_trained_weights_travel_without_the_clip(clip):
         other.load_trainable_state_dict(state | {"extra": torch.zeros(1)})
     with pytest.raises(ValueError, match="shape"):
         other.load_trainable_state_dict(state | {"region_prompt": torch.zeros(3, 2, 2)})
+
+
+def test_step_compiles_to_one_graph(clip):
+    code = small_code(clip)
+    batch = small_batch(clip) | {"mask_noise_JBHW": code.mask_noise(5, 4, (64, 64))}
+    compiled = torch.compile(code, backend="eager", fullgraph=True)
+    losses = {name: loss.item() for name, loss in compiled(**batch).items()}
+    assert losses == pytest.approx({name: loss.item() for name, loss in code(**batch).items()})
+
+
+@pytest.mark.slow
+def test_vit_b_32_of_open_clip_runs():
+    clip = FrozenClip.load("ViT-B-32", "random")
+    code = CoDe(clip, CoDeConfig())
+    batch = small_batch(clip)
+    losses = code(**batch)
+    losses.total.backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert code.decompose(**batch).pixels_BCHW.shape == (4, 512, 28, 28)
