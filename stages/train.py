@@ -66,6 +66,28 @@ def train(
         typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
 
 
+@dataclass
+class Stop:
+    """Whether this process was asked to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Stop]:
+    """Let SIGTERM end the loop after the current step, once it is saved."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
     """Train until the recipe's last step or until SIGTERM.
 
@@ -82,7 +104,7 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
         FloatingPointError: a loss or gradient was not finite.
         OSError: a checkpoint could not be written; earlier ones survive.
     """
-    with Processes.start(recipe.train.device) as processes:
+    with stop_on_sigterm() as stop, Processes.start(recipe.train.device) as processes:
         step, position = progress(run)
         stream = open_stream(root, recipe, position, processes)
         data = {"features": stream.settings, "rows": stream.rows, "contents": stream.fingerprint}
@@ -102,7 +124,7 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
         with RunLog(run, recipe, state.step, processes.leads) as log:
             for shard, reason in stream.skipped.items():
                 log.say(f"shard {shard:05d} is skipped: {reason}")
-            return train_steps(run, recipe, state, iter(stream), processes, log)
+            return train_steps(run, recipe, state, iter(stream), processes, log, stop)
 
 
 def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
@@ -149,32 +171,32 @@ def train_steps(
     stream: Iterator[Batch],
     processes: Processes,
     log: RunLog,
+    stop: Stop,
 ) -> bool:
-    """The loop. Returns whether the last step is done; False after SIGTERM."""
+    """The loop. Returns whether the last step is done; False if it was asked to stop before."""
     train = recipe.train
     meter = Meter(processes.device, peak_flops(processes.device, train.precision))
     stepper = Stepper(state, train, processes)
-    with stop_on_sigterm() as stop:
-        while state.step < train.steps:
-            batches, waited = fetch(stream, train.accumulation)
-            stepper.enter_phase(batches[0])
-            terms = stepper.forward_backward(batches)
-            terms["grad_norm"] = stepper.gradient_norm()
-            figures = stepper.agree(terms, stop.asked)
-            refuse_non_finite(run, state, figures, batches, processes)
-            figures["lr"] = stepper.update(terms["grad_norm"])
-            state.step, state.position = state.step + 1, batches[-1].position
+    while state.step < train.steps:
+        batches, waited = fetch(stream, train.accumulation)
+        stepper.enter_phase(batches[0])
+        terms = stepper.forward_backward(batches)
+        terms["grad_norm"] = stepper.gradient_norm()
+        figures = stepper.agree(terms, stop.asked)
+        refuse_non_finite(run, state, figures, batches, processes)
+        figures["lr"] = stepper.update(terms["grad_norm"])
+        state.step, state.position = state.step + 1, batches[-1].position
 
-            meter.step(train.batch_size, waited, stepper.flops * train.accumulation)
-            last, stopping = state.step == train.steps, figures.pop("stop") > 0
-            if last or state.step % train.log_every == 0:
-                log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
-            if last or stopping or state.step % train.checkpoint_every == 0:
-                log.save()
-                if processes.leads:
-                    save(run, recipe, state)
-            if stopping:
-                break
+        meter.step(train.batch_size, waited, stepper.flops * train.accumulation)
+        last, stopping = state.step == train.steps, figures.pop("stop") > 0
+        if last or state.step % train.log_every == 0:
+            log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
+        if last or stopping or state.step % train.checkpoint_every == 0:
+            log.save()
+            if processes.leads:
+                save(run, recipe, state)
+        if stopping:
+            break
     processes.wait()
     return state.step == train.steps
 
@@ -224,25 +246,3 @@ def refuse_non_finite(
         f"step {state.step + 1}: {', '.join(terms)} not finite; the weights were not moved, "
         f"the batch's keys are in {path}"
     )
-
-
-@dataclass
-class Stop:
-    """Whether this process was asked to stop."""
-
-    asked: bool = False
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[Stop]:
-    """Let SIGTERM end the loop after the current step, once it is saved."""
-    stop = Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-
-    previous = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)

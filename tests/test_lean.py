@@ -11,17 +11,20 @@ ENGINES = ("ray", "spacy", "img2dataset", "duckdb", "pandas")
 COMMANDS = ("train", "evaluate", "score", "segment")
 
 IMPORT_WITHOUT_ENGINES = """
-import importlib, sys
+import importlib.abc, importlib.machinery, sys
 
-class Refuse:
+class Refuse(importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {engines!r}:
-            raise ModuleNotFoundError(f"{{name}} is an offline engine", name=name)
+        if name in {engines!r}:
+            return importlib.machinery.ModuleSpec(name, self, origin="refused")
+
+    def exec_module(self, module):
+        name = module.__name__
+        raise ModuleNotFoundError(f"{{name}} is an offline engine", name=name)
 
 sys.meta_path.insert(0, Refuse())
 for module in {modules!r}:
     importlib.import_module(module)
-assert not set({engines!r}) & set(sys.modules)
 {then}
 """
 
@@ -33,7 +36,7 @@ def run_without_engines(modules, then=""):
 
 def test_model_and_light_commands_import_without_any_engine():
     modules = [f"model.{path.stem}" for path in sorted((ROOT / "model").glob("[!_]*.py"))]
-    modules += [f"stages.{name}" for name in COMMANDS if (ROOT / f"stages/{name}.py").exists()]
+    modules += [f"stages.{name}" for name in COMMANDS]
     done = run_without_engines(modules)
     assert done.returncode == 0, done.stderr
 
@@ -45,7 +48,6 @@ from stages.train import fit
 from tests.tiny_run import make_root, tiny_recipe
 root = make_root(Path({str(tmp_path)!r}))
 assert fit(root, Path({str(tmp_path)!r}) / "run", tiny_recipe(root, "train.steps=2"))
-assert not set({ENGINES!r}) & set(sys.modules)
 """
     done = run_without_engines(["stages.train"], then)
     assert done.returncode == 0, done.stderr

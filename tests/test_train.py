@@ -283,8 +283,8 @@ def test_two_processes_give_the_losses_of_one(root, undisturbed, tmp_path):
     sets = [part for value in assignments(root) for part in ("--set", value)]
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-            "--master-addr=127.0.0.1", "--master-port=0", "-m", "stages.cli", "train",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            "-m", "stages.cli", "train",
             str(root), str(run), *sets,
         ],
         capture_output=True,
