@@ -18,6 +18,7 @@ from model.clip import FrozenClip
 from model.config import CoDeConfig
 from model.image_segmenter import MASK_PIXELS, ImageSegmenter
 from model.prompts import TEMPLATES, NounPrompt, encode_template, highlight_region, highlight_words
+from model.region_recognition import RegionRecogniser, noun_keys
 from model.text_segmenter import TextSegmenter
 
 __all__ = ["CoDe", "CoDeConfig", "Losses"]
@@ -84,15 +85,23 @@ class CoDe(nn.Module):
                 f"{config.context_tokens} context tokens, SOS, a noun and EOS do not fit the "
                 f"{clip.context_length} tokens of {clip.name}: lower context_tokens"
             )
+        if not config.masks and (config.co_decomposition or not config.region_weight):
+            raise ValueError(
+                "without masks there are only regions to learn from: set model.region_weight "
+                "above 0 and model.co_decomposition=false"
+            )
         self.clip = clip
         self.config = config
-        self.image_segmenter = ImageSegmenter(clip)
         self.noun_prompt = NounPrompt(clip, config.context_tokens)
-        self.region_prompt = nn.Parameter(
-            torch.zeros(3, clip.image_size, clip.image_size), requires_grad=config.region_prompt
-        )
-        self.tcl_feature_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
-        self.tcl_image_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+        if config.region_weight:
+            self.region_recogniser = RegionRecogniser(clip, config.region_pool)
+        if config.masks:
+            self.image_segmenter = ImageSegmenter(clip)
+            self.region_prompt = nn.Parameter(
+                torch.zeros(3, clip.image_size, clip.image_size), requires_grad=config.region_prompt
+            )
+            self.tcl_feature_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+            self.tcl_image_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
         if config.co_decomposition:
             self.text_segmenter = TextSegmenter(clip)
             self.word_prompt = nn.Parameter(
@@ -103,8 +112,12 @@ class CoDe(nn.Module):
     # -- what is trained --------------------------------------------------------------------------
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
-        """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7)."""
-        self.image_segmenter.block.requires_grad_(phase == 2)
+        """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7).
+
+        The region recogniser has no decoder to wait for: its copy trains from the start.
+        """
+        if self.config.masks:
+            self.image_segmenter.block.requires_grad_(phase == 2)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return every weight that is not the frozen CLIP's."""
@@ -160,7 +173,7 @@ class CoDe(nn.Module):
         Returns:
             Difference of two Gumbel draws (a logistic draw), (J, B, H, W).
         """
-        device = self.region_prompt.device
+        device = self.clip.mean.device
         generator = torch.Generator(device).manual_seed(seed)
         H, W = (MASK_PIXELS * (side // self.clip.patch_size) for side in size)
         shape = (self.config.nouns_per_image, images * distributed.world_size(), H, W)
@@ -168,11 +181,48 @@ class CoDe(nn.Module):
         noise = torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
         return noise[:, images * distributed.rank() :][:, :images]
 
-    def forward(self, **batch: Any) -> Losses:
-        """Return the weighted loss terms of a batch; the arguments are those of `decompose`."""
+    def forward(self, *, regions_BQ: Tensor | None = None, **batch: Any) -> Losses:
+        """Return the weighted loss terms of a batch.
+
+        Args:
+            regions_BQ: int64 region maps, flat, on the patch grid; wanted with region_weight.
+            batch: the arguments of `decompose`.
+        """
+        if not self.config.masks:
+            return self._region_losses(regions_BQ, **batch)
         composition = self.decompose(**batch)
         with torch.autocast(composition.pixels_BCHW.device.type, enabled=False):
-            return self.losses(composition)
+            terms = self.losses(composition)
+        if self.config.region_weight:
+            terms["region"] = self._region_loss(regions_BQ, composition.nouns_NC, **batch)
+        return terms
+
+    def _region_losses(self, regions_BQ: Tensor | None, **batch: Any) -> Losses:
+        """The terms of region recognition alone (METHOD §9): L_kg and noun→region."""
+        nouns_UC = self.noun_embeddings(batch["noun_tokens_UM"], batch["noun_lengths_U"])
+        index_N = batch["noun_index_N"]
+        with torch.autocast(nouns_UC.device.type, enabled=False):
+            distance = losses.knowledge_distance(
+                nouns_UC[index_N].float(),
+                batch["knowledge_UC"][index_N],
+                squared=self.config.squared_knowledge,
+            )
+        return Losses(
+            kg=self.config.knowledge_weight * distance,
+            region=self._region_loss(regions_BQ, nouns_UC[index_N], **batch),
+        )
+
+    def _region_loss(self, regions_BQ: Tensor | None, nouns_NC: Tensor, **batch: Any) -> Tensor:
+        """The weighted one-way loss between nouns and regions (METHOD §9)."""
+        if regions_BQ is None:
+            raise ValueError("region_weight needs the region maps of the batch")
+        tokens_BPD = _trunk_tokens(**batch)
+        if tokens_BPD is None:
+            with torch.no_grad():
+                tokens_BPD = self.clip.trunk(self.clip.normalise(batch["pixels_BCHW"]))
+        noun_N = noun_keys(batch["noun_tokens_UM"])[batch["noun_index_N"]]
+        loss = self.region_recogniser.loss(tokens_BPD.float(), regions_BQ, nouns_NC, noun_N)
+        return self.config.region_weight * loss
 
     def decompose(
         self,
@@ -220,8 +270,11 @@ class CoDe(nn.Module):
             knowledge_UC = encode_template(
                 self.clip, TEMPLATES[template], noun_tokens_UM, noun_lengths_U
             )
-        if image_tokens_int8_BPD is not None and image_token_scale_BP is not None:
-            image_tokens_BPD = image_tokens_int8_BPD.float() * image_token_scale_BP[..., None]
+        image_tokens_BPD = _trunk_tokens(
+            image_tokens_BPD=image_tokens_BPD,
+            image_tokens_int8_BPD=image_tokens_int8_BPD,
+            image_token_scale_BP=image_token_scale_BP,
+        )
         images = pixels_BCHW
         if not images.is_floating_point():
             images = self.clip.normalise(pixels_BCHW)
@@ -357,6 +410,19 @@ class CoDe(nn.Module):
         """Gather (N, C) of this rank to (A, C) of all, keeping the noun-major order."""
         J = self.config.nouns_per_image
         return distributed.gather(x_NC.float().view(J, -1, x_NC.shape[1]), dim=1).flatten(0, 1)
+
+
+def _trunk_tokens(
+    *,
+    image_tokens_BPD: Tensor | None = None,
+    image_tokens_int8_BPD: Tensor | None = None,
+    image_token_scale_BP: Tensor | None = None,
+    **_: Any,
+) -> Tensor | None:
+    """The batch's trunk tokens, dequantised; None when they are not stored."""
+    if image_tokens_int8_BPD is not None and image_token_scale_BP is not None:
+        return image_tokens_int8_BPD.float() * image_token_scale_BP[..., None]
+    return image_tokens_BPD
 
 
 def _by_noun(x_BAHW: Tensor, nouns: int) -> Tensor:

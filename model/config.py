@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.region_config import Pool
+
 
 @dataclass(frozen=True)
 class CoDeConfig:
@@ -18,6 +20,13 @@ class CoDeConfig:
     """Ablation switch W: learn P^t; off keeps it at zero."""
     region_prompt: bool = True
     """Ablation switch R: learn P^v; off keeps it at zero."""
+
+    masks: bool = True
+    """Learn masks (CoDe, or its baseline); off leaves the recognition of regions alone (SCG)."""
+    region_weight: float = 0.0
+    """Weight of the one-way loss between nouns and regions (SCG); 0 learns nothing of regions."""
+    region_pool: Pool = "max"
+    """A noun's score in a picture: that of its best region, or a softmax-weighted mean of all."""
 
     knowledge_weight: float = 8.0
     """Weight of L_kg."""

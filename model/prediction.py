@@ -7,7 +7,10 @@ from model.clip import FrozenClip
 from model.dense import VARIANTS
 from model.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
 from model.prompts import TEMPLATES
+from model.region_config import Grouping, Method
 
+SCG = "scg"
+METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
 SENTENCES = {"imagenet": TEMPLATES, "photo": ("a photo of a {}.",), "plain": ("{}",)}
 """Sets of templates by name."""
 
@@ -17,7 +20,8 @@ class PredictionSettings:
     """Everything that decides a label map besides weights, picture and words; recorded with it."""
 
     method: str = "code"
-    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip."""
+    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip;
+    scg labels regions (METHOD §9); code+scg, naclip+scg … do both."""
     short_side: int = 448
     """The picture is resized to this short side, pixels …"""
     long_side: int = 2048
@@ -43,6 +47,34 @@ class PredictionSettings:
     """Cosine at which a dense mask is one half."""
     background_threshold: float = 0.4
     """Constant score of the background where there is one."""
+    regions: int = 16
+    """scg: most regions of a window."""
+    region_method: Method = "kmeans"
+    """scg: kmeans or spectral."""
+    region_min_patches: int = 2
+    """scg: smaller regions join their most similar neighbour."""
+    region_weight: float = 0.5
+    """code+scg …: share of the regions' own labels; the rest is the other method's masks, averaged
+    inside each region."""
+    region_scale: float = KNOWLEDGE_SCALE
+    """scg: a region's score is sigmoid(scale · (cosine − threshold))."""
+    region_threshold: float = KNOWLEDGE_THRESHOLD
+    """scg: cosine at which a region's score is one half."""
+
+    @property
+    def masks_by(self) -> str | None:
+        """The method that makes masks, without regions: code, a dense form, or None for scg."""
+        return None if self.method == SCG else self.method.removesuffix(f"+{SCG}")
+
+    @property
+    def by_regions(self) -> bool:
+        """Whether regions take part."""
+        return self.method == SCG or self.method.endswith(f"+{SCG}")
+
+    @property
+    def grouping(self) -> Grouping:
+        """How regions are made."""
+        return Grouping(self.region_method, self.regions, self.region_min_patches)
 
     @classmethod
     def for_clip(cls, clip: FrozenClip, **changes: Any) -> Self:
@@ -53,16 +85,22 @@ class PredictionSettings:
             "long_side": 2048 * side // 448,
             "window": side,
             "stride": side // 2,
-            "pamr": changes.get("method", "code") == "code",
+            "pamr": changes.get("method", "code") not in VARIANTS,
         }
         return cls(**{**defaults, **changes})
 
     def record(self) -> dict[str, Any]:
         """The settings that matter for this method, to lie beside a number."""
         values = asdict(self)
-        if self.method != "code":
-            for name in ("knowledge_weight", "knowledge_dense", "prompts"):
+        if self.masks_by != "code":
+            for name in ("knowledge_weight", "knowledge_dense"):
                 del values[name]
+            if not self.by_regions:
+                del values["prompts"]
+        if not self.by_regions:
+            values = {k: v for k, v in values.items() if not k.startswith("region")}
+        elif self.masks_by is None:
+            del values["region_weight"]
         return values
 
     def check(self) -> None:
@@ -72,7 +110,7 @@ class PredictionSettings:
             ValueError: names the setting.
         """
         choices = {
-            "method": ("code", *VARIANTS),
+            "method": METHODS,
             "knowledge_dense": tuple(VARIANTS),
             "prompts": ("learned", "templates"),
             "templates": tuple(SENTENCES),
@@ -87,5 +125,7 @@ class PredictionSettings:
             raise ValueError(
                 f"stride {self.stride} exceeds window {self.window}: pixels would be left out"
             )
-        if not 0 <= self.knowledge_weight <= 1:
-            raise ValueError(f"knowledge_weight must be in 0..1, not {self.knowledge_weight}")
+        for name in ("knowledge_weight", "region_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
+        _ = self.grouping  # checks itself

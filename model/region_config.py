@@ -6,6 +6,7 @@ from typing import Literal, get_args
 CLIP = "clip"  # the source of patch features that needs no second model
 
 Method = Literal["kmeans", "spectral"]
+Pool = Literal["max", "soft"]
 
 MOST_REGIONS = 256  # region numbers are uint8
 

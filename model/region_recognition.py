@@ -9,19 +9,81 @@ ordinary tokens run beside the copies, untouched, so patches keep seeing everyth
 knows of another. A region that covers the picture gives the image embedding.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from model import distributed
 from model.blocks import feed_forward, run_block
+from model.clip import FrozenClip
+from model.region_config import Pool
 
-Pool = Literal["max", "soft"]
-
+LOG_SCALE = torch.tensor(1 / 0.07).log().item()
+MAX_SCALE = 100.0
 NO_REGION = -1e4  # score of a picture without regions: finite, so that no gradient is NaN
+
+
+class RegionRecogniser(nn.Module):
+    """Trainable copies of CLIP's last block and projection that read regions, not pictures.
+
+    Args:
+        clip: whose weights they start from.
+        pool: how a noun's score is made of its scores with a picture's regions.
+    """
+
+    def __init__(self, clip: FrozenClip, pool: Pool = "max") -> None:
+        super().__init__()
+        self.block = copy.deepcopy(clip.last_block).requires_grad_(True)
+        self.ln_post = copy.deepcopy(clip.clip.visual.ln_post).requires_grad_(True)
+        self.proj = nn.Parameter(clip.clip.visual.proj.detach().clone())
+        self.log_scale = nn.Parameter(torch.tensor(LOG_SCALE))
+        self.pool = pool
+
+    def forward(self, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
+        """Region embeddings (B, R, C), unit, from trunk tokens and `members`."""
+        copies_BRD = recognise([self.block], tokens_BPD, members_BRQ)
+        return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
+
+    def loss(
+        self, tokens_BPD: Tensor, regions_BQ: Tensor, nouns_NC: Tensor, noun_N: Tensor
+    ) -> Tensor:
+        """The one-way loss over the pictures of all ranks; equal on every rank.
+
+        Nouns travel to every rank and scores come back: N·B numbers, whatever R is.
+
+        Args:
+            tokens_BPD: trunk tokens of this rank's pictures.
+            regions_BQ: their region maps, int64.
+            nouns_NC: unit embeddings of this rank's nouns, noun-major: N = J·B.
+            noun_N: int64, equal for equal nouns on any rank.
+        """
+        B, N = len(tokens_BPD), len(nouns_NC)
+        members_BRQ = members(regions_BQ)
+        regions_BRC = self(tokens_BPD, members_BRQ)
+        with torch.autocast(tokens_BPD.device.type, enabled=False):
+            scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+            scores_AB = noun_region_scores(
+                distributed.gather(nouns_NC.float()),
+                regions_BRC,
+                members_BRQ.any(dim=-1),
+                pool=self.pool,
+                temperature=1 / scale,
+            )
+            ranks = torch.arange(distributed.world_size(), device=noun_N.device)
+            own_N = torch.arange(N, device=noun_N.device) % B
+            image_A = (ranks[:, None] * B + own_N).flatten()
+            scores_AA = distributed.gather(scores_AB, dim=1)
+            return noun_region_loss(scores_AA, image_A, distributed.gather(noun_N), scale)
+
+
+def noun_keys(tokens_UM: Tensor) -> Tensor:
+    """One int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
+    powers = [pow(1_000_003, i + 1, 2**62) for i in range(tokens_UM.shape[1])]
+    return (tokens_UM * tokens_UM.new_tensor(powers)).sum(dim=-1)  # wraps around, as a hash may
 
 
 def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:

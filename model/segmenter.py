@@ -27,6 +27,7 @@ from model.pamr import refine
 from model.pixels import Picture, Pixels, rgb_pixels
 from model.prediction import SENTENCES, PredictionSettings
 from model.prompts import template_embeddings
+from model.region_masks import average_inside, embed_regions, find_regions, label_regions
 from model.sliding import best_class, layout, stitched, working_size
 from model.word_segments import WordSegments, segment_words
 
@@ -89,8 +90,11 @@ class Segmenter:
         method = "code" if code else "maskclip"
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
-        if self.settings.method == "code" and code is None:
-            raise ValueError("method code needs a trained model: give a RUN, or another method")
+        if self.settings.masks_by == "code" and (code is None or not code.config.masks):
+            raise ValueError(
+                f"method {self.settings.method} needs a model trained to make masks: give such a "
+                "RUN, or another method (scg for one trained on regions alone)"
+            )
 
     @classmethod
     def from_pretrained(
@@ -123,7 +127,7 @@ class Segmenter:
         """Segment with a CLIP alone, by one of the training-free methods.
 
         Args:
-            method: maskclip, sclip, clearclip or naclip.
+            method: maskclip, sclip, clearclip or naclip, scg, or one of those and "+scg".
             model: the CLIP; the default is the tiny one that comes with codeseg.
             pretrained: its weights.
             device: where to run.
@@ -213,9 +217,9 @@ class Segmenter:
         self._check_texts(texts)
         mean_KC = template_embeddings(self.clip, list(texts), SENTENCES[settings.templates]).mean(1)
         templates = F.normalize(mean_KC, dim=-1)
-        if settings.method != "code" or settings.prompts == "templates":
+        learned = settings.masks_by == "code" or settings.by_regions
+        if self.code is None or not learned or settings.prompts == "templates":
             return TextEmbeddings(templates, templates)
-        assert self.code is not None
         ids = [torch.tensor(self.clip.tokenizer.encode(text)) for text in texts]
         lengths = torch.tensor([len(row) for row in ids]).to(self.device)
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
@@ -265,10 +269,21 @@ class Segmenter:
             Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows a patch)
             or, of a training-free method without refinement, of the patches.
         """
-        settings = self.settings
         tokens_WPD = self.clip.trunk(windows_WCHW)
-        if settings.method != "code":
-            masks = self._dense_masks(windows_WCHW, tokens_WPD, settings.method, embeddings)
+        masks = None
+        if self.settings.masks_by is not None:
+            masks = self._masks(windows_WCHW, tokens_WPD, self.settings.masks_by, embeddings)
+            if not self.settings.by_regions:
+                return masks
+        return self._region_masks(masks, windows_WCHW, tokens_WPD, embeddings)
+
+    def _masks(
+        self, windows_WCHW: Tensor, tokens_WPD: Tensor, method: str, embeddings: TextEmbeddings
+    ) -> Tensor:
+        """Masks (W, K, rows, columns) of a method that knows no regions."""
+        settings = self.settings
+        if method != "code":
+            masks = self._dense_masks(windows_WCHW, tokens_WPD, method, embeddings)
             if not settings.pamr:
                 return masks
             return refine(F.interpolate(masks, scale_factor=4, mode="bilinear"), windows_WCHW)
@@ -286,6 +301,28 @@ class Segmenter:
             )
             masks = torch.lerp(masks, resize(dense, masks), settings.knowledge_weight)
         return masks
+
+    def _region_masks(
+        self,
+        masks: Tensor | None,
+        windows_WCHW: Tensor,
+        tokens_WPD: Tensor,
+        embeddings: TextEmbeddings,
+    ) -> Tensor:
+        """Label regions, and mix with masks averaged inside them where there are any (§9)."""
+        settings, code = self.settings, self.code
+        regions = find_regions(
+            self.clip, tokens_WPD, windows_WCHW, settings.grouping, follow_edges=settings.pamr
+        )
+        recogniser = code.region_recogniser if code and code.config.region_weight else None
+        found_WRC = embed_regions(self.clip, recogniser, tokens_WPD, regions)
+        texts_KC = embeddings.templates_KC if recogniser is None else embeddings.words_KC
+        labels = label_regions(
+            regions, found_WRC, texts_KC, settings.region_scale, settings.region_threshold
+        )
+        if masks is None:
+            return labels
+        return torch.lerp(average_inside(masks, regions), labels, settings.region_weight)
 
     def _dense_masks(
         self, windows_WCHW: Tensor, tokens_WPD: Tensor, variant: str, embeddings: TextEmbeddings

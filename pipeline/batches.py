@@ -17,7 +17,9 @@ import numpy as np
 
 from pipeline.collate import Batch, Collate, Position, Sample
 from pipeline.feature_table import FeatureTable
+from pipeline.ledger import fingerprint
 from pipeline.order import WINDOW_BLOCKS, IntArray, RowOrder, mix
+from pipeline.region_table import RegionTable
 from pipeline.storage import Storage
 from pipeline.vocabulary_table import Vocabulary
 
@@ -37,6 +39,7 @@ class FeatureStream:
         seed: of sample order, noun choice and view choice.
         rank, world_size: whose share to make.
         start: where to begin, a batch's `position`.
+        regions: give the batches their region maps, which `codeseg regions` made.
         skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.
         prefetch: batches made ahead in threads; 0 makes each when it is asked for.
         threads: that make batches.
@@ -61,6 +64,7 @@ class FeatureStream:
         rank: int = 0,
         world_size: int = 1,
         start: Position = START,
+        regions: bool = False,
         skip_corrupt: bool = False,
         prefetch: int = 2,
         threads: int = 2,
@@ -79,7 +83,10 @@ class FeatureStream:
         self._start = start
         self._check(storage.uri)
         vocabulary = Vocabulary(storage, self.settings)
-        self._collate = Collate(self.settings, vocabulary, pin_memory=pin_memory)
+        maps = RegionTable(storage) if regions else None
+        if maps is not None:
+            self.fingerprint = fingerprint([self.fingerprint, maps.fingerprint])
+        self._collate = Collate(self.settings, vocabulary, regions=maps, pin_memory=pin_memory)
         self._prefetch, self._threads = prefetch, threads
 
     def __iter__(self) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline import views
 from pipeline.feature_table import Block
 from pipeline.order import Hash, IntArray
+from pipeline.region_table import RegionTable
 from pipeline.vocabulary_table import Vocabulary
 
 EXPONENT = 0x7C00  # of an fp16 number; all ones means infinite or NaN
@@ -48,6 +49,7 @@ class Batch:
     image_tokens_BPD: Tensor | None = None  # fp16: trunk output, class token first
     image_tokens_int8_BPD: Tensor | None = None  # int8, to be multiplied with the scale
     image_token_scale_BP: Tensor | None = None  # fp32
+    regions_BQ: Tensor | None = None  # int64 region of each patch, scan order (METHOD §9)
 
     def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
         """The keyword arguments of `CoDe.forward`, on the device; absent ones left out."""
@@ -72,13 +74,20 @@ class Collate:
     Args:
         settings: of the features.
         vocabulary: of the same root.
+        regions: of the same root, where the batches shall have them.
         pin_memory: gather into pinned memory, for a GPU.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], vocabulary: Vocabulary, *, pin_memory: bool = False
+        self,
+        settings: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        *,
+        regions: RegionTable | None = None,
+        pin_memory: bool = False,
     ) -> None:
         self._settings = settings
+        self._regions = regions
         self._vocabulary = vocabulary
         self._pin_memory = pin_memory
 
@@ -121,6 +130,12 @@ class Collate:
                 out[:] = self._augmented(sample, view)
             return tensors
         chosen = [int(v) for v in views_B % np.uint64(self._settings["views"])]
+        if self._regions is not None:
+            maps = [
+                self._regions.regions(sample.block.key(sample.row), v).ravel()
+                for sample, v in zip(samples, chosen, strict=True)
+            ]
+            tensors["regions_BQ"] = torch.from_numpy(np.stack(maps).astype(np.int64))
         P, D = samples[0].block.image_tokens_RVPD.shape[2:]
         half = kind == "fp16"
         tokens_BPD = self._empty(B, P, D, dtype=torch.float16 if half else torch.int8)

@@ -6,6 +6,7 @@ grid. Rows are in the features' order, the views of a row one after the other.
 
 import io
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, fingerprint
 from pipeline.storage import Storage
 
 RegionMap = NDArray[np.uint8]
 
 SHARD_DIGITS = 5  # of a key: the shard it belongs to
-SHARDS_KEPT = 16  # decoded shards at hand: 10,000 rows of 14x14 patches are 2 MB a view
+SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches; 3 MB each
 
 
 def regions_path(shard: int) -> str:
@@ -40,7 +41,11 @@ def decode_map(png: bytes) -> RegionMap:
 
 
 class RegionTable:
-    """The region maps of a root, by shard and row.
+    """The region maps of a root, by key and view.
+
+    Attributes:
+        settings: what they were made with; shards: their numbers.
+        fingerprint: of every shard's content.
 
     Raises:
         ValueError, FileNotFoundError: the table is missing or older than the features; one line.
@@ -63,6 +68,7 @@ class RegionTable:
                     f"{root.uri}: regions of shard {shard:05d} are {state}; {self._again}"
                 )
         self.shards = list(self._records)
+        self.fingerprint = fingerprint([record.output for record in self._records.values()])
         self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read)
 
     def regions(self, key: str, view: int) -> RegionMap:
@@ -72,23 +78,34 @@ class RegionTable:
             ValueError: the table is corrupt or lacks the pair.
         """
         shard = int(key[:SHARD_DIGITS])
-        found = self._shard(shard).get((key, view))
-        if found is None:
+        rows = self._shard(shard)
+        row = int(np.searchsorted(rows.keys, int(key))) + view
+        if row >= len(rows.keys) or rows.keys[row] != int(key) or rows.views[row] != view:
             place = f"{self._root.uri}/{regions_path(shard)}"
             raise ValueError(f"{place} lacks view {view} of {key}; {self._redo(shard)}")
-        return found
+        return decode_map(rows.maps[row].as_py())
 
-    def _read(self, shard: int) -> dict[tuple[str, int], RegionMap]:
-        """All region maps of a shard by key and view."""
+    def _read(self, shard: int) -> "_Rows":
         path = regions_path(shard)
         try:
             with self._root.open_input(path) as source:
-                rows = pq.read_table(source).to_pydict()
-            maps = map(decode_map, rows["regions"])
-            return dict(zip(zip(rows["key"], rows["view"], strict=True), maps, strict=True))
+                table = pq.read_table(source).combine_chunks()
         except (pa.ArrowInvalid, OSError) as error:
             place = f"{self._root.uri}/{path}"
             raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+        return _Rows(
+            keys=np.array(table["key"].cast(pa.int64())),
+            views=np.array(table["view"]),
+            maps=table["regions"],
+        )
 
     def _redo(self, shard: int) -> str:
         return f"delete ledger/regions/{shard:05d}.json and {self._again}"
+
+
+class _Rows(NamedTuple):
+    """One shard in memory: two numbers and the PNG a row, nothing decoded."""
+
+    keys: NDArray[np.int64]  # ascending: the key is a number
+    views: NDArray[np.int32]
+    maps: pa.ChunkedArray

@@ -68,7 +68,10 @@ def evaluate(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="code (needs RUN) | maskclip | sclip | clearclip | naclip."),
+        typer.Option(
+            help="code (needs RUN) | maskclip | sclip | clearclip | naclip | scg (regions), "
+            "or any of them with regions: code+scg, naclip+scg …"
+        ),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help="Without RUN: the CLIP [storybook's own, else ViT-B-16].")
@@ -118,8 +121,10 @@ def evaluate(
         pretrained or ("storybook" if embedded else "openai"),
         method or ("maskclip" if run is None else "code"),
     )
-    if source.method == "code" and run is None:
-        raise ValueError("method code needs a trained RUN; without one take --method maskclip")
+    if source.method.startswith("code") and run is None:
+        raise ValueError(
+            f"method {source.method} needs a trained RUN; without one take --method maskclip"
+        )
     flags = {
         "pamr": pamr,
         "knowledge_weight": knowledge_weight,
@@ -176,15 +181,16 @@ def load_segmenter(
     else:
         segmenter = Segmenter.from_pretrained(source.run, device=device, method=source.method)
     general = {k: v for k, v in benchmark.settings.items() if not isinstance(v, dict)}
-    settings = override(
-        segmenter.settings, general | benchmark.settings.get(source.method, {}) | wished
-    )
+    for name in (segmenter.settings.masks_by or "", source.method):  # code, then code+scg
+        general |= benchmark.settings.get(name, {})
+    settings = override(segmenter.settings, general | wished)
     return Segmenter(segmenter.clip, segmenter.code, settings)
 
 
 def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
     """Everything that decides the label maps, by name and by hash."""
     from model.checkpoint import MODEL, locate
+    from model.dense import VARIANTS
 
     settings = {
         "benchmark": benchmark.name,
@@ -193,8 +199,7 @@ def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict
         "clip_sha256": segmenter.clip.weights_sha256,
         **segmenter.settings.record(),
     }
-    if source.method == "code":
-        assert source.run is not None
+    if source.run is not None and source.method not in VARIANTS:
         checkpoint = locate(source.run)
         settings["checkpoint"] = checkpoint.name
         settings["checkpoint_sha256"] = sha256((checkpoint / MODEL).read_bytes()).hexdigest()

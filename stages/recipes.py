@@ -141,6 +141,16 @@ def baseline_vitb16() -> Recipe:
     return _baseline(code_vitb16(), "baseline_vitb16")
 
 
+def scg_vitb16() -> Recipe:
+    """SCG on ViT-B/16: nouns find regions, no mask is learned; needs `codeseg regions` first."""
+    return _regions_alone(code_vitb16(), "scg_vitb16")
+
+
+def code_scg_vitb16() -> Recipe:
+    """CoDe and SCG together on ViT-B/16; needs `codeseg regions` first."""
+    return _without(code_vitb16(), "code_scg_vitb16", region_weight=1.0)
+
+
 def code_vitl14() -> Recipe:
     """CoDe on ViT-L/14; all else as in the paper."""
     return dataclasses.replace(
@@ -184,6 +194,16 @@ def storybook_baseline() -> Recipe:
     return _baseline(storybook(), "storybook_baseline")
 
 
+def storybook_scg() -> Recipe:
+    """SCG alone on the embedded tiny CLIP."""
+    return _regions_alone(storybook(), "storybook_scg")
+
+
+def storybook_code_scg() -> Recipe:
+    """CoDe and SCG together on the embedded tiny CLIP."""
+    return _without(storybook(), "storybook_code_scg", region_weight=1.0)
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -191,11 +211,15 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         code_vitb16_c,
         code_vitb16_cw,
         baseline_vitb16,
+        scg_vitb16,
+        code_scg_vitb16,
         code_vitl14,
         storybook,
         storybook_c,
         storybook_cw,
         storybook_baseline,
+        storybook_scg,
+        storybook_code_scg,
     )
 }
 
@@ -238,9 +262,13 @@ def _settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if key not in ("codeseg", "data")}
 
 
-def _without(recipe: Recipe, name: str, **switches: bool) -> Recipe:
+def _without(recipe: Recipe, name: str, **switches: Any) -> Recipe:
     model = dataclasses.replace(recipe.model, **switches)
     return dataclasses.replace(recipe, name=name, model=model)
+
+
+def _regions_alone(recipe: Recipe, name: str) -> Recipe:
+    return _without(recipe, name, masks=False, co_decomposition=False, region_weight=1.0)
 
 
 def _baseline(recipe: Recipe, name: str) -> Recipe:

@@ -158,6 +158,7 @@ def open_stream(
         rank=processes.rank,
         world_size=processes.world_size,
         start=start,
+        regions=recipe.model.region_weight > 0,
         skip_corrupt=train.skip_corrupt,
         prefetch=train.prefetch,
         pin_memory=processes.device.type == "cuda",

@@ -22,6 +22,7 @@ def test_code_vitb16_is_the_papers_run_to_the_last_constant():
     assert (model.nouns_per_image, model.context_tokens, model.area_prior) == (2, 16, 0.25)
     weights = {key: value for key, value in dataclasses.asdict(model).items() if "weight" in key}
     assert weights == {
+        "region_weight": 0.0,
         "knowledge_weight": 8.0,
         "tcl_feature_weight": 0.1,
         "tcl_image_weight": 0.1,

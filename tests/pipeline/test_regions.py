@@ -1,5 +1,6 @@
 """The regions stage on a small features root: what it writes, reads again, and refuses."""
 
+import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.clip import FrozenClip
 from model.grouping import group_patches
 from model.patch_features import SelfSupervisedVit, clip_keys
 from model.region_config import Grouping
+from pipeline.batches import FeatureStream
 from pipeline.feature_table import Block, features_path
 from pipeline.ledger import Ledger
 from pipeline.region_settings import RegionSettings, read_feature_settings, weights_sha256
@@ -135,6 +137,38 @@ def test_settings_fingerprint_tells_weights_apart_but_not_their_place():
     assert one.fingerprint() == replace(one, weights="/b").fingerprint()
     assert one.fingerprint() != replace(one, weights_sha256="y").fingerprint()
     assert one.fingerprint() != replace(one, grouping=Grouping(seed=1)).fingerprint()
+
+
+def test_batches_carry_the_regions_of_the_view_they_chose(root):
+    settings = read_feature_settings(root)
+    pictures = {}
+    for shard in (0, 1):
+        reader = pa.ipc.open_file(root.open_input(features_path(shard)))
+        for number in range(reader.num_record_batches):
+            block = Block(reader.get_batch(number), settings)
+            for row in range(block.rows):
+                pictures[block.key(row)] = block.pixels_RVHWC[row].copy()
+    table = RegionTable(root)
+    stream = FeatureStream(root.uri, batch_size=3, regions=True, prefetch=0)
+    seen = set()
+    for batch in itertools.islice(stream, 6):
+        for i, key in enumerate(batch.keys):
+            pixels = batch.pixels_BCHW[i].permute(1, 2, 0).numpy()
+            view = next(v for v in (0, 1) if np.array_equal(pictures[key][v], pixels))
+            seen.add(view)
+            expected = table.regions(key, view).ravel()
+            np.testing.assert_array_equal(batch.regions_BQ[i].numpy(), expected)
+    assert seen == {0, 1}
+
+
+def test_other_regions_are_other_data(root, tmp_path):
+    """A run that resumes must notice that the regions changed."""
+    other = make_root(tmp_path)
+    do_all(other, replace(SETTINGS, grouping=Grouping(regions=2)))
+    one, two = (FeatureStream(r.uri, batch_size=2, regions=True) for r in (root, other))
+    assert one.fingerprint != two.fingerprint
+    bare = FeatureStream(root.uri, batch_size=2)
+    assert bare.fingerprint == FeatureStream(other.uri, batch_size=2).fingerprint
 
 
 # -- self-supervised ViT ----------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""`codeseg regions ROOT`: features/ -> regions/, and a picture of them."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.region_config import CLIP, Grouping
+from pipeline.ledger import Ledger, plan
+from pipeline.region_settings import RegionSettings, read_feature_settings, weights_sha256
+from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.storage import Storage
+from stages.options import Gpus, RayAddress, Workers, make_resources
+
+DEFAULTS = Grouping()
+
+
+def regions(
+    root: Annotated[str, typer.Argument(help="Dataset root with features.")],
+    group_by: Annotated[
+        str,
+        typer.Option(help="clip (the frozen CLIP's own keys), or a self-supervised ViT of timm."),
+    ] = CLIP,
+    weights: Annotated[
+        str | None, typer.Option(help="File of that ViT's weights, instead of the hub's.")
+    ] = None,
+    regions: Annotated[
+        int, typer.Option(min=1, max=256, help="Most regions of a picture (K).")
+    ] = DEFAULTS.regions,
+    method: Annotated[
+        str, typer.Option(help="kmeans, or spectral: a normalised cut, slower.")
+    ] = DEFAULTS.method,
+    min_patches: Annotated[
+        int, typer.Option(min=1, help="Smaller regions join their most similar neighbour.")
+    ] = DEFAULTS.min_patches,
+    seed: Annotated[int, typer.Option(help="Of the clustering's start.")] = DEFAULTS.seed,
+    show: Annotated[
+        Path | None, typer.Option(help="PNG file for a contact sheet of pictures and regions.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures on the contact sheet.")] = 24,
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    gpus: Gpus = 0,
+) -> None:
+    """Group each picture's patches into part-like, connected regions (SCG).
+
+    Run it again to resume: only what is missing or out of date is done. Training with SCG reads
+    the regions: codeseg train ROOT RUN --recipe scg_vitb16
+    """
+    settings = RegionSettings(
+        group_by=group_by,
+        weights=None if weights is None else str(Path(weights).absolute()),
+        weights_sha256=weights_sha256(weights),
+        grouping=Grouping(method, regions, min_patches, seed),  # type: ignore[arg-type]  # checked
+    )
+    storage = Storage.open(root)
+    report = run_regions(storage, settings, make_resources(ray_address, workers, gpus))
+    show_report(report)
+    if show is not None:
+        write_sheet(storage, show, pictures)
+        typer.echo(f"contact sheet: {show}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -> StageReport:
+    """Plan, and group what is pending.
+
+    Args:
+        root: of the tables.
+        settings: of the regions; the number of views is the features'.
+        resources: of the workers.
+
+    Raises:
+        ValueError, FileNotFoundError: the features cannot be grouped, or not with these weights.
+    """
+    from pipeline.regions import RegionsWorker
+
+    views = int(read_feature_settings(root)["views"])
+    settings = replace(settings, views=views)
+    ledger = Ledger(root)
+    features = ledger.records("features")
+    inputs = {shard: record.output for shard, record in features.items()}
+    rows = {shard: record.rows_out * views for shard, record in features.items()}
+    todo = plan(ledger, "regions", inputs, settings.fingerprint())
+    if todo.pending:
+        ledger.write_settings("regions", asdict(settings))
+    return run_stage(
+        "regions", RegionsWorker, root, asdict(settings), todo, inputs, resources, rows
+    )
+
+
+def write_sheet(root: Storage, file: Path, pictures: int) -> None:
+    """Write a contact sheet of the first pictures that have regions.
+
+    Raises:
+        ValueError, FileNotFoundError: there is nothing to show.
+    """
+    from pipeline.region_sheet import contact_sheet, first_pictures
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(first_pictures(root, pictures)).save(file)
