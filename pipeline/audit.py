@@ -7,14 +7,11 @@ to anything else is switched off and locked, and only SELECT statements are run.
 audit_sql/thresholds.sql. This is the only file that imports duckdb.
 """
 
-import json
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,19 +23,12 @@ from pyarrow import fs
 
 from pipeline import audit_values, schema
 from pipeline.audit_inventory import Inventory, take_inventory
-from pipeline.benchmark import benchmark_names, load_benchmark
+from pipeline.audit_questions import COUNTED, Question, check_names, class_names, questions
+from pipeline.audit_schemas import light_features
+from pipeline.benchmark import load_benchmark
 from pipeline.storage import Storage
 
 VIEWS = ("pairs", "nouns", "features", "vocabulary", "ledger", "metrics")
-TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
-"""Columns of features too large for SQL, or of types DuckDB lacks; see feature_values."""
-STAGE_ORDER = (
-    "ledger", "keys", "pairs", "picture", "duplicates", "leakage", "caption", "noun",
-    "vocabulary", "feature", "metrics",
-)  # fmt: skip
-COUNTED = ("noun_counts", "class_coverage")
-"""Tables made by a query of the same name and kept, since several questions ask them."""
-NOT_CHECKS = ("macros", "thresholds", "show_", *COUNTED)
 GLOB_CHARACTERS = re.compile(r"[*?\[\]{}]")
 FIRST_KEYS = 5
 
@@ -66,17 +56,6 @@ class AuditOptions:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One file of audit_sql/: its first comment is the sentence it proves."""
-
-    name: str
-    sentence: str
-    needs: tuple[str, ...]  # views that must have rows
-    chart: str
-    sql: str
-
-
-@dataclass(frozen=True)
 class Finding:
     """The answer to a check."""
 
@@ -86,47 +65,6 @@ class Finding:
     figures: dict[str, Any]
     keys: list[str]  # the first offending keys, hosts, files … in order
     seconds: float
-
-
-@cache
-def questions() -> dict[str, Question]:
-    """Every file of audit_sql/ by name, in the order of the data flow."""
-    found = [
-        _parse(file.name.removesuffix(".sql"), file.read_text())
-        for file in (files("pipeline") / "audit_sql").iterdir()
-        if file.name.endswith(".sql")
-    ]
-
-    def order(question: Question) -> tuple[int, str]:
-        stage = question.name.split("_")[0]
-        known = stage in STAGE_ORDER
-        return STAGE_ORDER.index(stage) if known else len(STAGE_ORDER), question.name
-
-    return {question.name: question for question in sorted(found, key=order)}
-
-
-def check_names() -> list[str]:
-    """Names of the checks, in the order of the data flow."""
-    return [name for name in questions() if not name.startswith(NOT_CHECKS)]
-
-
-def _parse(name: str, text: str) -> Question:
-    comments = []
-    for line in text.splitlines():
-        if not line.startswith("--"):
-            break
-        comments.append(line.removeprefix("--").strip())
-    headers = {"Needs": "", "Chart": ""}
-    sentence = []
-    for comment in comments:
-        title, _, value = comment.partition(": ")
-        if title in headers:
-            headers[title] = value
-        else:
-            sentence.append(comment)
-    return Question(
-        name, " ".join(sentence), tuple(headers["Needs"].split()), headers["Chart"], text
-    )
 
 
 class Audit:
@@ -154,8 +92,8 @@ class Audit:
             config["threads"] = options.threads
         try:
             self._database = duckdb.connect(":memory:", config=config)
-        except duckdb.Error as error:
-            raise ValueError(_one_line(error)) from None
+        except duckdb.Error as error:  # the memory limit is the one thing a user gives
+            raise ValueError(f"memory {options.memory!r}: {_one_line(error)}") from None
         self._open_views()
 
     def __enter__(self) -> Self:
@@ -174,13 +112,13 @@ class Audit:
         readable: list[str] = []
         for table, empty in (("pairs", schema.PAIRS), ("nouns", schema.NOUNS)):
             readable += self._view_parquet(table, self._root, self.inventory.data[table], empty)
-        self._view_arrow("features", _light_features())
-        self._view_arrow("vocabulary", schema.vocabulary(self._embed_dim()))
+        self._view_arrow("features", light_features())
+        self._view_arrow("vocabulary", schema.vocabulary(self.inventory.embed_dim))
         readable += self._view_metrics()
         self._view_table("ledger", self.inventory.ledger)
         self._view_table("files", self.inventory.files)
-        self._view_table("settings", _settings_table(self.inventory.settings))
-        self._view_table("class_names", _class_names(self._options.benchmarks))
+        self._view_table("settings", self.inventory.settings)
+        self._view_table("class_names", class_names(self._options.benchmarks))
         self._database.execute("SET parquet_metadata_cache = true")
         self._set_thresholds()
         self._database.execute(questions()["macros"].sql)
@@ -245,10 +183,6 @@ class Audit:
                     f"--limit {name}: no such threshold; `codeseg audit ROOT --sql "
                     '"FROM thresholds"` lists them'
                 )
-
-    def _embed_dim(self) -> int:
-        clip = self.inventory.settings["features"].get("clip", {})
-        return int(clip.get("embed_dim", 1))
 
     # Prepared tables: made the first time that something names them
 
@@ -350,47 +284,30 @@ class Audit:
         keys = [str(key) for key in row[-1] or []][:FIRST_KEYS]
         return row[0], dict(zip(names[1:-1], row[1:-1], strict=True)), keys
 
+    def figures(self, question: Question) -> list[dict[str, Any]]:
+        """Rows of a figure of the report; none where its views are empty or cannot be read."""
+        if not all(self._has_rows(view) for view in question.needs):
+            return []
+        try:
+            self._prepare(question.sql)
+            rows: list[dict[str, Any]] = (
+                self._database.sql(question.sql).to_arrow_table().to_pylist()
+            )
+        except (duckdb.Error, OSError, pa.ArrowException):
+            return []  # the checks say so
+        return rows
+
+    def pictures(self, keys: list[str]) -> dict[str, bytes]:
+        """The stored JPEG of some pairs, by key."""
+        rows = self._database.execute(
+            "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
+        ).fetchall()
+        return dict(rows)
+
     def checks(self, names: Iterable[str] | None = None) -> Iterator[Finding]:
         """Answer the checks one by one, in the order of the data flow."""
         for name in names or check_names():
             yield self.check(name)
-
-
-def _light_features() -> pa.Schema:
-    """The columns of features that the view shows."""
-    whole = schema.features(
-        views=1, image_size=1, tokens=1, width=1, text_width=1, image_tokens="none"
-    )
-    return pa.schema([column for column in whole if column.name not in TENSORS])
-
-
-def _settings_table(settings: dict[str, dict[str, Any]]) -> pa.Table:
-    """(stage, name, value): every setting, nested names joined by dots, values as JSON."""
-    rows: list[dict[str, str]] = []
-
-    def flatten(stage: str, prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                flatten(stage, f"{prefix}.{name}" if prefix else name, inner)
-        else:
-            rows.append({"stage": stage, "name": prefix, "value": json.dumps(value)})
-
-    for stage, value in settings.items():
-        flatten(stage, "", value)
-    form = pa.schema([(name, pa.string()) for name in ("stage", "name", "value")])
-    return pa.Table.from_pylist(rows, schema=form)
-
-
-def _class_names(benchmarks: tuple[tuple[str, Path | None], ...]) -> pa.Table:
-    """(benchmark, class): the names that are asked for by text, of the benchmarks given or all."""
-    names = [name for name, _ in benchmarks] or benchmark_names()
-    rows = [
-        {"benchmark": name, "class": text, "judged": bool(benchmarks)}
-        for name in names
-        for text in load_benchmark(name).texts
-    ]
-    form = pa.schema([("benchmark", pa.string()), ("class", pa.string()), ("judged", pa.bool_())])
-    return pa.Table.from_pylist(rows, schema=form)
 
 
 def _one_line(error: BaseException) -> str:

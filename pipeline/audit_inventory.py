@@ -7,6 +7,7 @@ that can be opened and have their table's schema count as data: a stage may be r
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.audit_schemas import declared_schema, difference
 from pipeline.feature_table import features_inputs
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.storage import Storage
@@ -52,6 +54,7 @@ FILES = pa.schema(
         ("recorded_sha256", pa.string()),
         ("sha256", pa.string()),  # null unless hashes were asked for
         ("rows", pa.int64()),  # from the footer; null when unreadable
+        ("pictures", pa.int64()),  # rows of pairs whose jpg is not null, from the footer
         ("problem", pa.string()),  # null, or why the file cannot be read
         ("schema_problem", pa.string()),  # null, or how it differs from the table's schema
     ]
@@ -65,7 +68,8 @@ class Inventory:
     ledger: pa.Table  # LEDGER
     files: pa.Table  # FILES
     data: dict[str, list[str]]  # table -> sound, committed data files, relative to the root
-    settings: dict[str, dict[str, Any]]  # stage -> resolved settings
+    settings: pa.Table  # (stage, name, value): nested names joined by dots, values as JSON
+    embed_dim: int  # C of the vocabulary's knowledge embeddings; 1 where nobody knows
 
 
 def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
@@ -87,14 +91,13 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
             "give the folder that `codeseg download` filled"
         )
     settings = {table: ledger.read_settings(table) or {} for table in schema.TABLES}
-    declared = _Declared(settings["features"])
     jobs = [
         (table, path, recorded)
         for table in schema.TABLES
         for path, recorded in _paths(table, records[table], found[table])
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        files = list(pool.map(lambda job: _examine(root, job, declared, hashes), jobs))
+        files = list(pool.map(lambda job: _examine(root, job, settings["features"], hashes), jobs))
     data: dict[str, list[str]] = {table: [] for table in schema.TABLES}
     for file in files:
         committed = file["recorded_bytes"] is not None
@@ -104,7 +107,8 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
         ledger=pa.Table.from_pylist(_ledger_rows(records), schema=LEDGER),
         files=pa.Table.from_pylist(files, schema=FILES),
         data=data,
-        settings=settings,
+        settings=_settings_table(settings),
+        embed_dim=settings["features"].get("clip", {}).get("embed_dim", 1),
     )
 
 
@@ -122,35 +126,10 @@ def _paths(
     return [(path, recorded.get(path)) for path in sorted(found | set(recorded))]
 
 
-class _Declared:
-    """The schemas that the settings declare."""
-
-    def __init__(self, features: Mapping[str, Any]) -> None:
-        self._features = features
-
-    def of(self, table: str) -> pa.Schema | None:
-        """The table's schema; None where the settings that fix its shapes are missing."""
-        if table in ("pairs", "nouns", "regions"):
-            return {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}[table]
-        clip = self._features.get("clip")
-        if not clip:
-            return None
-        if table == "vocabulary":
-            return schema.vocabulary(clip["embed_dim"])
-        return schema.features(
-            views=self._features["views"],
-            image_size=clip["image_size"],
-            tokens=1 + (clip["image_size"] // clip["patch_size"]) ** 2,
-            width=clip["width"],
-            text_width=clip["text_width"],
-            image_tokens=self._features["image_tokens"],
-        )
-
-
 def _examine(
     root: Storage,
     job: tuple[str, str, dict[str, Any] | None],  # table, path, what the ledger says of it
-    declared: _Declared,
+    features_settings: Mapping[str, Any],
     hashes: bool,
 ) -> dict[str, Any]:
     """One row of FILES."""
@@ -170,8 +149,9 @@ def _examine(
                 file["sha256"] = _sha256(source)
                 source.seek(0)
             if PurePosixPath(path).suffix in (".parquet", ".arrow"):
-                file["rows"], actual = _footer(source, path)
-                file["schema_problem"] = _difference(actual, declared.of(table))
+                file["rows"], file["pictures"], actual = _footer(source, path)
+                declared = declared_schema(table, features_settings)
+                file["schema_problem"] = declared and difference(actual, declared)
     except FileNotFoundError:
         file["problem"] = "missing"
     except (OSError, pa.ArrowInvalid) as error:  # includes an empty file, which cannot be mapped
@@ -179,42 +159,24 @@ def _examine(
     return file
 
 
-def _footer(source: pa.NativeFile, path: str) -> tuple[int, pa.Schema]:
-    """Rows and schema of a Parquet or Arrow IPC file, without reading its data."""
-    if path.endswith(".parquet"):
-        parquet = pq.ParquetFile(source)
-        return parquet.metadata.num_rows, parquet.schema_arrow
-    reader = pa.ipc.open_file(source)
-    return reader.count_rows(), reader.schema
+def _footer(source: pa.NativeFile, path: str) -> tuple[int, int | None, pa.Schema]:
+    """Rows, pictures and schema of a Parquet or Arrow IPC file, without reading its data."""
+    if path.endswith(".arrow"):
+        reader = pa.ipc.open_file(source)
+        return reader.count_rows(), None, reader.schema
+    parquet = pq.ParquetFile(source)
+    return parquet.metadata.num_rows, _pictures(parquet.metadata), parquet.schema_arrow
 
 
-def _difference(actual: pa.Schema, declared: pa.Schema | None) -> str | None:
-    if declared is None:
+def _pictures(footer: pq.FileMetaData) -> int | None:
+    """Rows whose jpg is not null; None where there is no such column or no statistics."""
+    names = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    if "jpg" not in names:
         return None
-    problems = []
-    for field in declared:
-        index = actual.get_field_index(field.name)
-        if index < 0:
-            problems.append(f"no column {field.name}")
-        elif not _same_type(actual.field(index).type, field.type):
-            problems.append(f"{field.name} is {actual.field(index).type}, not {field.type}")
-    problems += [
-        f"column {name} is not in the schema"
-        for name in actual.names
-        if declared.get_field_index(name) < 0
-    ]
-    return "; ".join(problems) or None
-
-
-def _same_type(actual: pa.DataType, declared: pa.DataType) -> bool:
-    """Whether the types agree, whatever their writer called the list's items."""
-    if pa.types.is_list(actual) and pa.types.is_list(declared):
-        return _same_type(actual.value_type, declared.value_type)
-    if pa.types.is_struct(actual) and pa.types.is_struct(declared):
-        return [f.name for f in actual] == [f.name for f in declared] and all(
-            _same_type(a.type, b.type) for a, b in zip(actual, declared, strict=True)
-        )
-    return bool(actual.equals(declared))
+    groups = [footer.row_group(i).column(names.index("jpg")) for i in range(footer.num_row_groups)]
+    if any(group.statistics is None for group in groups):
+        return None
+    return sum(int(group.num_values - group.statistics.null_count) for group in groups)
 
 
 def _sha256(source: pa.NativeFile) -> str:
@@ -241,3 +203,19 @@ def _ledger_rows(records: Mapping[str, Mapping[int, ShardRecord]]) -> list[dict[
             row["versions"] = list(record.versions.items())
             rows.append(row)
     return rows
+
+
+def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    rows: list[dict[str, str]] = []
+
+    def flatten(stage: str, prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                flatten(stage, f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            rows.append({"stage": stage, "name": prefix, "value": json.dumps(value)})
+
+    for stage, value in settings.items():
+        flatten(stage, "", value)
+    form = pa.schema([(name, pa.string()) for name in ("stage", "name", "value")])
+    return pa.Table.from_pylist(rows, schema=form)

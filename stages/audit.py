@@ -71,7 +71,8 @@ def audit(
     prints pass, warn or fail with figures and the first offending keys. It may run while a stage
     runs: only committed shards count.
     """
-    from pipeline.audit import Audit, AuditOptions, check_names
+    from pipeline.audit import Audit, AuditOptions
+    from pipeline.audit_questions import check_names
     from pipeline.storage import Storage
 
     gates = [name for names in fail_on or () for name in names.split(",") if name]
@@ -128,7 +129,7 @@ def _check(opened: "Audit") -> "list[Finding]":
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.audit import check_names
+    from pipeline.audit_questions import check_names
 
     console = Console()
     findings = []

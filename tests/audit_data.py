@@ -89,7 +89,7 @@ def noun_rows(pairs: Rows) -> Rows:
     for pair in pairs:
         if pair["status"] != "success":
             continue
-        words = pair["caption"].split()
+        words = pair["caption"].split()[: CLIP["context_length"] - 2]
         tokens = [SOS, *(sum(word.encode()) for word in words), EOS]
         spans: dict[str, Rows] = {}
         for position, word in enumerate(words):
@@ -153,8 +153,8 @@ def make_root(root: Path, spoils: Spoils | None = None, tokens: str = "fp16") ->
     pairs = pair_rows()
     spoils.pairs(pairs)
     nouns = noun_rows(pairs)
-    vocabulary = vocabulary_rows(nouns)
     spoils.nouns(nouns)
+    vocabulary = vocabulary_rows(nouns)
     features = feature_rows(nouns, tokens)
     spoils.features(features)
     spoils.vocabulary(vocabulary)

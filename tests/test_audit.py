@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.audit import Audit, AuditOptions, check_names, questions
+from pipeline.audit import Audit, AuditOptions
+from pipeline.audit_questions import check_names, questions
 from pipeline.storage import Storage
 from stages.cli import app
 from tests.audit_data import Spoils, make_root

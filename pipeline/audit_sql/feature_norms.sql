@@ -1,12 +1,14 @@
 -- No row's tokens or states are zero, or far longer or shorter than those of other rows.
 -- Needs: features
-WITH usual AS (
-    SELECT median(image_norm_mean) AS image, median(state_norm_mean) AS state FROM feature_values
+WITH finite AS (  -- the others are feature_finite's
+    FROM feature_values WHERE coalesce(image_nonfinite, 0) + state_nonfinite = 0
+), usual AS (
+    SELECT median(image_norm_mean) AS image, median(state_norm_mean) AS state FROM finite
 ), judged AS (
     SELECT key, image_norm_min = 0 OR state_norm_min = 0 AS zero, greatest(
         image_norm_mean / image, image / image_norm_mean,
         state_norm_mean / state, state / state_norm_mean) > threshold('norm_ratio') AS odd
-    FROM feature_values, usual
+    FROM finite, usual
 )
 SELECT
     verdict(count(*) FILTER (zero) > 0, count(*) FILTER (odd) > 0) AS verdict,

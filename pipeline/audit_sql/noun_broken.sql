@@ -2,7 +2,7 @@
 -- Needs: nouns
 WITH judged AS (
     SELECT text, captions, text IS NULL OR text <> trim(text)
-        OR regexp_matches(text, '^[^\p{L}]*$|^[a-zA-Z]$|[<>{}\\|]|&[a-z#0-9]+;|�|Ã.|â€|https?:|www\.')
+        OR regexp_matches(text, '^[^\p{L}]*$|^[a-zA-Z]$|[<>{}\\|]|&[a-z#0-9]+;|�|Ã.|ã[©¨¢¤¥¼¶±]|â€|https?:|www\.')
         AS broken
     FROM noun_counts
 )

@@ -5,7 +5,7 @@ WITH reasons AS (
     FROM pairs WHERE status <> 'success' GROUP BY ALL
 ), judged AS (
     SELECT reason, rows, share(rows, (SELECT count(*) FROM pairs)) AS lost,
-        regexp_matches(reason, 'dns|time_?out|connect|http_5|reset|temporary') AS retryable
+        regexp_matches(reason, '^(dns|timeout|connection|http_(408|425|429|5..))$') AS retryable
     FROM reasons
 )
 SELECT

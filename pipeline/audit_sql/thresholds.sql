@@ -37,5 +37,6 @@ SELECT name, CAST(value AS DOUBLE) AS value, meaning FROM (VALUES
     ('broken_share', 0.01, 'share of noun occurrences that are no word: above, fail; any, warn'),
     ('coverage_captions', 10, 'captions that name a class: fewer is uncovered'),
     ('norm_ratio', 10, 'mean token norm of a row over the median row, or the inverse: above, warn'),
-    ('saturated_share', 0.02, 'share of int8 values at the limit in a row, the one that sets the scale of a token aside: above, warn')
+    ('saturated_share', 0.02, 'share of int8 values at the limit in a row, the one that sets the scale of a token aside: above, warn'),
+    ('data_wait_share', 0.20, 'mean share of training time spent waiting for data: above, warn')
 ) AS t (name, value, meaning)

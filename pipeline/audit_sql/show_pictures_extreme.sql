@@ -1,0 +1,6 @@
+-- The most extreme in aspect.
+-- Chart: pictures
+-- Needs: pairs
+SELECT key, original_width || '×' || original_height AS note FROM pairs WHERE status = 'success'
+ORDER BY greatest(original_width, original_height)
+    / greatest(least(original_width, original_height), 1) DESC, key LIMIT 8

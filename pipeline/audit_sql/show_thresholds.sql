@@ -1,0 +1,3 @@
+-- What the checks call normal (change one with --limit NAME=VALUE).
+-- Chart: table
+SELECT name, value, meaning FROM thresholds
