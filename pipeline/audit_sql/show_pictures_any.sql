@@ -1,4 +1,4 @@
--- Any pictures.
+-- Any pictures, drawn by the hash of their key.
 -- Chart: pictures
 -- Needs: pairs
 SELECT key, caption AS note FROM picture_values JOIN pairs USING (key)
