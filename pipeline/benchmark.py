@@ -57,6 +57,8 @@ class Benchmark:
     published: tuple[Published, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     """[evaluate]: prediction settings this benchmark asks for in place of the defaults."""
+    source: str = ""
+    """What it was loaded from: its name, or the path of a file."""
     sha256: str = ""
     """Of the manifest file: says which class list a number belongs to."""
 
@@ -84,6 +86,7 @@ class BenchmarkData:
 
     def __init__(self, benchmark: Benchmark, data: Path) -> None:
         self.benchmark = benchmark
+        self.folder = data
         if not data.is_dir():
             raise FileNotFoundError(f"{data}: no such data folder")
         self.root = self._find_root(data)
@@ -205,7 +208,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
             "or give the path of a .toml file"
         )
     try:
-        return _parse(tomllib.loads(content.decode()), hashlib.sha256(content).hexdigest())
+        return _parse(tomllib.loads(content.decode()), content, str(name))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name}: not a TOML file ({error})") from None
     except KeyError as error:
@@ -214,7 +217,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _parse(content: dict[str, Any], sha256: str) -> Benchmark:
+def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
     layout, labels = content["layout"], dict(content["labels"])
     also = labels.pop("also", [])
     forms = [_form({"labels": layout["labels"], **labels})] + [_form(other) for other in also]
@@ -231,7 +234,8 @@ def _parse(content: dict[str, Any], sha256: str) -> Benchmark:
         forms=tuple(forms),
         published=tuple(Published(**row) for row in content.get("published") or ()),
         settings=content.get("evaluate", {}),
-        sha256=sha256,
+        source=source,
+        sha256=hashlib.sha256(stored).hexdigest(),
     )
     _check(benchmark)
     return benchmark

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Learn the segmenters: features -> RUN (an existing RUN is resumed).",
     "evaluate": "Predict the label maps of a benchmark and score them.",
     "score": "Score anybody's label PNGs against a benchmark.",
+    "report": "Show scores, pictures, losses and data on one offline page.",
     "segment": "Segment pictures by any words.",
     "audit": "Ask the data: DuckDB checks over all tables.",
     "status": "Show which shards of which stage are done.",

@@ -10,6 +10,7 @@ number of ranks changes a byte. A damaged image is counted, not fatal: exit code
 """
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -262,6 +263,11 @@ def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | st
             yield waiting.popleft().result()
 
 
+def relative_manifest(source: str, out: Path) -> str:
+    """A benchmark's name, or the path of its file seen from `out`."""
+    return os.path.relpath(source, out) if source.endswith(".toml") else source
+
+
 def score_and_show(
     console: Console,
     data: BenchmarkData,
@@ -277,7 +283,14 @@ def score_and_show(
         data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False
     )
     result.failed.update(failed)
-    summary = {"method": settings["method"], **result.summary(), "settings": settings}
+    summary = {
+        "method": settings["method"],
+        **result.summary(),
+        # The report shows the images; paths are relative, so a folder that moves stays the same.
+        "data": os.path.relpath(data.folder, folder.root),
+        "manifest": relative_manifest(data.benchmark.source, folder.root),
+        "settings": settings,
+    }
     write_scores(folder.root, result, summary)
     if json_file:
         write_json(json_file, summary)

@@ -1,0 +1,157 @@
+"""Label maps and a trained segmenter -> pictures of the report.
+
+Best, median and worst images with every method beside the truth; captions whose words and regions
+wear their noun's colour (thesis, figure 4.2).
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.benchmark import Benchmark
+from pipeline.predictions import read_prediction
+from stages import figures
+from stages.overlay import Colour, colours, overlay
+from stages.report import Evaluation, Section
+
+if TYPE_CHECKING:
+    from model.segmenter import Segmenter
+
+EACH = 2  # pictures of each kind: best, median, worst
+CAPTIONS = 6  # captions of the decomposition figure
+MOST_NOUNS = 4  # of a caption, one colour each
+MOST_LISTED = 12  # classes of a picture that its legend names, the largest first
+IGNORED: Colour = (128, 128, 128)
+
+
+def picture_section(manifest: Benchmark, methods: Sequence[Evaluation]) -> Section | None:
+    """Best, median and worst images by the best method's own mIoU; None without the images."""
+    best = methods[-1]
+    place = best.summary.get("data")
+    if place is None or not (best.folder / place).is_dir():
+        return None
+    data = manifest.open(best.folder / place)
+    table = pq.read_table(best.folder / "images.parquet").to_pylist()
+    order = sorted((r for r in table if r["miou"] is not None), key=lambda r: -r["miou"])
+    if not order:
+        return None
+    middle = max(0, len(order) // 2 - 1)
+    kinds = {
+        "best": order[:EACH],
+        "median": order[middle : middle + EACH],
+        "worst": order[-EACH:],
+    }
+    html = ""
+    for kind, rows in kinds.items():
+        for row in rows:
+            html += f"<h3>{kind}: {escape(row['id'])}, mIoU {100 * row['miou']:.1f} %</h3>"
+            html += _side_by_side(manifest, data, methods, row["id"])
+    note = f"Chosen by {best.name}'s mIoU over the classes of the image; grey is not scored."
+    return Section(f"{manifest.name}: pictures", html, note)
+
+
+def _side_by_side(
+    manifest: Benchmark, data: Any, methods: Sequence[Evaluation], image_id: str
+) -> str:
+    from model.pixels import rgb_pixels
+
+    pixels = rgb_pixels(data.image_path(image_id))
+    maps = {"ground truth": data.label(image_id)}
+    for evaluation in methods:
+        path = evaluation.folder / "labels" / f"{image_id}.png"
+        if path.is_file():
+            maps[evaluation.name] = read_prediction(path)
+    shown, palette = _palette(manifest, list(maps.values()))
+    cells = figures.picture(pixels, "image")
+    for name, label in maps.items():
+        cells += figures.picture(overlay(pixels, label, palette), name)
+    known = [palette[k] or IGNORED for k in shown]
+    key = figures.legend([manifest.classes[k] for k in shown], known)
+    return f'{key}<div class="row">{cells}</div>'
+
+
+def _palette(
+    manifest: Benchmark, maps: Sequence[npt.NDArray[np.uint8]]
+) -> tuple[list[int], list[Colour | None]]:
+    """Colours for the classes of these maps that cover most; background is left unpainted."""
+    counts = sum(np.bincount(label.ravel(), minlength=256) for label in maps)
+    first = 1 if manifest.background else 0
+    classes = [int(k) for k in np.argsort(-np.asarray(counts), kind="stable")]
+    present = [k for k in classes if first <= k < len(manifest.classes) and np.asarray(counts)[k]]
+    palette: list[Colour | None] = [None] * 255 + [IGNORED]
+    chosen = colours(len(present))
+    for k, colour in zip(present, chosen, strict=True):
+        palette[k] = colour
+    return present[:MOST_LISTED], palette
+
+
+def decomposition_section(folder: Path) -> Section | None:
+    """Captions of the dataset, their word segments and regions in the same colours."""
+    from model.checkpoint import checkpoints
+    from model.segmenter import Segmenter
+
+    runs = [p.parent for p in sorted(folder.glob("**/config.json")) if checkpoints(p.parent)]
+    runs = [run for run in runs if _decomposes(run)]
+    rows = _captions(folder)
+    if not runs or not rows:
+        return None
+    segmenter = Segmenter.from_pretrained(runs[-1])
+    html = "".join(_decomposition(segmenter, *row) for row in rows)
+    note = (
+        f"{runs[-1].name} on training pictures: nouns are underlined, the words that the text "
+        "segmenter gives to a noun and the region that the image segmenter gives to it share its "
+        "colour."
+    )
+    return Section("Captions and pictures taken apart", html, note)
+
+
+def _decomposes(run: Path) -> bool:
+    """Whether the run trained a text segmenter."""
+    config = json.loads((run / "config.json").read_text())
+    return bool(config.get("model", {}).get("co_decomposition", True))
+
+
+def _captions(folder: Path) -> list[tuple[bytes, str, list[str]]]:
+    """(JPEG, caption, nouns) of the first pairs with at least two nouns."""
+    rows: list[tuple[bytes, str, list[str]]] = []
+    for path in sorted(folder.glob("**/nouns/[0-9]*.parquet")):
+        pairs = pq.read_table(path.parent.parent / "pairs" / path.name, columns=["key", "jpg"])
+        pictures = dict(zip(pairs["key"].to_pylist(), pairs["jpg"].to_pylist(), strict=True))
+        for row in pq.read_table(path, columns=["key", "caption", "nouns"]).to_pylist():
+            nouns = [noun["text"] for noun in row["nouns"]][:MOST_NOUNS]
+            if len(nouns) > 1 and pictures.get(row["key"]):
+                rows.append((pictures[row["key"]], row["caption"], nouns))
+            if len(rows) == CAPTIONS:
+                return rows
+    return rows
+
+
+def _decomposition(segmenter: "Segmenter", jpeg: bytes, caption: str, nouns: list[str]) -> str:
+    from model.pixels import rgb_pixels
+
+    pixels = rgb_pixels(Image.open(io.BytesIO(jpeg)))
+    palette = colours(len(nouns))
+    words = segmenter.word_segments(caption, nouns)
+    result = segmenter.segment(pixels, nouns, background=True)
+    parts = []
+    for word, label in zip(words.words, words.labels, strict=True):
+        own = next((j for j, noun in enumerate(nouns) if word in noun.split()), None)
+        style = "" if label < 0 else f"background:{figures.css(palette[label])}66;"
+        if own is not None:
+            style += f"border-bottom:3px solid {figures.css(palette[own])};"
+        parts.append(f'<span style="{style}">{escape(word)}</span>')
+    cells = figures.picture(pixels, "picture")
+    cells += figures.picture(overlay(pixels, result.label_map, [None, *palette]), "regions")
+    for j, noun in enumerate(nouns):
+        grey = np.rint(result.masks[j] * 255).astype(np.uint8)
+        cells += figures.picture(grey, f"soft mask: {noun}")
+    key = figures.legend(nouns, palette)
+    return f'<p class="caption">{" ".join(parts)}</p>{key}<div class="row">{cells}</div>'
