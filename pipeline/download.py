@@ -8,6 +8,7 @@ earlier attempt at the same URL with the same settings are kept: that makes `--r
 killed commit cheap. Memory: one shard, about 0.3 GB for 10,000 rows at 256 pixels.
 """
 
+import hashlib
 import io
 import os
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.fetch import Fetcher, FetchError, FetchLimits, is_retryable
+from pipeline.fetch import Fetcher, FetchError, FetchLimits, check_image, is_retryable
 from pipeline.ledger import Ledger, ShardRecord, fingerprint
 from pipeline.outage import OutageWatch
 from pipeline.schema import PAIRS
@@ -98,7 +99,10 @@ class DownloadWorker:
             raise ShardError("the network stayed down; nothing of this shard was kept")
         rows = [kept.get(row) or fresh[row] for row in range(len(urls))]
         self._check_floor(rows)
-        return self._commit(shard, input, rows, start)
+        return commit_pairs(
+            self._root, self._ledger, self._settings, shard, input, rows, start,
+            self._machinery.versions,
+        )  # fmt: skip
 
     def _fetch(self, url: str | None) -> bytes:
         if self._outage.gave_up:
@@ -146,31 +150,6 @@ class DownloadWorker:
                 "when the network is well, or lower --success-floor"
             )
 
-    def _commit(
-        self, shard: int, input: str, rows: list[dict[str, Any]], start: float
-    ) -> ShardRecord:
-        schema = PAIRS.with_metadata({"settings": self._settings.fingerprint()})
-        table = pa.Table.from_pylist(rows, schema)
-        path = f"pairs/{shard:05d}.parquet"
-        info = self._root.write_atomic(path, lambda sink: write_pairs(table, sink))
-        rejected = Counter(row["error"] for row in rows if row["error"])
-        record = ShardRecord(
-            stage="pairs",
-            shard=shard,
-            input=input,
-            settings=self._settings.fingerprint(),
-            output=info.sha256,
-            files={path: asdict(info)},
-            rows_in=len(rows),
-            rows_out=len(rows) - rejected.total(),
-            rejected=dict(sorted(rejected.items())),
-            bytes=info.bytes,
-            seconds=round(perf_counter() - start, 3),
-            versions=self._machinery.versions,
-        )
-        self._ledger.commit(record)
-        return record
-
 
 class Img2dataset:
     """img2dataset's per-shard machinery with another fetch function, kept in memory."""
@@ -200,7 +179,6 @@ class Img2dataset:
             encode_format="jpg",
             max_image_area=settings.max_pixels,
         )
-        self._digits = len(str(settings.shard_size - 1))
         self.versions = {
             "img2dataset": version("img2dataset"),
             "opencv": cv2.__version__,
@@ -218,7 +196,8 @@ class Img2dataset:
         Returns:
             Row number -> a row of PAIRS, for each of `todo`.
         """
-        rows = {row: self._row(shard, row, url, caption) for row, url, caption in _take(urls, todo)}
+        size = self._settings.shard_size
+        rows = {r: empty_row(shard, r, size, url, text) for r, url, text in _take(urls, todo)}
         if not todo:
             return rows
         written: list[dict[str, Any]] = []
@@ -262,18 +241,17 @@ class Img2dataset:
         except FetchError as error:
             return key, None, error.reason
 
-    def _row(self, shard: int, row: int, url: str | None, caption: str | None) -> dict[str, Any]:
-        """A failed row, until its outcome is known; img2dataset drops a row that it trips over."""
-        values: dict[str, Any] = dict.fromkeys(PAIRS.names)
-        key = f"{shard:0{SHARD_DIGITS}d}{row:0{self._digits}d}"
-        return {
-            **values,
-            "key": key,
-            "url": url,
-            "caption": caption,
-            "status": "failed",
-            "error": "internal",
-        }
+    def convert(self, content: bytes) -> dict[str, Any]:
+        """Check, resize and encode one image that is at hand; the outcome's columns of PAIRS.
+
+        Raises:
+            FetchError: when its header says it is no image, or a bomb.
+        """
+        check_image(content, self._settings.max_pixels)
+        names = ("jpg", "width", "height", "original_width", "original_height", "error_message")
+        sample = dict(zip(names, self._resizer(io.BytesIO(content)), strict=True))
+        sample["status"] = "failed_to_resize" if sample["error_message"] else "success"
+        return _outcome({**sample, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 class _ListWriter:
@@ -287,6 +265,59 @@ class _ListWriter:
 
     def close(self) -> None:
         return
+
+
+def commit_pairs(
+    root: Storage,
+    ledger: Ledger,
+    settings: DownloadSettings,
+    shard: int,
+    input: str,
+    rows: list[dict[str, Any]],
+    start: float,
+    versions: dict[str, str],
+) -> ShardRecord:
+    """Write a shard's rows of PAIRS and commit it.
+
+    Args:
+        root: of the dataset.
+        ledger: of the same root.
+        settings: whose fingerprint the shard carries.
+        shard: its number.
+        input: fingerprint of what it was made from.
+        rows: in order, failed ones included.
+        start: when the work began, on time.perf_counter()'s clock.
+        versions: of the libraries that made it.
+    """
+    table = pa.Table.from_pylist(rows, PAIRS.with_metadata({"settings": settings.fingerprint()}))
+    path = f"pairs/{shard:05d}.parquet"
+    info = root.write_atomic(path, lambda sink: write_pairs(table, sink))
+    rejected = Counter(row["error"] for row in rows if row["error"])
+    record = ShardRecord(
+        stage="pairs",
+        shard=shard,
+        input=input,
+        settings=settings.fingerprint(),
+        output=info.sha256,
+        files={path: asdict(info)},
+        rows_in=len(rows),
+        rows_out=len(rows) - rejected.total(),
+        rejected=dict(sorted(rejected.items())),
+        bytes=info.bytes,
+        seconds=round(perf_counter() - start, 3),
+        versions=versions,
+    )
+    ledger.commit(record)
+    return record
+
+
+def empty_row(
+    shard: int, row: int, shard_size: int, url: str | None, caption: str | None
+) -> dict[str, Any]:
+    """A failed row until its outcome is known: img2dataset drops a row that it trips over."""
+    key = f"{shard:0{SHARD_DIGITS}d}{row:0{len(str(shard_size - 1))}d}"
+    known = {"key": key, "url": url, "caption": caption}
+    return {**dict.fromkeys(PAIRS.names), **known, "status": "failed", "error": "internal"}
 
 
 def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:

@@ -95,15 +95,20 @@ class Storage:
         with self.open_input(path) as source:
             return bytes(source.read())
 
-    def open_input(self, path: str) -> pa.NativeFile:
-        """Open for random access; memory-mapped when local.
+    def open_input(self, path: str, *, mapped: bool = True) -> pa.NativeFile:
+        """Open for random access.
+
+        Args:
+            path: of the file.
+            mapped: memory-map it when local; no use for a large file that is read through once,
+                whose pages would all count as ours.
 
         Raises:
             FileNotFoundError: naming the whole URI.
         """
         try:
             if self.is_local:
-                return pa.memory_map(self._full(path))
+                return (pa.memory_map if mapped else pa.OSFile)(self._full(path))
             return self._filesystem.open_input_file(self._full(path))
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.uri}: no file {path}") from None

@@ -123,7 +123,7 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
 
 def _identity(source: Storage, name: str) -> tuple[int, str]:
     """Size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M."""
-    with source.open_input(name) as file:
+    with source.open_input(name, mapped=False) as file:
         size = file.size()
         head = file.read(ENDS_BYTES)
         file.seek(max(0, size - ENDS_BYTES))
@@ -168,13 +168,11 @@ def _rows(manifest: Manifest, source: Storage, files: list[str]) -> Iterator[pa.
                 yield rows
         except (pa.ArrowException, KeyError) as error:
             text = " ".join(str(error).split())
-            raise ValueError(
-                f"{name} is not the {manifest.format} list it should be: {text}"
-            ) from None
+            raise ValueError(f"{name} is no {manifest.format} URL list: {text}") from None
 
 
 def _read(manifest: Manifest, source: Storage, name: str) -> Iterator[pa.RecordBatch]:
-    raw = source.open_input(name)
+    raw = source.open_input(name, mapped=False)
     ending = PurePosixPath(name).suffix
     stream = pa.CompressedInputStream(raw, COMPRESSIONS[ending]) if ending in COMPRESSIONS else raw
     columns = [manifest.url, manifest.caption]

@@ -13,6 +13,7 @@ from pipeline.ledger import Ledger, Plan, ShardRecord, plan
 from pipeline.manifests import Manifest, load_manifest
 from pipeline.shards import Resources, StageReport, run_stage, show_report
 from pipeline.storage import Storage
+from pipeline.tars import TarWorker, list_tars, tar_inputs
 from pipeline.urls import cut_shards
 from stages.options import Gpus, RayAddress, Workers, make_resources
 
@@ -113,18 +114,38 @@ def run_download(
         urls: where the list lies, instead of the manifest's place.
         limit: rows to take; None = all.
     """
-    place = urls or manifest.url_list
-    cut = cut_shards(manifest, _absolute(place), root, settings.shard_size, limit)
+    place = _absolute(urls or manifest.url_list)
+    if manifest.format == "webdataset":
+        if limit is not None:
+            raise ValueError("--limit counts URLs; a folder of tars is taken whole")
+        return _run_tars(manifest, place, root, settings, resources)
+    cut = cut_shards(manifest, place, root, settings.shard_size, limit)
     inputs = {shard: record.output for shard, record in cut.items()}
     rows = {shard: record.rows_out for shard, record in cut.items()}
     ledger = Ledger(root)
     todo = plan(ledger, "pairs", inputs, settings.fingerprint())
     if settings.retry_failed:
         todo = with_retries(todo, ledger.records("pairs"), settings.allow_private)
-    if todo.pending:
-        resolved = {**asdict(settings), "manifest": manifest.name}
-        ledger.write_settings("pairs", {**resolved, "fingerprint": settings.fingerprint()})
+    _write_settings(ledger, manifest, settings)
     return run_stage("pairs", DownloadWorker, root, asdict(settings), todo, inputs, resources, rows)
+
+
+def _run_tars(
+    manifest: Manifest, place: str, root: Storage, settings: DownloadSettings, resources: Resources
+) -> StageReport:
+    """Make pairs of tars that are there already."""
+    names = list_tars(place)
+    inputs = tar_inputs(place, names)
+    ledger = Ledger(root)
+    todo = plan(ledger, "pairs", inputs, settings.fingerprint())
+    _write_settings(ledger, manifest, settings)
+    work = {"place": place, "names": names, "download": asdict(settings)}
+    return run_stage("pairs", TarWorker, root, work, todo, inputs, resources, {})
+
+
+def _write_settings(ledger: Ledger, manifest: Manifest, settings: DownloadSettings) -> None:
+    resolved = {**asdict(settings), "manifest": manifest.name}
+    ledger.write_settings("pairs", {**resolved, "fingerprint": settings.fingerprint()})
 
 
 def with_retries(todo: Plan, records: Mapping[int, ShardRecord], allow_private: bool) -> Plan:
