@@ -22,7 +22,7 @@ from pipeline.manifests import Manifest
 from pipeline.storage import Storage
 
 URLS = pa.schema([pa.field("url", pa.string()), pa.field("caption", pa.string())])
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 ENDS_BYTES = 1 << 20
 BATCH_ROWS = 65_536
 CHECKED_ROWS = 100  # of the list's start, for swapped columns
