@@ -1,6 +1,7 @@
 """The audit finds what is wrong with a dataset, finds nothing else, and changes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,15 @@ def test_sql_answers_and_writes_nothing(sound: Path, tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
         assert not target.exists()
     assert snapshot(sound) == before
+
+
+def test_the_documented_checks_are_the_real_ones_and_the_queries_run(sound: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "audit.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, flags=re.MULTILINE)
+    checks = {name: questions()[name].sentence for name in check_names()}
+    assert {name: text for name, text in listed if name in checks} == checks
+    queries = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
+    assert len(queries) > 10
+    with Audit(Storage.open(sound), AuditOptions()) as audit:
+        for query in queries:
+            audit.query(query)
