@@ -92,8 +92,8 @@ class Segmenter:
         self.settings.check()
         if self.settings.masks_by == "code" and (code is None or not code.config.masks):
             raise ValueError(
-                f"method {self.settings.method} needs a model trained to make masks: give such a "
-                "RUN, or another method (scg for one trained on regions alone)"
+                f"method {self.settings.method} needs a trained model that makes masks: give such "
+                "a RUN, or another method (scg for one trained on regions alone)"
             )
 
     @classmethod
