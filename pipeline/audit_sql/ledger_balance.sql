@@ -16,7 +16,7 @@ WITH tables AS (
     UNION
     SELECT f.stage, f.shard FROM records f JOIN records n USING (shard)
     WHERE f.stage = 'features' AND n.stage = 'nouns'
-        AND f.input = f.expected_input AND f.rows_in NOT IN (n.rows_in, n.rows_out)
+        AND f.input = f.expected_input AND f.rows_in <> n.rows_out
 )
 SELECT
     verdict(count(*) > 0, false) AS verdict,
