@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.collate import Batch, Collate, Position, Sample
 from pipeline.feature_table import FeatureTable
 from pipeline.ledger import fingerprint
-from pipeline.order import WINDOW_BLOCKS, IntArray, RowOrder, mix
+from pipeline.order import WINDOW_BLOCKS, Hash, IntArray, RowOrder, mix
 from pipeline.region_table import RegionTable
 from pipeline.storage import Storage
 from pipeline.vocabulary_table import Vocabulary
@@ -125,10 +125,11 @@ class FeatureStream:
     def _make(self, start: Position) -> Batch:
         """Make this rank's share of the batch that starts there."""
         samples = self._samples(start.epoch, start.index + self._rank * self._batch_size)
+        index_B = np.array([sample.index for sample in samples])
         return self._collate(
             samples,
-            np.stack([self._choose(sample, start.epoch) for sample in samples]),
-            mix(self._seed, start.epoch, VIEW, np.array([sample.index for sample in samples])),
+            self._choose(samples, mix(self._seed, start.epoch, NOUNS, index_B)),
+            mix(self._seed, start.epoch, VIEW, index_B),
             Position(start.epoch, start.index + self._global),
         )
 
@@ -145,9 +146,12 @@ class FeatureStream:
             for i, (number, row) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True))
         ]
 
-    def _choose(self, sample: Sample, epoch: int) -> IntArray:
-        """(J,) indices into the caption's nouns, without replacement."""
-        _, offsets = sample.block.noun_ids
-        count = int(offsets[sample.row + 1] - offsets[sample.row])
-        bits = mix(self._seed, epoch, NOUNS, sample.index, np.arange(count))
-        return np.argsort(bits, kind="stable")[: self._nouns]
+    def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
+        """(B, J) indices into each caption's nouns, without replacement."""
+        counts = [sample.noun_count for sample in samples]
+        bits_BK = mix(bits_B[:, None], np.arange(max(counts)))
+        chosen = [
+            np.argsort(bits[:count], kind="stable")[: self._nouns]
+            for bits, count in zip(bits_BK, counts, strict=True)
+        ]
+        return np.stack(chosen)

@@ -20,7 +20,7 @@ from pipeline.order import Hash, IntArray
 from pipeline.region_table import RegionTable
 from pipeline.vocabulary_table import Vocabulary
 
-EXPONENT = 0x7C00  # of an fp16 number; all ones means infinite or NaN
+SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Sample:
     row: int  # within the block
     place: str  # the file it lies in, for messages
     index: int  # position in the epoch's order
+
+    @property
+    def noun_count(self) -> int:
+        """Distinct nouns of the caption."""
+        _, offsets = self.block.noun_ids
+        return int(offsets[self.row + 1] - offsets[self.row])
 
 
 class Collate:
@@ -116,8 +122,10 @@ class Collate:
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
 
-    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return self._empty(*shape, dtype=dtype).zero_()
+    def _full(self, *shape: int, value: int, dtype: torch.dtype) -> Tensor:
+        tensor = self._empty(*shape, dtype=dtype)
+        tensor.numpy().fill(value)  # torch's own fill would queue for the training step's threads
+        return tensor
 
     def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Tensor]:
         """Pixels and image tokens of each sample's view."""
@@ -170,9 +178,9 @@ class Collate:
         """Caption tokens, states and the labels of METHOD §4."""
         rows = [_row(s.block.caption_tokens, s.row) for s in samples]
         B, L, T = len(rows), max(map(len, rows)), self._settings["clip"]["text_width"]
-        tokens_BL = self._zeros(B, L, dtype=torch.int64)
-        states_BLT = self._zeros(B, L, T, dtype=torch.float16)
-        labels_BL = self._empty(B, L, dtype=torch.int64).fill_(-1)
+        tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
+        states_BLT = self._full(B, L, T, value=0, dtype=torch.float16)
+        labels_BL = self._full(B, L, value=-1, dtype=torch.int64)
         out = zip(tokens_BL.numpy(), states_BLT.numpy(), labels_BL.numpy(), strict=True)
         for sample, row, chosen, (tokens, states, labels) in zip(
             samples, rows, nouns_BJ, out, strict=True
@@ -200,7 +208,7 @@ class Collate:
         rows_N = self._vocabulary.rows(np.stack(ids_BJ, axis=1).reshape(-1))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows_N.tolist()))}
         tokens = [self._vocabulary.tokens(row) for row in number]
-        tokens_UM = self._zeros(len(tokens), max(map(len, tokens)), dtype=torch.int64)
+        tokens_UM = self._full(len(tokens), max(map(len, tokens)), value=0, dtype=torch.int64)
         for out, noun in zip(tokens_UM.numpy(), tokens, strict=True):
             out[: len(noun)] = noun
         return {
@@ -218,7 +226,8 @@ def _row(lists: tuple[NDArray[Any], NDArray[np.int32]], row: int) -> NDArray[Any
 
 def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
     # looking at the exponents of what was just copied costs a tenth of copying it
-    if (values.view(np.uint16) & EXPONENT).max(initial=0) == EXPONENT:
+    # (as signed numbers the positive ones are the largest, as unsigned ones the negative ones are)
+    if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
         raise ValueError(_corrupt(sample, "has features that are not finite"))
 
 
