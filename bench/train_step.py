@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile our step")
     parser.add_argument("--ours-only", action="store_true")
     parser.add_argument("--threads", type=int, help="CPU threads of a product (default: all)")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the first round")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args()
 
@@ -105,23 +105,24 @@ def compare(
             clip, device, precision, lambda code: lambda **batch: plain_step(code, **batch)
         )
     batches = iter(stream)
+    flops = {name: contestant.flops(next(batches)) for name, contestant in contestants.items()}
     for contestant in contestants.values():
-        contestant.run(batches, arguments.warm_up)  # warm-up: allocations, autotuning, compilation
+        contestant.run(batches, arguments.warm_up)  # allocations, autotuning, compilation
     rounds = [
         {name: c.run(batches, arguments.steps) for name, c in contestants.items()}
         for _ in range(arguments.rounds)
     ]
     medians, cpu = {}, {}
-    for name, contestant in contestants.items():
+    for name in contestants:
         medians[name] = statistics.median(r[name].wall for r in rounds)
         cpu[name] = statistics.median(r[name].cpu for r in rounds)
         waited = statistics.median(r[name].waited / r[name].wall for r in rounds)
-        flops = contestant.flops(next(batches))
         print(
             f"{precision}  {name:16} {medians[name]:8.3f} s/step ({cpu[name]:.3f} of CPU)  "
             f"{arguments.batch / medians[name]:8.2f} images/s  data wait {waited:6.2%}  "
-            f"{flops / arguments.batch / 1e9:4.0f} GFLOP/image  "
-            f"{rate(device, flops / medians[name])}"
+            f"{flops[name] / arguments.batch / 1e9:4.0f} GFLOP/image  "
+            f"{rate(device, flops[name] / medians[name])}",
+            flush=True,
         )
     if "straightforward" in medians:
         wall, work = (seconds["straightforward"] / seconds["ours"] for seconds in (medians, cpu))
