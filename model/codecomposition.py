@@ -6,7 +6,6 @@ P = 1 + h*w trunk tokens, D vision width, T text width, C joint width, H W mask 
 K = 1+J word classes. Images are (B, 3, pixel rows, pixel columns).
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,14 @@ from torch import Tensor, nn
 
 from model import distributed, losses
 from model.clip import FrozenClip
+from model.composition import (
+    CaptionParts,
+    Composition,
+    Losses,
+    argmax_labels,
+    by_noun,
+    harden,
+)
 from model.config import CoDeConfig
 from model.image_segmenter import MASK_PIXELS, ImageSegmenter
 from model.prompts import TEMPLATES, NounPrompt, encode_template, highlight_region, highlight_words
@@ -24,55 +31,6 @@ from model.text_segmenter import TextSegmenter
 __all__ = ["CoDe", "CoDeConfig", "Losses"]
 
 LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
-
-
-class Losses(dict[str, Tensor]):
-    """Weighted loss terms by name, scalars; their mean over ranks is the global batch's."""
-
-    @property
-    def total(self) -> Tensor:
-        """Return the sum of all terms: what is minimised."""
-        return torch.stack(list(self.values())).sum()
-
-
-@dataclass(frozen=True)
-class CaptionParts:
-    """What the captions of one batch were decomposed into."""
-
-    words_BLC: Tensor
-    """Word features x^t, unit."""
-    logits_BKL: Tensor
-    """Word logits: "none" (zero), then each noun."""
-    masks_NL: Tensor
-    """Word masks M^t, before SOS and EOS are kept."""
-    labels_BL: Tensor
-    """Pseudo labels: −1 ignored, 0 none, 1..J."""
-    embeddings_NC: Tensor
-    """Embeddings e^t of the highlighted captions, unit."""
-
-
-@dataclass(frozen=True)
-class Composition:
-    """What one batch of this rank was decomposed into."""
-
-    pixels_BCHW: Tensor
-    """Pixel embedding x^v, unit."""
-    nouns_NC: Tensor
-    """Noun embeddings n, unit."""
-    nouns_AC: Tensor
-    """Noun embeddings of all ranks."""
-    knowledge_NC: Tensor
-    """Template embeddings n', or their mean."""
-    soft_BAHW: Tensor
-    """Soft masks of every image with all nouns."""
-    soft_JBHW: Tensor
-    """Soft masks M^v of the pairs."""
-    hard_JBHW: Tensor
-    """The same, hard, straight-through."""
-    regions_NC: Tensor
-    """Embeddings e^v of the highlighted images, unit."""
-    captions: CaptionParts | None
-    """None without co-decomposition (the baseline)."""
 
 
 class CoDe(nn.Module):
@@ -315,9 +273,9 @@ class CoDe(nn.Module):
             own = torch.arange(B, device=images.device)
             first = distributed.rank() * B
             pairs = (own, slice(None), first + own)
-            logits_JBHW = _by_noun(logits_BAHW, J)[pairs].transpose(0, 1)
-            soft_JBHW = _by_noun(soft_BAHW, J)[pairs].transpose(0, 1)
-            hard_JBHW = _harden(logits_JBHW, noise_JBHW)
+            logits_JBHW = by_noun(logits_BAHW, J)[pairs].transpose(0, 1)
+            soft_JBHW = by_noun(soft_BAHW, J)[pairs].transpose(0, 1)
+            hard_JBHW = harden(logits_JBHW, noise_JBHW)
             highlighted = highlight_region(
                 images.repeat(J, 1, 1, 1), hard_JBHW.flatten(0, 1)[:, None], self.region_prompt
             )
@@ -360,7 +318,7 @@ class CoDe(nn.Module):
             logits_BKL = self.text_segmenter.word_logits(words_BLC, nouns_JBC)
             masks_NL = logits_BKL.softmax(dim=1)[:, 1:].transpose(0, 1).flatten(0, 1)
             if self.config.argmax_labels:
-                labels_BL = _argmax_labels(logits_BKL, lengths_B)
+                labels_BL = argmax_labels(logits_BKL, lengths_B)
             lengths_N = lengths_B.repeat(J)
             highlighted = highlight_words(
                 embeddings_BLT.repeat(J, 1, 1), masks_NL, lengths_N, self.word_prompt
@@ -423,22 +381,3 @@ def _trunk_tokens(
     if image_tokens_int8_BPD is not None and image_token_scale_BP is not None:
         return image_tokens_int8_BPD.float() * image_token_scale_BP[..., None]
     return image_tokens_BPD
-
-
-def _by_noun(x_BAHW: Tensor, nouns: int) -> Tensor:
-    """Split the pairs of all ranks, noun-major: (B, J, images of all ranks, H, W)."""
-    B, _, H, W = x_BAHW.shape
-    return x_BAHW.view(B, nouns, -1, H, W)
-
-
-def _harden(logits: Tensor, noise: Tensor | None) -> Tensor:
-    """Gumbel-sigmoid at temperature 1: 0 or 1 forwards, the sigmoid's gradient backwards."""
-    soft = torch.sigmoid(logits if noise is None else logits + noise)
-    return (soft > 0.5).float() - soft.detach() + soft
-
-
-def _argmax_labels(logits_BKL: Tensor, lengths_B: Tensor) -> Tensor:
-    """Label every word with its most probable class; SOS, EOS and padding are ignored."""
-    position_L = torch.arange(logits_BKL.shape[2], device=logits_BKL.device)
-    word_BL = (position_L > 0) & (position_L < lengths_B[:, None] - 1)
-    return logits_BKL.argmax(dim=1).masked_fill(~word_BL, -1)

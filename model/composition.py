@@ -1,0 +1,78 @@
+"""What a batch is decomposed into, and the small steps on masks and labels between the modules.
+
+Letters: B images of this rank, J nouns an image, N = J*B pairs of this rank (noun-major), A = pairs
+of all ranks, L caption tokens, K = 1+J word classes, C joint width, H W mask rows and columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Losses(dict[str, Tensor]):
+    """Weighted loss terms by name, scalars; their mean over ranks is the global batch's."""
+
+    @property
+    def total(self) -> Tensor:
+        """Return the sum of all terms: what is minimised."""
+        return torch.stack(list(self.values())).sum()
+
+
+@dataclass(frozen=True)
+class CaptionParts:
+    """What the captions of one batch were decomposed into."""
+
+    words_BLC: Tensor
+    """Word features x^t, unit."""
+    logits_BKL: Tensor
+    """Word logits: "none" (zero), then each noun."""
+    masks_NL: Tensor
+    """Word masks M^t, before SOS and EOS are kept."""
+    labels_BL: Tensor
+    """Pseudo labels: −1 ignored, 0 none, 1..J."""
+    embeddings_NC: Tensor
+    """Embeddings e^t of the highlighted captions, unit."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What one batch of this rank was decomposed into."""
+
+    pixels_BCHW: Tensor
+    """Pixel embedding x^v, unit."""
+    nouns_NC: Tensor
+    """Noun embeddings n, unit."""
+    nouns_AC: Tensor
+    """Noun embeddings of all ranks."""
+    knowledge_NC: Tensor
+    """Template embeddings n', or their mean."""
+    soft_BAHW: Tensor
+    """Soft masks of every image with all nouns."""
+    soft_JBHW: Tensor
+    """Soft masks M^v of the pairs."""
+    hard_JBHW: Tensor
+    """The same, hard, straight-through."""
+    regions_NC: Tensor
+    """Embeddings e^v of the highlighted images, unit."""
+    captions: CaptionParts | None
+    """None without co-decomposition (the baseline)."""
+
+
+def by_noun(x_BAHW: Tensor, nouns: int) -> Tensor:
+    """Split the pairs of all ranks, noun-major: (B, J, images of all ranks, H, W)."""
+    B, _, H, W = x_BAHW.shape
+    return x_BAHW.view(B, nouns, -1, H, W)
+
+
+def harden(logits: Tensor, noise: Tensor | None) -> Tensor:
+    """Gumbel-sigmoid at temperature 1: 0 or 1 forwards, the sigmoid's gradient backwards."""
+    soft = torch.sigmoid(logits if noise is None else logits + noise)
+    return (soft > 0.5).float() - soft.detach() + soft
+
+
+def argmax_labels(logits_BKL: Tensor, lengths_B: Tensor) -> Tensor:
+    """Label every word with its most probable class; SOS, EOS and padding are ignored."""
+    position_L = torch.arange(logits_BKL.shape[2], device=logits_BKL.device)
+    word_BL = (position_L > 0) & (position_L < lengths_B[:, None] - 1)
+    return logits_BKL.argmax(dim=1).masked_fill(~word_BL, -1)
