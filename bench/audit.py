@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from bench.audit_pandas import PandasAudit
 from pipeline import schema
-from pipeline.audit import Audit, AuditOptions
+from pipeline.audit import Audit
 from pipeline.audit_questions import check_names
+from pipeline.audit_views import AuditOptions
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.storage import Storage
 

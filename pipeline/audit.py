@@ -7,52 +7,25 @@ to anything else is switched off and locked, and only SELECT statements are run.
 audit_sql/thresholds.sql. This is the only file that imports duckdb.
 """
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow import fs
 
-from pipeline import audit_values, schema
+from pipeline import audit_values
 from pipeline.audit_inventory import Inventory, take_inventory
-from pipeline.audit_questions import COUNTED, Question, check_names, class_names, questions
-from pipeline.audit_schemas import light_features
+from pipeline.audit_questions import COUNTED, Question, check_names, questions
+from pipeline.audit_views import AuditOptions, open_views
 from pipeline.benchmark import load_benchmark
 from pipeline.storage import Storage
 
 VIEWS = ("pairs", "nouns", "features", "vocabulary", "ledger", "metrics")
-GLOB_CHARACTERS = re.compile(r"[*?\[\]{}]")
 FIRST_KEYS = 5
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What to look at, and with how much of the machine."""
-
-    memory: str = "4GB"
-    """DuckDB's memory limit; what does not fit is spilled to a temporary folder."""
-    threads: int | None = None
-    """None: all cores."""
-    hashes: bool = False
-    """Read every file whole and compare its SHA-256 with the ledger."""
-    pictures: int = 20_000
-    """About how many pictures are decoded and hashed, spread over the shards; 0 for all."""
-    feature_rows: int = 0
-    """Rows of each features shard whose tensors are read; 0 for all."""
-    run: Path | None = None
-    """A training run whose metrics.parquet becomes the view `metrics`."""
-    benchmarks: tuple[tuple[str, Path | None], ...] = ()
-    """(name, data folder) held to verdicts; without any, coverage is told for all of them."""
-    limits: dict[str, float] = field(default_factory=dict)
-    """Thresholds to use instead of those in thresholds.sql."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +54,13 @@ class Audit:
         self._options = options
         self._spill = tempfile.TemporaryDirectory(prefix="codeseg-audit-")
         self._prepared: set[str] = set()
+        self._benchmark_images = [
+            opened.image_path(image_id)
+            for name, data in options.benchmarks
+            if data is not None
+            for opened in [load_benchmark(name).open(data)]
+            for image_id in opened.ids
+        ]
         config: dict[str, Any] = {
             "memory_limit": options.memory,
             "temp_directory": self._spill.name,
@@ -94,7 +74,7 @@ class Audit:
             self._database = duckdb.connect(":memory:", config=config)
         except duckdb.Error as error:  # the memory limit is the one thing a user gives
             raise ValueError(f"memory {options.memory!r}: {_one_line(error)}") from None
-        self._open_views()
+        open_views(self._database, root, self.inventory, options)
 
     def __enter__(self) -> Self:
         return self
@@ -107,82 +87,6 @@ class Audit:
     ) -> None:
         self._database.close()
         self._spill.cleanup()
-
-    def _open_views(self) -> None:
-        readable: list[str] = []
-        for table, empty in (("pairs", schema.PAIRS), ("nouns", schema.NOUNS)):
-            readable += self._view_parquet(table, self._root, self.inventory.data[table], empty)
-        self._view_arrow("features", light_features())
-        self._view_arrow("vocabulary", schema.vocabulary(self.inventory.embed_dim))
-        readable += self._view_metrics()
-        self._view_table("ledger", self.inventory.ledger)
-        self._view_table("files", self.inventory.files)
-        self._view_table("settings", self.inventory.settings)
-        self._view_table("class_names", class_names(self._options.benchmarks))
-        self._database.execute("SET parquet_metadata_cache = true")
-        self._set_thresholds()
-        self._database.execute(questions()["macros"].sql)
-        self._database.execute("SET allowed_paths = ?", [readable])
-        self._database.execute("SET enable_external_access = false")
-        self._database.execute("SET lock_configuration = true")
-
-    def _view_parquet(
-        self, view: str, root: Storage, paths: list[str], empty: pa.Schema
-    ) -> list[str]:
-        """Open Parquet files as a view; returns the local paths that DuckDB itself will read."""
-        if not paths:
-            self._view_table(view, empty.empty_table())
-        elif root.local_path is None or GLOB_CHARACTERS.search(str(root.local_path)):
-            self._view_dataset(view, root, paths, "parquet", None)
-        else:
-            local = [str(root.local_path / path) for path in paths]
-            quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in local)
-            self._database.execute(f"CREATE VIEW {view} AS FROM read_parquet([{quoted}])")
-            return local
-        return []
-
-    def _view_arrow(self, table: str, light: pa.Schema) -> None:
-        paths = self.inventory.data[table]
-        if paths:
-            self._view_dataset(table, self._root, paths, "ipc", light)
-        else:
-            self._view_table(table, light.empty_table())
-
-    def _view_dataset(
-        self, view: str, root: Storage, paths: list[str], form: str, columns: pa.Schema | None
-    ) -> None:
-        """Stream through pyarrow: object stores, and Arrow files, which DuckDB cannot read."""
-        filesystem: fs.FileSystem = fs.LocalFileSystem()
-        base = str(root.local_path)
-        if root.local_path is None:
-            filesystem, base = fs.FileSystem.from_uri(root.uri)
-        full = [f"{base}/{path}" for path in paths]
-        self._view_table(view, ds.dataset(full, columns, form, filesystem))
-
-    def _view_table(self, view: str, table: Any) -> None:
-        self._database.register(f"arrow_{view}", table)
-        self._database.execute(f"CREATE VIEW {view} AS FROM arrow_{view}")
-
-    def _view_metrics(self) -> list[str]:
-        run = self._options.run
-        if run is None:
-            self._view_table("metrics", pa.schema([("step", pa.int64())]).empty_table())
-            return []
-        if not (run / "metrics.parquet").is_file():
-            raise FileNotFoundError(f"{run} has no metrics.parquet; give the RUN of codeseg train")
-        return self._view_parquet("metrics", Storage.open(run), ["metrics.parquet"], pa.schema([]))
-
-    def _set_thresholds(self) -> None:
-        self._database.execute(f"CREATE TABLE thresholds AS {questions()['thresholds'].sql}")
-        for name, value in self._options.limits.items():
-            changed = self._database.execute(
-                "UPDATE thresholds SET value = ? WHERE name = ? RETURNING name", [value, name]
-            ).fetchall()
-            if not changed:
-                raise ValueError(
-                    f"--limit {name}: no such threshold; `codeseg audit ROOT --sql "
-                    '"FROM thresholds"` lists them'
-                )
 
     # Prepared tables: made the first time that something names them
 
@@ -209,8 +113,9 @@ class Audit:
                 self._prepared.add(name)
         for name in COUNTED:
             if name in sql and name not in self._prepared:
-                self._database.execute(f"CREATE TABLE {name} AS {questions()[name].sql}")
                 self._prepared.add(name)
+                self._prepare(questions()[name].sql)  # a counted table may ask another
+                self._database.execute(f"CREATE TABLE {name} AS {questions()[name].sql}")
 
     def _feature_values(self) -> Iterator[pa.RecordBatch]:
         paths = self.inventory.data["features"]
@@ -225,11 +130,7 @@ class Audit:
         return audit_values.picture_values(self._root, paths, a_file)
 
     def _benchmark_pictures(self) -> Iterator[pa.RecordBatch]:
-        for name, data in self._options.benchmarks:
-            if data is not None:
-                opened = load_benchmark(name).open(data)
-                images = [opened.image_path(image_id) for image_id in opened.ids]
-                yield from audit_values.benchmark_picture_values(images)
+        return audit_values.benchmark_picture_values(self._benchmark_images)
 
     # Asking
 
@@ -271,7 +172,7 @@ class Audit:
         if view == "metrics":
             return self._options.run is not None
         if view == "benchmark_pictures":
-            return any(data is not None for _, data in self._options.benchmarks)
+            return bool(self._benchmark_images)
         return True
 
     def _answer(self, question: Question) -> tuple[str, dict[str, Any], list[str]]:

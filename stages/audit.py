@@ -71,8 +71,9 @@ def audit(
     prints pass, warn or fail with figures and the first offending keys. It may run while a stage
     runs: only committed shards count.
     """
-    from pipeline.audit import Audit, AuditOptions
+    from pipeline.audit import Audit
     from pipeline.audit_questions import check_names
+    from pipeline.audit_views import AuditOptions
     from pipeline.storage import Storage
 
     gates = [name for names in fail_on or () for name in names.split(",") if name]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.audit import Audit, AuditOptions
+from pipeline.audit import Audit
 from pipeline.audit_questions import check_names, questions
+from pipeline.audit_views import AuditOptions
 from pipeline.storage import Storage
 from stages.cli import app
 from tests.audit_data import Spoils, make_root

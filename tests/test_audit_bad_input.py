@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.audit import Audit, AuditOptions
+from pipeline.audit import Audit
+from pipeline.audit_views import AuditOptions
 from pipeline.storage import Storage
 from stages.cli import app
 from tests.audit_data import SHARDS, make_root
@@ -84,6 +85,17 @@ def test_a_broken_page_inside_a_file_fails_its_checks_only(root: Path) -> None:
         assert "\n" not in str(spans.figures.get("error", ""))
 
 
+def test_a_root_with_an_odd_name_is_read_all_the_same(sound: Path, tmp_path: Path) -> None:
+    for name in ("it's", "part [1-2] {a}*"):
+        assert verdicts(shutil.copytree(sound, tmp_path / name)) == verdicts(sound)
+
+
+def test_a_damaged_run_is_named(sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match=r"metrics.parquet is damaged"):
+        Audit(Storage.open(sound), AuditOptions(run=tmp_path))
+
+
 def test_a_broken_record_is_named(root: Path) -> None:
     (root / "ledger/nouns/00001.json").write_text("{")
     with pytest.raises(ValueError, match=r"ledger/nouns/00001.json is not a ledger file"):
@@ -99,6 +111,7 @@ def test_a_broken_record_is_named(root: Path) -> None:
         (["--benchmark", "nonsense"], "nonsense"),
         (["--benchmark", "voc", "--data", "a", "--data", "b"], "one data folder a benchmark"),
         (["--data", "a"], "one data folder a benchmark"),
+        (["--benchmark", "voc", "--data", "nowhere"], "nowhere"),
         (["--run", "nowhere"], "nowhere has no metrics.parquet"),
         (["--memory", "lots"], "memory"),
         (["--sql", "DROP VIEW pairs"], "the audit only reads"),

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.audit import Audit, AuditOptions, Finding
+from pipeline.audit import Audit, Finding
+from pipeline.audit_views import AuditOptions
 from pipeline.storage import Storage
 from tests.audit_data import EMBED_DIM, EOS, Rows, Spoils, make_root, picture, recommit
 
