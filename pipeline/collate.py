@@ -20,6 +20,7 @@ from pipeline.order import Hash, IntArray
 from pipeline.region_table import RegionTable
 from pipeline.vocabulary_table import Vocabulary
 
+NON_FINITE = "has features that are not finite"
 SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
 
 
@@ -159,6 +160,8 @@ class Collate:
                 _refuse_non_finite(tokens, sample)
             else:
                 scales[:] = sample.block.image_scales_RVP[sample.row, v]
+                if not np.isfinite(scales).all():
+                    raise ValueError(_corrupt(sample, NON_FINITE))
         return tensors
 
     def _augmented(self, sample: Sample, bits: Hash) -> views.Pixels:
@@ -228,7 +231,7 @@ def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
     # looking at the exponents of what was just copied costs a tenth of copying it
     # (as signed numbers the positive ones are the largest, as unsigned ones the negative ones are)
     if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
-        raise ValueError(_corrupt(sample, "has features that are not finite"))
+        raise ValueError(_corrupt(sample, NON_FINITE))
 
 
 def _corrupt(sample: Sample, what: str) -> str:

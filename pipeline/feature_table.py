@@ -178,9 +178,15 @@ class FeatureTable:
         try:
             return Block(self._open(shard).get_batch(position), self.settings)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{self.place(number)} is corrupt ({error}); {self._redo(shard)}"
-            ) from (error)
+            self._refuse_network_error(error, shard)
+            place = self.place(number)
+            raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+
+    def _refuse_network_error(self, error: Exception, shard: int) -> None:
+        """An object store that does not answer says nothing about the file."""
+        if isinstance(error, OSError) and not self._root.is_local:
+            place = f"{self._root.uri}/{features_path(shard)}"
+            raise OSError(f"{place} cannot be read now: {error}") from error
 
     def _open(self, shard: int) -> pa.ipc.RecordBatchFileReader:
         return pa.ipc.open_file(self._root.open_input(features_path(shard)))
@@ -193,8 +199,9 @@ class FeatureTable:
     def _is_usable(self, record: ShardRecord) -> bool:
         """Whether the shard's file is whole; refuses or notes one that is not."""
         path = features_path(record.shard)
-        size, committed = self._root.size(path), record.files[path]["bytes"]
+        committed = record.files[path]["bytes"]
         try:
+            size = self._root.size(path)
             if size is None:
                 raise ValueError("is missing")
             if size != committed:
@@ -202,6 +209,7 @@ class FeatureTable:
             if self._open(record.shard).num_record_batches != len(self._sizes(record)):
                 raise ValueError("has another number of record batches than it was committed with")
         except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
+            self._refuse_network_error(error, record.shard)
             if not self._skip_corrupt:
                 raise ValueError(
                     f"{self._root.uri}/{path} {error}; {self._again}, or skip corrupt shards"
