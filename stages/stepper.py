@@ -4,11 +4,13 @@ In: a run's State and its micro-batches. Out: moved weights, and the figures of 
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from model.codecomposition import Losses
 from model.prompts import TEMPLATES
 from pipeline.batches import Batch
 from stages.flops import count_flops
@@ -41,7 +43,9 @@ class Stepper:
             return
         self.phase = phase
         self._state.code.set_phase(phase)
-        self.flops = count_flops(lambda: _backward(self._loss(self._state.code, batch, 0)["loss"]))
+        self.flops = count_flops(
+            lambda: _backward(self._loss(self._state.code.forward, batch, 0)["loss"])
+        )
         if self._train.compile:
             self._state.code.compile()
         self._model = self._processes.wrap(self._state.code)
@@ -59,8 +63,14 @@ class Stepper:
         self._state.scaler.unscale_(self._state.optimizer)
         return sums
 
-    def _loss(self, model: nn.Module, batch: Batch, micro: int) -> dict[str, Tensor]:
-        """The loss and its weighted terms; what is random depends on nothing but seed and step."""
+    def _loss(self, model: Callable[..., Losses], batch: Batch, micro: int) -> dict[str, Tensor]:
+        """The loss and its weighted terms; what is random depends on nothing but seed and step.
+
+        Args:
+            model: CoDe, wrapped or compiled or plain.
+            batch: this process's micro-batch.
+            micro: its number within the step.
+        """
         code, device = self._state.code, self._processes.device
         seed = step_seed(self._train.seed, self._state.step, micro)
         B, _, H, W = batch.pixels_BCHW.shape
