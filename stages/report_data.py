@@ -30,10 +30,10 @@ def data_sections(folder: Path) -> list[Section]:
                 Section(f"Data: {ledger.parent.name}", figures.table(header, rows), note)
             )
     for path in sorted(folder.glob("**/audit.json")):
-        found = json.loads(path.read_text()).get("checks", [])
-        rows = [[f["verdict"], f["check"], f["sentence"]] for f in found]
-        table = figures.table(["verdict", "check", "finding"], rows)
-        counts = Counter(f["verdict"] for f in found)
+        checks = json.loads(path.read_text()).get("checks", {})
+        rows = [[found["verdict"], name, found["sentence"]] for name, found in checks.items()]
+        table = figures.table(["verdict", "check", "what a pass proves"], rows)
+        counts = Counter(found["verdict"] for found in checks.values())
         note = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         sections.append(Section("Data checks", table, note))
     return sections

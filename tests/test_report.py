@@ -41,7 +41,7 @@ def folder(tmp_path):
     ledger.mkdir(parents=True)
     record = {"rows_in": 10, "rows_out": 7, "rejected": {"http_404": 3}}
     (ledger / "00000.json").write_text(json.dumps(record))
-    audit = {"checks": [{"verdict": "pass", "check": "pairs_rows", "sentence": "all <there>"}]}
+    audit = {"checks": {"pairs_rows": {"verdict": "pass", "sentence": "all <there>"}}}
     (tmp_path / "demo/audit.json").write_text(json.dumps(audit))
     return tmp_path / "demo"
 
