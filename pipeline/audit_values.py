@@ -186,17 +186,19 @@ def picture_values(root: Storage, paths: list[str], rows: int) -> Iterator[pa.Re
         rows: how many pictures of each file, its first ones; 0 for all.
     """
     columns = ["key", "sha256", "jpg"]
-    for path in paths:
-        left = rows
-        with root.open_input(path) as source, ThreadPoolExecutor() as pool:
-            for batch in pq.ParquetFile(source).iter_batches(PICTURES_A_BATCH, columns=columns):
-                kept = batch.filter(batch.column("jpg").is_valid())
-                kept = kept.slice(0, left) if rows else kept
-                left -= kept.num_rows
-                measured = pool.map(lambda row: _measure(**row), kept.to_pylist())
-                yield pa.RecordBatch.from_pylist(list(measured), schema=PICTURE_VALUES)
-                if rows and left <= 0:
-                    break
+    size = min(rows, PICTURES_A_BATCH) or PICTURES_A_BATCH
+    with ThreadPoolExecutor() as pool:
+        for path in paths:
+            left = rows
+            with root.open_input(path) as source:
+                for batch in pq.ParquetFile(source).iter_batches(size, columns=columns):
+                    kept = batch.filter(batch.column("jpg").is_valid())
+                    kept = kept.slice(0, left) if rows else kept
+                    left -= kept.num_rows
+                    measured = pool.map(lambda row: _measure(**row), kept.to_pylist())
+                    yield pa.RecordBatch.from_pylist(list(measured), schema=PICTURE_VALUES)
+                    if rows and left <= 0:
+                        break
 
 
 def benchmark_picture_values(images: Iterable[Path]) -> Iterator[pa.RecordBatch]:
