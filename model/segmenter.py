@@ -168,7 +168,7 @@ class Segmenter:
         for picture in pictures:
             pixels = rgb_pixels(picture)
             size = pixels.shape[:2]
-            chunks = [maps.cpu() for _, maps in self._maps(pixels, embeddings)]
+            chunks = [maps.cpu() for _, maps in self.maps(pixels, embeddings)]
             masks = torch.cat(chunks)
             label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
             scores = tuple(masks.flatten(1).amax(1).tolist())
@@ -202,7 +202,7 @@ class Segmenter:
             uint8 H×W.
         """
         threshold = self.settings.background_threshold if background else None
-        maps = self._maps(pixels, embeddings)
+        maps = self.maps(pixels, embeddings)
         label: npt.NDArray[np.uint8] = best_class(maps, pixels.shape[:2], threshold).cpu().numpy()
         return label
 
@@ -245,7 +245,7 @@ class Segmenter:
     # -- METHOD §8 --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
+    def maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
         """Yield (range of classes, their maps (k, H, W)) of one picture."""
         settings = self.settings
         height, width = pixels.shape[:2]

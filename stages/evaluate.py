@@ -150,7 +150,10 @@ def evaluate(
         failed = predict(segmenter, opened, ids, folder, processes, console)
         failed = {k: v for part in processes.gather(failed) for k, v in part.items()}
         if processes.leads:
-            result = score_and_show(console, opened, ids, folder, failed, settings, json_file)
+            where = places(source, opened, folder.root)
+            result = score_and_show(
+                console, opened, ids, folder, failed, where | {"settings": settings}, json_file
+            )
             if result.failed:
                 raise typer.Exit(1)
 
@@ -197,6 +200,7 @@ def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict
         "benchmark": benchmark.name,
         "manifest_sha256": benchmark.sha256,
         "clip": segmenter.clip.name,
+        "pretrained": segmenter.clip.pretrained,
         "clip_sha256": segmenter.clip.weights_sha256,
         **segmenter.settings.record(),
     }
@@ -263,9 +267,14 @@ def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | st
             yield waiting.popleft().result()
 
 
-def relative_manifest(source: str, out: Path) -> str:
-    """A benchmark's name, or the path of its file seen from `out`."""
-    return os.path.relpath(source, out) if source.endswith(".toml") else source
+def places(source: Source, data: BenchmarkData, out: Path) -> dict[str, str | None]:
+    """Where everything lies as seen from `out`, for the report; right after a move as a whole."""
+    manifest, run = data.benchmark.source, source.run
+    return {
+        "data": os.path.relpath(data.folder, out),
+        "manifest": os.path.relpath(manifest, out) if manifest.endswith(".toml") else manifest,
+        "run": os.path.relpath(run, out) if run and Path(run).exists() else run,
+    }
 
 
 def score_and_show(
@@ -274,7 +283,7 @@ def score_and_show(
     ids: Sequence[str],
     folder: PredictionFolder,
     failed: dict[str, str],
-    settings: dict[str, Any],
+    origin: dict[str, Any],
     json_file: Path | None,
 ) -> SplitScores:
     """Score what was predicted, write it into OUT and print it."""
@@ -283,13 +292,11 @@ def score_and_show(
         data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False
     )
     result.failed.update(failed)
+    settings = origin["settings"]
     summary = {
         "method": settings["method"],
         **result.summary(),
-        # The report shows the images; paths are relative, so a folder that moves stays the same.
-        "data": os.path.relpath(data.folder, folder.root),
-        "manifest": relative_manifest(data.benchmark.source, folder.root),
-        "settings": settings,
+        **origin,
     }
     write_scores(folder.root, result, summary)
     if json_file:

@@ -56,6 +56,20 @@ class Evaluation:
         return load_benchmark(self.folder / source if source.endswith(".toml") else source)
 
     @property
+    def data(self) -> Path | None:
+        """The benchmark's data folder, if it is known and still there."""
+        place = self.summary.get("data")
+        return self.folder / place if place and (self.folder / place).is_dir() else None
+
+    @property
+    def run(self) -> Path | str | None:
+        """What was evaluated: a RUN's folder or a hub id; None for a CLIP alone."""
+        source: str | None = self.summary.get("run")
+        if source and (self.folder / source).exists():
+            return self.folder / source
+        return source
+
+    @property
     def miou(self) -> float:
         """Percent; −1 where no pixel was scored."""
         value = self.summary["miou"]
@@ -84,6 +98,7 @@ def report(
 
 def gather(folder: Path) -> list[Section]:
     """All sections that the folder's content allows, in reading order."""
+    from stages.report_curve import threshold_section
     from stages.report_data import data_sections, loss_section
     from stages.report_pictures import decomposition_section, picture_section
 
@@ -92,9 +107,10 @@ def gather(folder: Path) -> list[Section]:
     for methods in evaluations.values():
         manifest = methods[-1].manifest
         sections.append(class_section(manifest, methods))
-        sections += filter(None, [picture_section(manifest, methods)])
-    sections += filter(None, [decomposition_section(folder), loss_section(folder)])
-    return sections + data_sections(folder)
+        found = [picture_section(manifest, methods), threshold_section(manifest, methods)]
+        sections += [section for section in found if section]
+    found = [decomposition_section(folder), loss_section(folder)]
+    return sections + [section for section in found if section] + data_sections(folder)
 
 
 def write_report(

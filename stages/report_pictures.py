@@ -25,6 +25,7 @@ from stages.report import Evaluation, Section
 if TYPE_CHECKING:
     from model.segmenter import Segmenter
 
+TELLING = 3  # labelled classes that make a picture worth looking at
 EACH = 2  # pictures of each kind: best, median, worst
 CAPTIONS = 6  # captions of the decomposition figure
 MOST_NOUNS = 4  # of a caption, one colour each
@@ -35,12 +36,13 @@ IGNORED: Colour = (128, 128, 128)
 def picture_section(manifest: Benchmark, methods: Sequence[Evaluation]) -> Section | None:
     """Best, median and worst images by the best method's own mIoU; None without the images."""
     best = methods[-1]
-    place = best.summary.get("data")
-    if place is None or not (best.folder / place).is_dir():
+    if best.data is None:
         return None
-    data = manifest.open(best.folder / place)
+    data = manifest.open(best.data)
     table = pq.read_table(best.folder / "images.parquet").to_pylist()
-    order = sorted((r for r in table if r["miou"] is not None), key=lambda r: -r["miou"])
+    scored = [row for row in table if row["miou"] is not None]
+    telling = [row for row in scored if row["classes"] >= TELLING]
+    order = sorted(telling or scored, key=lambda row: -row["miou"])
     if not order:
         return None
     middle = max(0, len(order) // 2 - 1)

@@ -34,8 +34,9 @@ class SplitScores:
 
     benchmark: Benchmark
     scores: Scores
-    images: dict[str, tuple[float, float]]
-    """Id -> (mIoU over the classes in the image or its prediction, pixel accuracy), 0..1."""
+    images: dict[str, tuple[float, float, int]]
+    """Id -> (mIoU over the classes in the image or its prediction, 0..1; pixel accuracy, 0..1;
+    number of labelled classes)."""
     failed: dict[str, str]
     """Id -> why it could not be scored."""
 
@@ -131,7 +132,8 @@ def score_folder(
             continue
         total += confusion
         scores = Scores(confusion)
-        rows[image_id] = (scores.miou, scores.pixel_accuracy)
+        labelled = int((confusion.sum(1) > 0).sum())
+        rows[image_id] = (scores.miou, scores.pixel_accuracy, labelled)
     return SplitScores(data.benchmark, Scores(total), rows, failed)
 
 
@@ -165,6 +167,7 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "id": pa.array(list(result.images), pa.string()),
         "miou": pa.array([row[0] for row in rows], pa.float64(), from_pandas=True),
         "pixel_accuracy": pa.array([row[1] for row in rows], pa.float64(), from_pandas=True),
+        "classes": pa.array([row[2] for row in rows], pa.int32()),
     }
     pq.write_table(pa.table(images), out / "images.parquet")
     write_json(out / "scores.json", summary)

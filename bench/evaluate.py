@@ -1,0 +1,131 @@
+"""Prediction: ours against a straightforward rendering of the reference's, in one run.
+
+    python -m bench.evaluate                              # CPU, ViT-B/16, 21, 81 and 171 classes
+
+A random ViT-B/16 segments a 375×500 picture (two windows of 448), with and without PAMR. Every
+measurement is a process of its own, one thread, so its peak memory is its own; time is the
+process's CPU time, which a busy machine does not change much. Memory is what prediction added to
+the loaded model at its peak (Linux). The masks of both are compared first.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.plain_predict import plain_maps
+from model.clip import FrozenClip
+from model.codecomposition import CoDe
+from model.config import CoDeConfig
+from model.prediction import PredictionSettings
+from model.segmenter import Segmenter, TextEmbeddings, resize_pixels
+from model.sliding import working_size
+
+SIZE = (375, 500)
+CLASSES = (21, 81, 171)
+
+
+def main() -> None:
+    """Measure everything, print a line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ViT-B-16-quickgelu")
+    parser.add_argument("--classes", type=int, nargs="*", default=CLASSES)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--measure", choices=("plain", "ours", "both"))
+    parser.add_argument("--pamr", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        figures = measure(arguments)
+        print(json.dumps(figures))
+        return
+    print(f"{arguments.model}, picture {SIZE[1]}×{SIZE[0]}, one thread, fp32")
+    print("| classes | PAMR | plain s | ours s | ratio | plain MB | ours MB | share | difference |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for classes in arguments.classes:
+        for pamr in (False, True):
+            plain, ours, both = (
+                child(arguments, contestant, classes, pamr)
+                for contestant in ("plain", "ours", "both")
+            )
+            print(
+                f"| {classes} | {'on' if pamr else 'off'} | {plain['seconds']:.2f} "
+                f"| {ours['seconds']:.2f} | {plain['seconds'] / ours['seconds']:.2f} "
+                f"| {plain['bytes'] / 1e6:.0f} | {ours['bytes'] / 1e6:.0f} "
+                f"| {ours['bytes'] / plain['bytes']:.2f} | {both['difference']:.1e} |",
+                flush=True,
+            )
+
+
+def child(arguments: argparse.Namespace, contestant: str, classes: int, pamr: bool) -> dict:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, "-m", "bench.evaluate", "--measure", contestant]
+    command += ["--model", arguments.model, "--classes", str(classes)]
+    command += ["--repeats", str(arguments.repeats), *(["--pamr"] if pamr else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Time and memory of one contestant, or the largest difference between both."""
+    torch.set_num_threads(1)
+    clip = FrozenClip.load(arguments.model, "random")
+    code = CoDe(clip, CoDeConfig()).eval()
+    for stage in code.image_segmenter.stages:  # an untrained gate of 0 would hide the decoder
+        stage.gate.data.fill_(0.5)
+    generator = torch.Generator().manual_seed(0)
+    count = arguments.classes[0]
+    words, templates = F.normalize(
+        torch.randn(2, count, clip.embed_dim, generator=generator), dim=-1
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    segmenter = Segmenter(clip, code, PredictionSettings.for_clip(clip, pamr=arguments.pamr))
+
+    def ours() -> Tensor:
+        return torch.from_numpy(
+            segmenter.label_map(pixels, TextEmbeddings(words, templates), False)
+        )
+
+    def plain() -> Tensor:
+        working = working_size(*SIZE, 448, 2048)
+        image = clip.normalise(resize_pixels(pixels, working))
+        maps = plain_maps(code, image, words, templates, SIZE, pamr=arguments.pamr)
+        return maps[0].argmax(0)
+
+    if arguments.measure == "both":
+        image = clip.normalise(resize_pixels(pixels, working_size(*SIZE, 448, 2048)))
+        expected = plain_maps(code, image, words, templates, SIZE, pamr=arguments.pamr)[0]
+        maps = torch.cat([m for _, m in segmenter.maps(pixels, TextEmbeddings(words, templates))])
+        return {"difference": (maps - expected).abs().max().item()}
+    contestant = ours if arguments.measure == "ours" else plain
+    before, start = reset_peak(), time.process_time()
+    for _ in range(arguments.repeats):
+        contestant()
+    seconds = (time.process_time() - start) / arguments.repeats
+    return {"seconds": seconds, "bytes": peak_bytes() - before}
+
+
+def reset_peak() -> int:
+    """Forget how large the process was while it loaded (Linux); return its size now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The largest resident size since `reset_peak`."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+if __name__ == "__main__":
+    main()
