@@ -193,6 +193,7 @@ def _ledger_rows(records: Mapping[str, Mapping[int, ShardRecord]]) -> list[dict[
         "nouns": {shard: record.output for shard, record in pairs.items()},
         "features": features_inputs(pairs, nouns),
         "vocabulary": {0: vocabulary_input(nouns)},
+        "regions": {shard: record.output for shard, record in records["features"].items()},
     }
     rows = []
     for stage, shards in records.items():
