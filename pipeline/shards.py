@@ -27,7 +27,8 @@ from pipeline.progress import StageProgress, duration
 from pipeline.storage import Storage
 
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
-LOST_WORKER_RETRIES = 3  # of a shard whose worker or node died
+LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
+PASSES = 3  # over the shards that Ray gave up, as it does when their node is gone
 BACKOFF_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100 << 20  # only shard numbers and records travel through it
 FAILURES_SHOWN = 20
@@ -107,17 +108,22 @@ def run_stage(
     root.remove_abandoned(f"ledger/{stage}")
     expected = {shard: rows.get(shard, 0) for shard in plan.pending}
     with StageProgress(root, stage, expected) as progress, ray_session(resources):
-        tasks = [{"shard": shard, "input": inputs[shard]} for shard in plan.pending]
-        for answer in _answers(tasks, _constructor(stage, worker, root, settings), resources):
-            shard = int(answer["shard"])
-            if answer["error"]:
-                report.failed[shard] = answer["error"]
-                progress.failed(shard)
-            elif (record := Ledger(root).record(stage, shard)) is not None:
-                report.done.append(record)
-                progress.done(record)
-        answered = {record.shard for record in report.done} | set(report.failed)
-        for shard in sorted(set(plan.pending) - answered):
+        left = list(plan.pending)
+        constructor = _constructor(stage, worker, root, settings)
+        for _ in range(PASSES):
+            tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
+            for answer in _answers(tasks, constructor, resources):
+                shard = int(answer["shard"])
+                left.remove(shard)
+                if answer["error"]:
+                    report.failed[shard] = answer["error"]
+                    progress.failed(shard)
+                elif (record := Ledger(root).record(stage, shard)) is not None:
+                    report.done.append(record)
+                    progress.done(record)
+            if not left:
+                break
+        for shard in left:
             report.failed[shard] = "its worker died (killed, out of memory or its node lost)"
             progress.failed(shard)
     report.seconds = time.monotonic() - start

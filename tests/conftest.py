@@ -19,6 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else clusters of tests stand still
 
 
 class ImageServer:

@@ -35,6 +35,12 @@ def test_tokens_are_those_of_open_clip(text):
 
 
 @settings(max_examples=300, deadline=None)
+@given(st.one_of(NASTY, st.text(alphabet=st.characters(max_codepoint=255))))
+def test_cleaning_is_that_of_open_clip(text):
+    assert READER.clean(text) == CLIP.clean_fn(text)
+
+
+@settings(max_examples=300, deadline=None)
 @given(NASTY)
 def test_every_span_spells_its_word(text):
     caption = READER.read(READER.clean(text))
@@ -53,7 +59,8 @@ def test_spans_never_overlap(text):
     caption = READER.read(READER.clean(text))
     if caption is None:
         return
-    pieces = {caption.text[a.start : b.end] for a in caption.words for b in caption.words[:6]}
+    ends = list(caption.ends)[:6]
+    pieces = {caption.text[start:end] for start in caption.starts for end in ends}
     spans = [
         s for found in find_spans(caption, sorted(filter(None, pieces))).values() for s in found
     ]

@@ -1,0 +1,164 @@
+"""Our download of one shard against bare img2dataset on the same URLs, in one run.
+
+    python -m bench.download [--images 2000] [--rounds 3] [--threads 32]
+
+A server process on loopback serves mixed pictures (JPEG, PNG, many sizes; a tenth missing or
+broken). Bare: img2dataset's Downloader, resizer and Parquet writer as its own worker runs them.
+Ours: DownloadWorker.process, which adds the guard (address check, header check, caps, deadline),
+row order, hashing of the file, fsync and the ledger record. Rounds alternate; the best of each
+counts. Exits 1 when ours is slower than 0.95 of bare.
+"""
+
+import argparse
+import http.server
+import io
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.download import DownloadSettings, DownloadWorker
+from pipeline.ledger import Ledger
+from pipeline.manifests import parse_manifest
+from pipeline.storage import Storage
+from pipeline.urls import cut_shards
+
+TARGET = 0.95
+KINDS = 40  # different pictures; the rest repeat them
+MANIFEST = (
+    b'name="b"\ntitle="B"\nurl_list="l"\nformat="tsv"\nheader=false\ncolumns=["caption","url"]'
+)
+
+
+def make_pages() -> list[bytes | None]:
+    """Pictures as the web has them: smooth, 200 to 1600 pixels; None is a 404."""
+    pages: list[bytes | None] = []
+    generator = np.random.default_rng(0)
+    for kind in range(KINDS):
+        if kind % 20 == 7:
+            pages.append(None)
+        elif kind % 20 == 13:
+            pages.append(b"<html>gone</html>")
+        else:
+            width, height = (int(x) for x in generator.integers(200, 1600, 2))
+            coarse = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+            content = io.BytesIO()
+            image.save(content, "PNG" if kind % 8 == 3 else "JPEG", quality=88)
+            pages.append(content.getvalue())
+    return pages
+
+
+def serve(port: Any) -> None:
+    """Serve the pages; runs in a process of its own."""
+    pages = make_pages()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = pages[int(self.path[1:]) % KINDS]
+            self.send_response(404 if page is None else 200)
+            self.send_header("Content-Length", str(len(page or b"")))
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 512
+
+    server = Server(("127.0.0.1", 0), Handler)
+    port.value = server.server_address[1]
+    server.serve_forever()
+
+
+def bare(folder: Path, urls: list[str], settings: DownloadSettings) -> float:
+    """Seconds of img2dataset's own shard: fetch, resize, encode, Parquet."""
+    import img2dataset.downloader as downloader
+    from img2dataset.resizer import Resizer
+    from img2dataset.writer import ParquetSampleWriter
+
+    downloader.download_image = ORIGINAL["download_image"]
+    feather = folder / "urls.feather"
+    captions = [f"caption {i}" for i in range(len(urls))]
+    table = pa.table({"url": urls, "caption": captions})
+    with pa.OSFile(str(feather), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    resizer = Resizer(
+        settings.image_size, "keep_ratio", True, encode_quality=settings.encode_quality
+    )
+    run = downloader.Downloader(
+        ParquetSampleWriter, resizer, settings.threads, True, False, str(folder),
+        ["url", "caption"], settings.deadline, settings.shard_size, 5, "sha256", None, "jpg", 0,
+        None, ["noai", "noimageai", "noindex", "noimageindex"],
+    )  # fmt: skip
+    start = time.perf_counter()
+    run.download_shard((0, str(feather)))
+    return time.perf_counter() - start
+
+
+def ours(folder: Path, urls: list[str], settings: DownloadSettings) -> float:
+    """Seconds of our shard, commit included."""
+    (folder / "l.tsv").write_text("".join(f"caption {i}\t{u}\n" for i, u in enumerate(urls)))
+    root = Storage.open(folder / "root")
+    manifest = parse_manifest(MANIFEST, "bench")
+    cut = cut_shards(manifest, str(folder / "l.tsv"), root, settings.shard_size, None)
+    worker = DownloadWorker(root.uri, asdict(settings))
+    start = time.perf_counter()
+    worker.process(0, cut[0].output)
+    seconds = time.perf_counter() - start
+    assert 0 in Ledger(root).records("pairs")
+    return seconds
+
+
+ORIGINAL: dict[str, Any] = {}
+
+
+def main() -> None:
+    """Run the rounds and print the ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=32)
+    arguments = parser.parse_args()
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import img2dataset.downloader as downloader
+
+    ORIGINAL["download_image"] = downloader.download_image
+    port = multiprocessing.Value("i", 0)
+    server = multiprocessing.Process(target=serve, args=(port,), daemon=True)
+    server.start()
+    while port.value == 0:
+        time.sleep(0.1)
+    urls = [f"http://127.0.0.1:{port.value}/{i}" for i in range(arguments.images)]
+    random.Random(0).shuffle(urls)
+    settings = DownloadSettings(
+        shard_size=arguments.images, threads=arguments.threads, allow_private=True, retries=0
+    )
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(arguments.rounds):
+        for name, run in (("bare", bare), ("ours", ours)):
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[name].append(run(Path(folder), urls, settings))
+    server.terminate()
+    rates = {name: arguments.images / min(times) for name, times in seconds.items()}
+    ratio = rates["ours"] / rates["bare"]
+    print(f"bare img2dataset {rates['bare']:.0f} rows/s, ours {rates['ours']:.0f} rows/s")
+    print(f"all rounds, seconds: {seconds}")
+    print(f"ratio {ratio:.2f} (at least {TARGET})")
+    sys.exit(ratio < TARGET)
+
+
+if __name__ == "__main__":
+    main()

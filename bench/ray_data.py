@@ -1,0 +1,108 @@
+"""Our Ray Data path against a plain Ray actor pool on the same shards, in one run.
+
+    python -m bench.ray_data [--shards 40] [--seconds 1.5] [--workers 2] [--rounds 1]
+
+Every shard is the same piece of work: some seconds of sleep (so that other work on the machine does
+not matter; real shards take minutes), a file written, a commit. The pool is ray.util.ActorPool with
+the very same worker; both start their actors anew. Exits 1 when our path is slower than 0.95.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from typing import Any, ClassVar
+
+from pipeline.ledger import Ledger, ShardRecord, plan
+from pipeline.shards import Resources, _RayWorker, ray_session, run_stage
+from pipeline.storage import Storage
+
+TARGET = 0.95
+
+
+class SleepingWorker:
+    """Sleeps, writes, commits."""
+
+    READS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
+        self._root = Storage.open(root_uri)
+        self._seconds = settings["seconds"]
+
+    def process(self, shard: int, input: str) -> ShardRecord:
+        """One shard."""
+        time.sleep(self._seconds)
+        info = self._root.write_atomic(f"pairs/{shard:05d}.parquet", b"x" * 1000)
+        record = ShardRecord(
+            "pairs", shard, input, "s", info.sha256, {}, 1, 1, {}, info.bytes, self._seconds, {}
+        )
+        Ledger(self._root).commit(record)
+        return record
+
+
+class PoolWorker(_RayWorker):
+    """The wrapper that Ray Data runs, with a method that a plain actor can offer."""
+
+    def do(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One shard."""
+        return self(batch)
+
+
+def ray_data(shards: int, seconds: float, workers: int) -> float:
+    """Seconds of run_stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Storage.open(folder)
+        inputs = {i: str(i) for i in range(shards)}
+        todo = plan(Ledger(root), "pairs", inputs, "s")
+        start = time.perf_counter()
+        report = run_stage(
+            "pairs", SleepingWorker, root, {"seconds": seconds}, todo, inputs,
+            Resources(workers=workers), {},
+        )  # fmt: skip
+        assert len(report.done) == shards
+        return time.perf_counter() - start
+
+
+def actor_pool(shards: int, seconds: float, workers: int) -> float:
+    """Seconds of a plain pool of the same workers, their start included, as above."""
+    import ray
+    from ray.util import ActorPool
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        actor = ray.remote(num_cpus=1)(PoolWorker)
+        settings = {"seconds": seconds}
+        actors = [actor.remote("pairs", SleepingWorker, folder, settings) for _ in range(workers)]
+        pool = ActorPool(actors)
+        batches = [{"shard": [i], "input": [str(i)]} for i in range(shards)]
+        answers = list(pool.map_unordered(lambda a, batch: a.do.remote(batch), batches))
+        assert len(answers) == shards
+        taken = time.perf_counter() - start
+        for one in actors:
+            ray.kill(one)
+        return taken
+
+
+def main() -> None:
+    """Run the rounds and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    work = (arguments.shards, arguments.seconds, arguments.workers)
+    taken: dict[str, list[float]] = {"pool": [], "ours": []}
+    with ray_session(Resources(workers=arguments.workers)):
+        for _ in range(arguments.rounds):
+            taken["pool"].append(actor_pool(*work))
+            taken["ours"].append(ray_data(*work))
+    ratio = min(taken["pool"]) / min(taken["ours"])
+    print(f"all rounds, seconds: {taken}")
+    print(f"ratio {ratio:.2f} (at least {TARGET})")
+    sys.exit(ratio < TARGET)
+
+
+if __name__ == "__main__":
+    main()
