@@ -1,0 +1,55 @@
+"""The command line: quick help, one-line errors, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stages.cli import COMMANDS, load_command
+
+HEAVY = ("torch", "ray", "spacy", "duckdb", "img2dataset", "pandas", "pyarrow", "numpy")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_help_lists_every_command():
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "sys.argv = ['codeseg', '--help']\n"
+        "from stages.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert shown.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_and_explains_itself(name):
+    command = load_command(name)
+    assert command.name == name
+    assert command.help and len(command.help) > 40
+
+
+def test_unknown_command_is_wrong_use():
+    failed = run("paint")
+    assert failed.returncode == 2
+    assert "paint" in failed.stderr
+
+
+def test_missing_root_is_one_line_and_exit_2(tmp_path):
+    failed = run("nouns", str(tmp_path / "absent"))
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+    assert str(tmp_path / "absent") in failed.stderr.replace("\n", "")
