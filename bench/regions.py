@@ -1,0 +1,114 @@
+"""How good regions are before anyone labels them: storybook pictures in, a table out.
+
+    python -m bench.regions [--pictures 60]
+
+Upper bound: mIoU when every region is given the label that most of its pixels have. Boundary F:
+precision and recall of region boundaries against label boundaries, within 2 pixels. Grouping time
+is that of `group_patches` alone, trunk excluded. Development scenes only (DEV_SEED): the table is
+for choosing.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from model.clip import FrozenClip
+from model.grouping import group_patches
+from model.metrics import Scores, confusion_matrix
+from model.pamr import refine
+from model.patch_features import clip_keys
+from model.region_config import Grouping
+from model.region_recognition import members
+from pipeline import storybook
+
+TOLERANCE = 2  # pixels
+SOURCES = ("keys", "trunk")
+
+
+def edges(labels: NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels whose right or lower neighbour has another label, (1, 1, H, W) float."""
+    found = np.zeros(labels.shape, dtype=np.float32)
+    found[:, :-1] += labels[:, 1:] != labels[:, :-1]
+    found[:-1] += labels[1:] != labels[:-1]
+    return torch.from_numpy(found.clip(max=1))[None, None]
+
+
+def covered(found: torch.Tensor, by: torch.Tensor) -> float:
+    """Share of the edge pixels that lie within the tolerance of another map's."""
+    near = F.max_pool2d(by, 2 * TOLERANCE + 1, stride=1, padding=TOLERANCE)
+    return float((found * near).sum() / found.sum().clamp(min=1))
+
+
+def region_labels(regions: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give every region the label that most of its pixels have."""
+    votes = np.zeros((regions.max() + 1, labels.max() + 1), dtype=np.int64)
+    np.add.at(votes, (regions, labels), 1)
+    return votes.argmax(axis=1).astype(np.uint8)[regions]
+
+
+@torch.no_grad()
+def regions_of(
+    clip: FrozenClip, image: torch.Tensor, source: str, grouping: Grouping, pamr: bool
+) -> tuple[NDArray[np.uint8], int, float]:
+    """Regions at the picture's size, how many there are, and the grouping's seconds."""
+    tokens = clip.trunk(image)
+    features = clip_keys(clip, tokens) if source == "keys" else tokens[:, 1:]
+    start = time.perf_counter()
+    regions = group_patches(features[0], clip.grid(image), grouping)
+    seconds = time.perf_counter() - start
+    flat = torch.from_numpy(regions).flatten()[None].long()
+    shares = members(flat).float().view(1, -1, *regions.shape)
+    if pamr:
+        shares = refine(F.interpolate(shares, scale_factor=4, mode="bilinear"), image)
+    mode = "bilinear" if pamr else "nearest"
+    large = F.interpolate(shares, image.shape[-2:], mode=mode)[0].argmax(dim=0)
+    return large.numpy().astype(np.uint8), shares.shape[1], seconds
+
+
+def main() -> None:
+    """Print one line a way of grouping."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=60)
+    count = parser.parse_args().pictures
+    clip = FrozenClip.load("storybook", "storybook")
+    scenes = storybook.scenes(storybook.DEV_SEED, count)
+    drawn = [(np.asarray(scene.image), scene.label) for scene in scenes]
+    print("| features | method | K | edges | regions | upper bound | boundary F | ms |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method in ("kmeans", "spectral"):
+        for source in SOURCES:
+            for K in (8, 16, 32):
+                for pamr in (False, True):
+                    print(_line(clip, drawn, source, Grouping(method, K), pamr), flush=True)
+
+
+def _line(
+    clip: FrozenClip,
+    drawn: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    source: str,
+    grouping: Grouping,
+    pamr: bool,
+) -> str:
+    classes = len(storybook.CLASSES)
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    rows = []
+    for pixels, labels in drawn:
+        image = clip.normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        regions, number, seconds = regions_of(clip, image, source, grouping, pamr)
+        matrix += confusion_matrix(labels, region_labels(regions, labels), classes)
+        found, wanted = edges(regions), edges(labels)
+        rows.append((number, covered(found, wanted), covered(wanted, found), seconds))
+    number, precision, recall, seconds = np.mean(rows, axis=0)
+    f = 2 * precision * recall / (precision + recall)
+    return (
+        f"| {source} | {grouping.method} | {grouping.regions} | {'colour' if pamr else 'patch'} "
+        f"| {number:.1f} | {100 * Scores(matrix).miou:.1f} | {100 * f:.1f} | {1000 * seconds:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
