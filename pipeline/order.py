@@ -4,7 +4,7 @@ In: the sizes of the table's blocks (its Arrow record batches). Out: row numbers
 
 An epoch visits the blocks in a random order, `WINDOW_BLOCKS` at a time, and the rows of such a
 window in a random order. So a window is all that must be at hand (what an object store or a slow
-disk needs), and the order of 12.4 M rows costs 3 MB: a number a block and a number a window row.
+disk needs), and the order of 12.4 M rows costs 2 MB: a number a block and a number a window row.
 
 Random numbers are hashes (SplitMix64) of what they are for, not draws from a generator's stream:
 no state to save, the same on any machine and with any version of numpy.
@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW_BLOCKS = 128
+WINDOW_BLOCKS = 64
 
 IntArray = NDArray[np.int64]
 Hash = NDArray[np.uint64]
