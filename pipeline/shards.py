@@ -228,7 +228,7 @@ def _answers(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
-            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=2
+            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=1
         ),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
