@@ -58,7 +58,7 @@ def run(tmp_path, stage, root, kill_after=None):
 
 @pytest.mark.slow
 def test_a_rerun_after_kills_writes_identical_bytes(tmp_path, image_server):
-    """bench/kills.py does the same as often as wanted; docs/LOG.md has the figures."""
+    """Two kills here, for time; sixteen were tried by hand, see docs/scale.md."""
     write_inputs(tmp_path, image_server, SIXTY)
     for stage in ("download", "nouns"):
         assert run(tmp_path, stage, tmp_path / "clean") == 0
