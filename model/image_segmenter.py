@@ -7,6 +7,7 @@ product and a LayerNorm over channels needs no transposition.
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from model.blocks import run_dense_block
 from model.clip import FrozenClip
 
+BAND_ROWS = 14  # rows that the last stage predicts at a time, half as many as it makes
 STAGES = 2  # each doubles the resolution
 MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels a patch
 
@@ -104,12 +106,37 @@ class ImageSegmenter(nn.Module):
             tokens_BPD: the frozen trunk's output, class token first.
             grid: (h, w).
         """
-        # The dense block treats every token alone, so the class token need not enter it.
-        x_BpD = run_dense_block(self.block, tokens_BPD[:, 1:])
-        x_BhwD = x_BpD.reshape(len(x_BpD), *grid, -1)
+        x_BhwD = self._patches(tokens_BPD, grid)
         for stage in self.stages:
             x_BhwD = stage(x_BhwD)
-        pixels_BHWC = F.normalize((self.ln_post(x_BhwD) @ self.proj).float(), dim=-1)
+        return self._embed(x_BhwD)
+
+    @torch.no_grad()
+    def bands(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        """Yield x^v from top to bottom, (B, C, some rows, W): for prediction, which keeps no map.
+
+        The last stage holds most of the memory and sees one row around a pixel: run on a band and
+        a row beyond each of its inner edges it gives the same numbers.
+        """
+        x_BhwD = self._patches(tokens_BPD, grid)
+        for stage in self.stages[:-1]:
+            x_BhwD = stage(x_BhwD)
+        rows = x_BhwD.shape[1]
+        for top in range(0, rows, BAND_ROWS):
+            bottom = min(top + BAND_ROWS, rows)
+            first = max(top - 1, 0)
+            doubled = self.stages[-1](x_BhwD[:, first : bottom + 1])
+            yield self._embed(doubled[:, 2 * (top - first) : 2 * (bottom - first)])
+
+    def _patches(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Run the trainable last block: (B, h, w, D)."""
+        # The dense block treats every token alone, so the class token need not enter it.
+        x_BpD = run_dense_block(self.block, tokens_BPD[:, 1:])
+        return x_BpD.reshape(len(x_BpD), *grid, -1)
+
+    def _embed(self, x_BHWD: Tensor) -> Tensor:
+        """Project into the joint space: (B, C, H, W), unit over C."""
+        pixels_BHWC = F.normalize((self.ln_post(x_BHWD) @ self.proj).float(), dim=-1)
         return pixels_BHWC.permute(0, 3, 1, 2)
 
     def mask_logits(self, pixels_BCHW: Tensor, texts_NC: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def window_masks(
         pamr: refine the segmenter's masks by the image before mixing.
     """
     padded, (left, right, top, bottom) = pad_to_patches(images_BCHW, code.clip.patch_size)
-    masks = segmenter_masks(code, padded, class_KC, pamr=pamr)
+    tokens_BPD = code.clip.trunk(padded)
+    masks = segmenter_masks(code, padded, class_KC, pamr=pamr, tokens_BPD=tokens_BPD)
     if knowledge_weight > 0:
         knowledge = dense_masks(code.clip.dense(padded), template_KC)
         masks = torch.lerp(masks, resize(knowledge, masks), knowledge_weight)
@@ -51,7 +52,7 @@ def segmenter_masks(
     class_KC: Tensor,
     *,
     pamr: bool,
-    tokens_BPD: Tensor | None = None,
+    tokens_BPD: Tensor,
 ) -> Tensor:
     """Return the trained segmenter's masks (B, K, 4h, 4w), refined where wished.
 
@@ -60,10 +61,12 @@ def segmenter_masks(
         images_BCHW: normalised, sides multiples of the patch size.
         class_KC: embeddings of the classes, unit.
         pamr: refine.
-        tokens_BPD: the trunk's output, if it is there already.
+        tokens_BPD: the trunk's output.
     """
-    pixels = code.pixel_embedding(images_BCHW, tokens_BPD)
-    masks = torch.sigmoid(code.image_segmenter.mask_logits(pixels, class_KC))
+    segmenter = code.image_segmenter
+    bands = segmenter.bands(tokens_BPD, code.clip.grid(images_BCHW))
+    logits = [segmenter.mask_logits(band, class_KC) for band in bands]
+    masks = torch.sigmoid(torch.cat(logits, dim=2))
     return refine(masks, images_BCHW) if pamr else masks
 
 

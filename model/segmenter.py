@@ -254,7 +254,10 @@ class Segmenter:
         windows = layout(*size, settings.window, settings.stride)
         crops, (left, _, top, _) = pad_to_patches(windows.crops(image_CHW), self.clip.patch_size)
         padded = (crops.shape[-2], crops.shape[-1])
-        masks = self.window_masks(crops, embeddings)
+        # One window at a time holds the least memory and is as fast where there is no GPU.
+        together = 1 if self.device.type == "cpu" else len(crops)
+        parts = torch.split(crops, together)
+        masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
         yield from stitched(masks, windows, padded, (top, left), (height, width))
 
     @torch.no_grad()

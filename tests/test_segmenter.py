@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from model.clip import FrozenClip
 from model.codecomposition import CoDe
 from model.config import CoDeConfig
+from model.image_segmenter import BAND_ROWS
 from model.masks import pad_to_patches
 from model.prediction import PredictionSettings
 from model.segmenter import Segmenter, TextEmbeddings
@@ -142,3 +144,16 @@ def test_many_classes_need_no_more_memory_than_few(clip, photo, monkeypatch):
     label = Segmenter(clip).label_map(big, TextEmbeddings(texts, texts), False)
     assert label.shape == big.shape[:2]
     assert max(largest) <= CHUNK_FLOATS < 254 * label.size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(3, 5), (4, 4), (9, 2), (13, 3)])
+def test_bands_of_the_pixel_embedding_are_the_whole(code, grid):
+    segmenter = copy.deepcopy(code.image_segmenter)
+    for stage in segmenter.stages:
+        stage.gate.fill_(0.7)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 1 + grid[0] * grid[1], code.clip.width, generator=generator)
+    bands = list(segmenter.bands(tokens, grid))
+    assert len(bands) == -(-2 * grid[0] // BAND_ROWS)
+    assert torch.allclose(torch.cat(bands, dim=2), segmenter(tokens, grid), atol=1e-6)
