@@ -58,11 +58,12 @@ def cut_shards(
         "shard_size": shard_size,
     }
     ledger = Ledger(root)
-    previous = ledger.read_settings("urls")
+    records = ledger.records("urls")
+    # A list that was refused has left its settings and no shard: it may be corrected in place.
+    previous = ledger.read_settings("urls") if records else None
     if previous is not None and {**previous, "complete": None} != {**settings, "complete": None}:
         changed = "another --shard-size" if previous["list"] == settings["list"] else "another list"
         raise ValueError(f"{root.uri} was begun with {changed} or columns; use a root of its own")
-    records = ledger.records("urls")
     have = sum(record.rows_out for record in records.values())
     if (previous or {}).get("complete") or (limit is not None and limit <= have):
         return records

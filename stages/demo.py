@@ -74,7 +74,9 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of it: shows that all works, not how well.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Loopback port the pictures are served on.")] = PORT,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Loopback port the pictures are served on.")
+    ] = PORT,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results here as well.")
     ] = None,

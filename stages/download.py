@@ -38,7 +38,9 @@ def download(
     ] = DEFAULTS.shard_size,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels a larger shorter side is reduced to [manifest's]."),
+        typer.Option(
+            min=1, help="Pixels a larger shorter side is reduced to (default: the manifest's)."
+        ),
     ] = None,
     retry_failed: Annotated[
         bool,

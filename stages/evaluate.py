@@ -65,7 +65,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="The benchmark's data folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where label maps and scores go [evaluations/BENCHMARK/METHOD]."),
+        typer.Option(
+            help="Where label maps and scores go (default: evaluations/BENCHMARK/METHOD)."
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -75,25 +77,28 @@ def evaluate(
         ),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="Without RUN: the CLIP [storybook's own, else ViT-B-16].")
+        str | None,
+        typer.Option(help="Without RUN: the CLIP (default: storybook's own, else ViT-B-16)."),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Without RUN: its weights [storybook, else openai].")
+        str | None, typer.Option(help="Without RUN: its weights (default: storybook, else openai).")
     ] = None,
     pamr: Annotated[
         bool | None, typer.Option("--pamr/--no-pamr", help="Refine soft masks by colours.")
     ] = None,
     knowledge_weight: Annotated[
-        float | None, typer.Option(help="Share of the dense CLIP's mask, 0..1 [0.3].")
+        float | None, typer.Option(help="Share of the dense CLIP's mask, 0..1 (default: 0.3).")
     ] = None,
     background_threshold: Annotated[
-        float | None, typer.Option(help="Constant score of the background [0.4].")
+        float | None, typer.Option(help="Constant score of the background (default: 0.4).")
     ] = None,
     short_side: Annotated[
-        int | None, typer.Option(help="Short side of the resized image [2 × the CLIP's].")
+        int | None, typer.Option(help="Short side of the resized image (default: 2 × the CLIP's).")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Sliding window [2 × the CLIP's].")] = None,
-    stride: Annotated[int | None, typer.Option(help="Its step [half a window].")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Sliding window (default: 2 × the CLIP's).")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Its step (default: half a window).")] = None,
     prompts: Annotated[str | None, typer.Option(help="code: learned | templates.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Any other prediction setting, key=value.")

@@ -16,7 +16,9 @@ def nouns(
     root: Annotated[str, typer.Argument(help="Dataset root with downloaded pairs.")],
     spacy_model: Annotated[
         str | None,
-        typer.Option(help="spaCy package or folder with an English tagger [en_core_web_sm]."),
+        typer.Option(
+            help="spaCy package or folder with an English tagger (default: en_core_web_sm)."
+        ),
     ] = None,
     min_nouns: Annotated[
         int, typer.Option(min=1, help="Captions with fewer distinct nouns are not trained on.")

@@ -82,7 +82,9 @@ class Evaluation:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A demo folder, a RUN, or a folder of them.")],
-    out: Annotated[Path | None, typer.Option(help="The page [FOLDER/report.html].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page (default: FOLDER/report.html).")
+    ] = None,
     title: Annotated[str, typer.Option(help="Its heading.")] = "codeseg report",
 ) -> None:
     """Show scores, pictures, losses and data on one page that works offline."""

@@ -42,6 +42,12 @@ def test_every_command_loads_and_explains_itself(name):
     assert command.help and len(command.help) > 40
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_no_square_brackets_that_rich_would_swallow_as_markup(name):
+    texts = [getattr(parameter, "help", None) or "" for parameter in load_command(name).params]
+    assert not [text for text in texts if "[" in text]
+
+
 def test_unknown_command_is_wrong_use():
     failed = run("paint")
     assert failed.returncode == 2

@@ -122,6 +122,15 @@ def test_swapped_columns_are_refused_with_the_reason(tmp_path, name):
     assert not (tmp_path / "r/urls").exists()
 
 
+def test_a_refused_list_does_not_claim_the_root(tmp_path):
+    source, root = load_manifest("cc3m"), Storage.open(tmp_path / "r")
+    (tmp_path / "l.tsv").write_text("http://h/a.jpg\ta dog\n")
+    with pytest.raises(ValueError, match="the columns are swapped"):
+        cut_shards(source, str(tmp_path / "l.tsv"), root, 10, None)
+    (tmp_path / "l.tsv").write_text("a dog\thttp://h/a.jpg\n")
+    assert cut_shards(source, str(tmp_path / "l.tsv"), root, 10, None)[0].rows_out == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
