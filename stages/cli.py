@@ -28,6 +28,8 @@ COMMANDS = {
     "demo": "The whole way on the embedded storybook data.",
 }
 
+USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 def load_command(name: str) -> TyperCommand:
     """Import `stages/<name>.py` and make its function of the same name a command."""
@@ -92,7 +94,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CODESEG_TRACEBACK"):
             raise
-        mistake = isinstance(error, ValueError | FileNotFoundError)
+        mistake = isinstance(error, USER_MISTAKES)
         if not mistake and not isinstance(
             error, OSError | FloatingPointError | ModuleNotFoundError
         ):

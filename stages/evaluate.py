@@ -81,7 +81,8 @@ def evaluate(
         typer.Option(help="Without RUN: the CLIP (default: storybook's own, else ViT-B-16)."),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Without RUN: its weights (default: storybook, else openai).")
+        str | None,
+        typer.Option(help="Without RUN: its weights (default: storybook's own, else openai)."),
     ] = None,
     pamr: Annotated[
         bool | None, typer.Option("--pamr/--no-pamr", help="Refine soft masks by colours.")
@@ -90,7 +91,8 @@ def evaluate(
         float | None, typer.Option(help="Share of the dense CLIP's mask, 0..1 (default: 0.3).")
     ] = None,
     background_threshold: Annotated[
-        float | None, typer.Option(help="Constant score of the background (default: 0.4).")
+        float | None,
+        typer.Option(help="Constant score of the background (default: the benchmark's, else 0.4)."),
     ] = None,
     short_side: Annotated[
         int | None, typer.Option(help="Short side of the resized image (default: 2 × the CLIP's).")
@@ -120,11 +122,9 @@ def evaluate(
         return
     opened = manifest.open(data)
     ids = opened.ids[:limit]
-    embedded = manifest.name.startswith("storybook")
     source = Source(
         run,
-        clip or ("storybook" if embedded else "ViT-B-16"),
-        pretrained or ("storybook" if embedded else "openai"),
+        *choose_clip(manifest.name, clip, pretrained),
         method or ("maskclip" if run is None else "code"),
     )
     if source.method.startswith("code") and run is None:
@@ -161,6 +161,12 @@ def evaluate(
             )
             if result.failed:
                 raise typer.Exit(1)
+
+
+def choose_clip(benchmark: str, clip: str | None, pretrained: str | None) -> tuple[str, str]:
+    """The CLIP and its weights where no RUN names them; weights go with the CLIP, if not given."""
+    name = clip or ("storybook" if benchmark.startswith("storybook") else "ViT-B-16")
+    return name, pretrained or ("storybook" if name == "storybook" else "openai")
 
 
 def show_check(console: Console, benchmark: Benchmark, data: Path) -> None:

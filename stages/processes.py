@@ -35,7 +35,7 @@ class Processes:
             ValueError: when "cuda" is asked for and there is none.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("train.device is cuda, but torch sees no GPU: --set train.device=cpu")
+            raise ValueError("the device is to be cuda, but torch sees no GPU: take cpu or auto")
         gpu = device != "cpu" and torch.cuda.is_available()
         local = int(os.environ.get("LOCAL_RANK", "0"))
         chosen = torch.device("cuda", local) if gpu else torch.device("cpu")

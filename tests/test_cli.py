@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from stages.cli import COMMANDS, load_command
+from stages.evaluate import choose_clip
 
 HEAVY = ("torch", "ray", "spacy", "duckdb", "img2dataset", "pandas", "pyarrow", "numpy")
 
@@ -59,3 +60,20 @@ def test_missing_root_is_one_line_and_exit_2(tmp_path):
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
     assert str(tmp_path / "absent") in failed.stderr.replace("\n", "")
+
+
+def test_a_file_where_a_folder_belongs_is_one_line_and_exit_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "list.tsv").write_text("a dog\thttp://h/a.jpg\n")
+    failed = run("download", "cc3m", str(tmp_path / "file"), "--urls", str(tmp_path / "list.tsv"))
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert str(tmp_path / "file") in failed.stderr
+
+
+def test_another_clip_on_storybook_does_not_take_the_tiny_clips_weights():
+    assert choose_clip("storybook_things", None, None) == ("storybook", "storybook")
+    assert choose_clip("storybook_things", "ViT-B-16", None) == ("ViT-B-16", "openai")
+    assert choose_clip("voc", None, None) == ("ViT-B-16", "openai")
+    assert choose_clip("voc", "storybook", None) == ("storybook", "storybook")
+    assert choose_clip("voc", "ViT-L-14", "x.pt") == ("ViT-L-14", "x.pt")
