@@ -103,6 +103,18 @@ class Work:
         return sum(self.rows.values()) * row_bytes(self.settings)
 
 
+def read_nouns(root: Storage) -> dict[int, ShardRecord]:
+    """The ledger's nouns.
+
+    Raises:
+        ValueError: there are none.
+    """
+    nouns = Ledger(root).records("nouns")
+    if not nouns:
+        raise ValueError(f"{root.uri} holds no nouns; run `codeseg nouns {root.uri}`")
+    return nouns
+
+
 def make_plan(root: Storage, settings: dict[str, Any], vocabulary_settings: str) -> Work:
     """Look at the ledger.
 
@@ -115,9 +127,7 @@ def make_plan(root: Storage, settings: dict[str, Any], vocabulary_settings: str)
         ValueError: there are no nouns, or they are older than the pairs.
     """
     ledger = Ledger(root)
-    pairs, nouns = ledger.records("pairs"), ledger.records("nouns")
-    if not nouns:
-        raise ValueError(f"{root.uri} holds no nouns; run `codeseg nouns {root.uri}`")
+    pairs, nouns = ledger.records("pairs"), read_nouns(root)
     stale = [i for i, record in nouns.items() if i in pairs and record.input != pairs[i].output]
     if stale or nouns.keys() - pairs.keys():
         raise ValueError(

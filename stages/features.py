@@ -12,6 +12,7 @@ from pipeline.features_plan import (
     known_speed,
     make_plan,
     probe_speed,
+    read_nouns,
     resolve,
 )
 from pipeline.ledger import Ledger
@@ -104,6 +105,7 @@ def run_features(
     Raises:
         ValueError: wrong wishes, no nouns, or too small a disk (unless `force`).
     """
+    read_nouns(root)  # refuses a root without them before any CLIP is fetched
     settings = resolve(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
     work = make_plan(root, settings, vocabulary_fingerprint(settings))
     if not work.vocabulary.pending and not work.features.pending:

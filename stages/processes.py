@@ -32,8 +32,10 @@ class Processes:
             device: "auto", "cpu" or "cuda".
 
         Raises:
-            ValueError: when "cuda" is asked for and there is none.
+            ValueError: for another word, or when "cuda" is asked for and there is none.
         """
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device {device!r} is none of auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("the device is to be cuda, but torch sees no GPU: take cpu or auto")
         gpu = device != "cpu" and torch.cuda.is_available()

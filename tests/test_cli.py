@@ -7,6 +7,7 @@ import pytest
 
 from stages.cli import COMMANDS, load_command
 from stages.evaluate import choose_clip
+from stages.processes import Processes
 
 HEAVY = ("torch", "ray", "spacy", "duckdb", "img2dataset", "pandas", "pyarrow", "numpy")
 
@@ -77,3 +78,15 @@ def test_another_clip_on_storybook_does_not_take_the_tiny_clips_weights():
     assert choose_clip("voc", None, None) == ("ViT-B-16", "openai")
     assert choose_clip("voc", "storybook", None) == ("storybook", "storybook")
     assert choose_clip("voc", "ViT-L-14", "x.pt") == ("ViT-L-14", "x.pt")
+
+
+def test_features_without_nouns_says_so_before_it_fetches_a_clip(tmp_path):
+    failed = run("features", str(tmp_path / "absent"))
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "run `codeseg nouns" in failed.stderr
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="none of auto, cpu, cuda"):
+        Processes.start("tpu")
