@@ -42,8 +42,14 @@ def _model_config(model: str) -> dict[str, Any]:
     if path.suffix == ".json":
         if not path.is_file():
             raise ValueError(f"CLIP config {path} does not exist")
-        config = json.loads(path.read_text())
-        return dict(config.get("model_cfg", config))
+        try:
+            config = json.loads(path.read_text())
+            config = dict(config.get("model_cfg", config))
+        except (ValueError, TypeError, AttributeError):
+            config = {}
+        if not all(isinstance(config.get(name), dict) for name in ("vision_cfg", "text_cfg")):
+            raise ValueError(f"{path} is no open_clip config: it lacks vision_cfg or text_cfg")
+        return config
     config = open_clip.get_model_config(model) if ":" not in model else None
     if config is None:
         raise ValueError(
