@@ -91,18 +91,18 @@ def lines(
 ) -> str:
     """A line chart; series: name -> (x values, y values)."""
     palette = colours(len(series))
-    width, height, left, bottom = 420, 220, 52, 34
+    width, height, left, bottom, top, right = 430, 232, 52, 34, 20, 20
     xs = [x for values, _ in series.values() for x in values]
     ys = [y for _, values in series.values() for y in values if np.isfinite(y)]
     if not xs or not ys:
         return "<p>no data</p>"
     x0, x1, y0, y1 = min(xs), max(xs), min(0.0, min(ys)), max(ys)
-    sx, sy = (width - left - 8) / ((x1 - x0) or 1), (height - bottom - 8) / ((y1 - y0) or 1)
+    sx, sy = (width - left - right) / ((x1 - x0) or 1), (height - bottom - top) / ((y1 - y0) or 1)
     parts = []
     for value in np.linspace(y0, y1, 5):
         y = height - bottom - (value - y0) * sy
         parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="small" x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">'
             f"{value:.3g}</text>"
         )
@@ -125,7 +125,7 @@ def lines(
     parts.append(
         f'<text x="{(left + width) / 2}" y="{height - 4}" text-anchor="middle">'
         f"{escape(x_name)}</text>"
-        f'<text x="{left}" y="{10}" text-anchor="end" class="small">{escape(y_name)}</text>'
+        f'<text x="{left - 5}" y="10" text-anchor="end" class="small">{escape(y_name)}</text>'
     )
     return legend(list(series), palette) + _svg(width, height, "".join(parts), y_name)
 
