@@ -5,6 +5,7 @@ Hub tags, files and random weights alike; what the method has no meaning for is 
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def _find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
         raise ValueError(
             f"weights {pretrained!r} of {model} are neither a file nor a known tag ({known})"
         )
+    # The hub's client tells of every retry; a user without a network gets one line, ours.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # the hub's client raises many kinds

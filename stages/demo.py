@@ -117,11 +117,24 @@ def demo(
 
 
 def draw_world(world: Path, port: int, size: Size) -> None:
-    """Draw what the web would hold, once; the URL list is written last and says it is all there."""
+    """Draw what the web would hold, once; the URL list is written last and says it is all there.
+
+    Raises:
+        ValueError: it was drawn at another size or for another port.
+    """
     from pipeline import storybook
 
+    begun = world / "begun.json"
+    asked = {"port": port, "scenes": size.scenes}
+    if begun.exists() and (found := json.loads(begun.read_text())) != asked:
+        raise ValueError(
+            f"{world.parent} was begun with port {found['port']} and {found['scenes']} scenes, not "
+            f"port {port} and {size.scenes}: repeat the options of then or choose another --out"
+        )
     if (world / "urls.tsv").exists():
         return
+    world.mkdir(parents=True, exist_ok=True)
+    write_whole(begun, json.dumps(asked))
     typer.echo(f"drawing {size.scenes} captioned scenes and two benchmarks below {world}")
     captions = storybook.write_world(world / "images", size.scenes)
     for name in BENCHMARKS:

@@ -29,6 +29,18 @@ def contents(out: Path) -> dict[str, str]:
     return {str(p.relative_to(out)): sha256(p.read_bytes()).hexdigest() for p in wanted}
 
 
+def test_demo_of_another_size_or_port_is_refused(tmp_path):
+    from stages.demo import FULL, QUICK, draw_world
+
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world/begun.json").write_text('{"port": 8377, "scenes": 240}')
+    (tmp_path / "world/urls.tsv").write_text("a cat\thttp://127.0.0.1:8377/0.png\n")
+    draw_world(tmp_path / "world", 8377, QUICK)
+    for port, size in ((8378, QUICK), (8377, FULL)):
+        with pytest.raises(ValueError, match="was begun with port 8377 and 240 scenes"):
+            draw_world(tmp_path / "world", port, size)
+
+
 @pytest.mark.timeout(1200)
 def test_demo_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     log = tmp_path / "log"
