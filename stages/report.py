@@ -11,73 +11,21 @@ Whatever is missing is left out; the page says so. Works on a demo folder and on
 import json
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
 import typer
 
-from pipeline.benchmark import Benchmark, load_benchmark
+from pipeline.benchmark import Benchmark
 from stages import figures
+from stages.report_curve import threshold_section
+from stages.report_data import data_sections, loss_section
+from stages.report_parts import Evaluation, Section
+from stages.report_pictures import decomposition_section, picture_section
 
 MOST_BARS = 40  # classes of the per-class chart; of more, those that differ most are shown
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    title: str
-    html: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One method on one benchmark, as `codeseg evaluate` left it."""
-
-    folder: Path
-    summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """What the page calls it: its folder's name."""
-        return self.folder.name
-
-    @property
-    def manifest(self) -> Benchmark:
-        """The benchmark's manifest."""
-        source = str(self.summary.get("manifest", self.summary["benchmark"]))
-        return load_benchmark(self.folder / source if source.endswith(".toml") else source)
-
-    @property
-    def data(self) -> Path | None:
-        """The benchmark's data folder, if it is known and still there."""
-        place = self.summary.get("data")
-        return self.folder / place if place and (self.folder / place).is_dir() else None
-
-    @property
-    def run(self) -> Path | str | None:
-        """What was evaluated: a RUN's folder or a hub id; None for a CLIP alone."""
-        source: str | None = self.summary.get("run")
-        if source and (self.folder / source).exists():
-            return self.folder / source
-        return source
-
-    @property
-    def miou(self) -> float:
-        """Percent; −1 where no pixel was scored."""
-        value = self.summary["miou"]
-        return -1.0 if value is None else float(value)
-
-    def confusion(self) -> npt.NDArray[np.int64]:
-        """The confusion matrix, K×K."""
-        return np.array(pq.read_table(self.folder / "scores.parquet")["confusion"].to_pylist())
 
 
 def report(
@@ -100,10 +48,6 @@ def report(
 
 def gather(folder: Path) -> list[Section]:
     """All sections that the folder's content allows, in reading order."""
-    from stages.report_curve import threshold_section
-    from stages.report_data import data_sections, loss_section
-    from stages.report_pictures import decomposition_section, picture_section
-
     evaluations = find_evaluations(folder)
     sections = [results_section(evaluations)] if evaluations else []
     for methods in evaluations.values():

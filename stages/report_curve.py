@@ -13,7 +13,7 @@ import numpy.typing as npt
 from model.metrics import Scores, confusion_matrix
 from pipeline.benchmark import Benchmark, BenchmarkData
 from stages import figures
-from stages.report import Evaluation, Section
+from stages.report_parts import Evaluation, Section
 
 if TYPE_CHECKING:
     from model.segmenter import Segmenter

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from stages import figures
-from stages.report import Section
+from stages.report_parts import Section
 
 STAGES = ("pairs", "nouns", "features")  # in the order of the flow
 SMOOTHED = 0.02  # share of a run's rows that a loss curve averages over

@@ -20,7 +20,7 @@ from pipeline.benchmark import Benchmark
 from pipeline.predictions import read_prediction
 from stages import figures
 from stages.overlay import Colour, colours, overlay
-from stages.report import Evaluation, Section
+from stages.report_parts import Evaluation, Section
 
 if TYPE_CHECKING:
     from model.segmenter import Segmenter
