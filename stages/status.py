@@ -25,7 +25,9 @@ def status(
 ) -> None:
     """Show which shards of which stage are done, what was rejected and why, and when it ends."""
     views = look(Storage.open(root))
-    show(views, Console())
+    console = Console()
+    # A log has no width of its own; 80 columns would cut every number.
+    show(views, console if console.is_terminal else Console(width=120))
     if json_file is not None:
         json_file.write_text(json.dumps([as_json(view) for view in views], indent=1) + "\n")
 
@@ -38,7 +40,7 @@ def as_json(view: StageView) -> dict[str, Any]:
 def show(views: list[StageView], console: Console) -> None:
     """Print the matrix and, under it, rejections and what is out of date."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True, min_width=10)
     table.add_column("shards (█ done ▓ some ░ stale · missing)", no_wrap=True)
     for name in ("done", "rows in", "kept", "", "GB"):
         table.add_column(name, justify="right")
