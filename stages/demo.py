@@ -14,7 +14,6 @@ import ctypes
 import functools
 import http.server
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -29,6 +28,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from stages.score import write_json
 
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
@@ -108,10 +109,10 @@ def demo(
                 evaluate_method(out, benchmark, method)
         run_command("audit", data, "--json", out / "audit.json")
         run_command("report", out)
-        write_whole(out / "results.json", json.dumps(collect(out), indent=1) + "\n")
+        write_json(out / "results.json", collect(out))
     results = json.loads((out / "results.json").read_text())
     if json_file:
-        write_whole(json_file, json.dumps(results, indent=1) + "\n")
+        write_json(json_file, results)
     show(results)
     typer.echo(f"{out / 'report.html'} in {time.monotonic() - started:.0f} s")
 
@@ -134,7 +135,7 @@ def draw_world(world: Path, port: int, size: Size) -> None:
     if (world / "urls.tsv").exists():
         return
     world.mkdir(parents=True, exist_ok=True)
-    write_whole(begun, json.dumps(asked))
+    write_json(begun, asked)
     typer.echo(f"drawing {size.scenes} captioned scenes and two benchmarks below {world}")
     captions = storybook.write_world(world / "images", size.scenes)
     for name in BENCHMARKS:
@@ -227,10 +228,3 @@ def show(results: dict[str, dict[str, dict[str, Any]]]) -> None:
     for method, title in METHODS.items():
         table.add_row(title, *(f"{results[name][method]['miou']:.1f}" for name in BENCHMARKS))
     Console().print(table)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -8,6 +8,7 @@ CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +175,11 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, making its folder."""
+    """Write a JSON file whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    partial.replace(path)
 
 
 def class_table(result: SplitScores) -> Table:
