@@ -1,15 +1,16 @@
 """How good regions are before anyone labels them: storybook pictures in, a table out.
 
-    python -m bench.regions [--pictures 60]
+    python -m bench.regions [--pictures 60] [--data demo-run/world/storybook_scenes]
 
 Upper bound: mIoU when every region is given the label that most of its pixels have. Boundary F:
-precision and recall of region boundaries against label boundaries, within 2 pixels. Grouping time
-is that of `group_patches` alone, trunk excluded. Development scenes only (DEV_SEED): the table is
-for choosing.
+precision and recall of region boundaries against label boundaries, within 2 pixels, a mean over the
+pictures. Grouping time is that of `group_patches` alone, trunk excluded. Without --data:
+development scenes (DEV_SEED), for choosing; with it: a storybook benchmark's own pictures.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from model.grouping import group_patches
 from model.metrics import Scores, confusion_matrix
 from model.pamr import refine
 from model.patch_features import clip_keys
+from model.pixels import rgb_pixels
 from model.region_config import Grouping
 from model.region_recognition import members
 from pipeline import storybook
+from pipeline.benchmark import load_benchmark
 
 TOLERANCE = 2  # pixels
 SOURCES = ("keys", "trunk")
@@ -41,6 +44,15 @@ def covered(found: torch.Tensor, by: torch.Tensor) -> float:
     """Share of the edge pixels that lie within the tolerance of another map's."""
     near = F.max_pool2d(by, 2 * TOLERANCE + 1, stride=1, padding=TOLERANCE)
     return float((found * near).sum() / found.sum().clamp(min=1))
+
+
+def boundary_f(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    """F-score of one label map's boundaries against another's, 0..1; 1 where neither has any."""
+    ours, theirs = edges(found), edges(wanted)
+    if not ours.any() and not theirs.any():
+        return 1.0
+    precision, recall = covered(ours, theirs), covered(theirs, ours)
+    return 2 * precision * recall / max(precision + recall, 1e-12)
 
 
 def region_labels(regions: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -73,10 +85,16 @@ def main() -> None:
     """Print one line a way of grouping."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=60)
-    count = parser.parse_args().pictures
+    parser.add_argument("--data", type=Path, help="folder of a storybook benchmark")
+    arguments = parser.parse_args()
     clip = FrozenClip.load("storybook", "storybook")
-    scenes = storybook.scenes(storybook.DEV_SEED, count)
-    drawn = [(np.asarray(scene.image), scene.label) for scene in scenes]
+    if arguments.data:
+        opened = load_benchmark(arguments.data.name).open(arguments.data)
+        names = opened.ids[: arguments.pictures]
+        drawn = [(rgb_pixels(opened.image_path(name)), opened.label(name)) for name in names]
+    else:
+        scenes = storybook.scenes(storybook.DEV_SEED, arguments.pictures)
+        drawn = [(np.asarray(scene.image), scene.label) for scene in scenes]
     print("| features | method | K | edges | regions | upper bound | boundary F | ms |")
     print("|---|---|---|---|---|---|---|---|")
     for method in ("kmeans", "spectral"):
@@ -100,10 +118,8 @@ def _line(
         image = clip.normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
         regions, number, seconds = regions_of(clip, image, source, grouping, pamr)
         matrix += confusion_matrix(labels, region_labels(regions, labels), classes)
-        found, wanted = edges(regions), edges(labels)
-        rows.append((number, covered(found, wanted), covered(wanted, found), seconds))
-    number, precision, recall, seconds = np.mean(rows, axis=0)
-    f = 2 * precision * recall / (precision + recall)
+        rows.append((number, boundary_f(regions, labels), seconds))
+    number, f, seconds = np.mean(rows, axis=0)
     return (
         f"| {source} | {grouping.method} | {grouping.regions} | {'colour' if pamr else 'patch'} "
         f"| {number:.1f} | {100 * Scores(matrix).miou:.1f} | {100 * f:.1f} | {1000 * seconds:.1f} |"

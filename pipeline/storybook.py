@@ -344,10 +344,12 @@ def palette() -> list[list[int]]:
     return colours + [list(colour) for colour in GROUNDS.values()]
 
 
-def write_benchmark(folder: Path, name: str, count: int) -> None:
+def write_benchmark(folder: Path, name: str, count: int, seed: int | None = None) -> None:
     """Write `images/`, `labels/` (palette PNGs) and `val.txt` of a storybook benchmark.
 
     `storybook_things`: 0 is background (all ground), then the things. `storybook_scenes`: CLASSES.
+    A seed other than the benchmark's own gives other scenes with the same labels: DEV_SEED's are
+    for choosing settings.
 
     Raises:
         ValueError: for another name.
@@ -360,7 +362,8 @@ def write_benchmark(folder: Path, name: str, count: int) -> None:
     colours = palette()
     if name == "storybook_things":
         colours = [[0, 0, 0], *colours[: len(THING_NAMES)]]
-    for identifier, scene in zip(names, scenes(BENCHMARK_SEEDS[name], count), strict=True):
+    drawn = scenes(BENCHMARK_SEEDS[name] if seed is None else seed, count)
+    for identifier, scene in zip(names, drawn, strict=True):
         label = scene.label
         if name == "storybook_things":
             label = np.where(label < len(THING_NAMES), label + 1, 0).astype(np.uint8)

@@ -1,0 +1,182 @@
+"""Every way to segment, alone and with regions, on both storybook benchmarks: a table.
+
+    codeseg demo                                   # makes demo-run: data, benchmarks
+    python -m bench.methods demo-run               # trains 9 runs below demo-run/methods, resumes
+    python -m bench.methods demo-run --choose      # thresholds on development scenes instead
+
+Every run is trained and every number made by `codeseg train` and `codeseg evaluate`, with the
+manifests' settings and three seeds; ± is the standard deviation over them. Boundary F: precision
+and recall of the predicted boundaries against the true ones, within 2 pixels, a mean over the
+pictures. ms: CPU time a picture, one thread, model and words loaded.
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.regions import boundary_f
+from model.pixels import rgb_pixels
+from model.segmenter import Segmenter
+from pipeline import storybook
+from pipeline.benchmark import load_benchmark
+from pipeline.labels import read_raw_label
+from stages.evaluate import Source, load_segmenter
+from stages.report_curve import THRESHOLDS, curve
+
+BENCHMARKS = ("storybook_things", "storybook_scenes")
+SEEDS = (0, 1, 2)
+TIMED_PICTURES = 20
+
+# Title, recipe (None: the frozen CLIP alone), --method.
+WAYS = (
+    ("MaskCLIP", None, "maskclip"),
+    ("NACLIP", None, "naclip"),
+    ("SCG, frozen CLIP", None, "scg"),
+    ("SCG", "storybook_scg", "scg"),
+    ("MaskCLIP + SCG, frozen CLIP", None, "maskclip+scg"),
+    ("MaskCLIP + SCG", "storybook_scg", "maskclip+scg"),
+    ("NACLIP + SCG, frozen CLIP", None, "naclip+scg"),
+    ("NACLIP + SCG", "storybook_scg", "naclip+scg"),
+    ("CoDe", "storybook", "code"),
+    ("CoDe + SCG, frozen CLIP", "storybook", "code+scg"),
+    ("CoDe, trained with SCG", "storybook_code_scg", "code"),
+    ("CoDe + SCG, trained together", "storybook_code_scg", "code+scg"),
+)
+
+
+def main() -> None:
+    """Train what is missing, evaluate what is missing, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", type=Path, help="what `codeseg demo` made")
+    parser.add_argument("--choose", action="store_true", help="thresholds on development scenes")
+    parser.add_argument("--scenes", type=int, default=100, help="development scenes to choose on")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not (arguments.demo / "results.json").exists():
+        parser.error(f"{arguments.demo} is no finished demo: run `codeseg demo` first")
+    train_all(arguments.demo)
+    if arguments.choose:
+        choose(arguments.demo, arguments.scenes)
+    else:
+        show(arguments.demo)
+
+
+def codeseg(*words: str | Path) -> None:
+    """Run one command as a user would; what it prints is shown only if it fails."""
+    command = [sys.executable, "-m", "stages.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def train_all(demo: Path) -> None:
+    """Make the regions and every run that is not finished."""
+    codeseg("regions", demo / "data")
+    for recipe in dict.fromkeys(recipe for _, recipe, _ in WAYS if recipe):
+        for seed in SEEDS:
+            run = run_folder(demo, recipe, seed)
+            print(f"training {run.name}", file=sys.stderr, flush=True)
+            codeseg(
+                *("train", demo / "data", run, "--recipe", recipe, "--set", f"train.seed={seed}")
+            )
+
+
+def run_folder(demo: Path, recipe: str, seed: int) -> Path:
+    """Where a run lies."""
+    return demo / "methods" / "runs" / f"{recipe}-{seed}"
+
+
+def runs_of(demo: Path, recipe: str | None) -> list[Path | None]:
+    """The runs of a way: one a seed, or none for a frozen CLIP."""
+    return [run_folder(demo, recipe, seed) for seed in SEEDS] if recipe else [None]
+
+
+def show(demo: Path) -> None:
+    """Print the table of the held-out benchmarks."""
+    names = " | ".join(f"{name}, mIoU | boundary F" for name in BENCHMARKS)
+    print(f"| way | runs | {names} | ms |")
+    print("|---|---|" + "---|" * (2 * len(BENCHMARKS) + 1))
+    for title, recipe, method in WAYS:
+        runs = runs_of(demo, recipe)
+        cells = []
+        for benchmark in BENCHMARKS:
+            found = [evaluated(demo, run, method, benchmark) for run in runs]
+            cells += [spread([miou for miou, _ in found]), spread([f for _, f in found])]
+        ms = milliseconds(demo, runs[0], method)
+        print(f"| {title} | {len(runs)} | {' | '.join(cells)} | {ms:.0f} |", flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation (of the sample), or the one value."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def evaluated(demo: Path, run: Path | None, method: str, benchmark: str) -> tuple[float, float]:
+    """One run's mIoU and boundary F, percent; predicted by `codeseg evaluate` unless it was."""
+    out = demo / "methods" / benchmark / f"{run.name if run else 'frozen'}-{method}"
+    data = demo / "world" / benchmark
+    model = [run] if run else []
+    codeseg(
+        *("evaluate", *model, "--method", method, "--benchmark", benchmark),
+        *("--data", data, "--out", out),
+    )
+    opened = load_benchmark(benchmark).open(data)
+    fs = [
+        boundary_f(read_raw_label(out / "labels" / f"{name}.png"), opened.label(name))
+        for name in opened.ids
+    ]
+    return json.loads((out / "scores.json").read_text())["miou"], 100 * float(np.mean(fs))
+
+
+def loaded(run: Path | None, method: str, benchmark: str) -> Segmenter:
+    """The segmenter as `codeseg evaluate` has it."""
+    source = Source(str(run) if run else None, "storybook", "storybook", method)
+    return load_segmenter(source, load_benchmark(benchmark), {}, "cpu")
+
+
+def milliseconds(demo: Path, run: Path | None, method: str) -> float:
+    """CPU milliseconds a picture of the scenes benchmark, without loading and word embedding."""
+    segmenter = loaded(run, method, "storybook_scenes")
+    data = load_benchmark("storybook_scenes").open(demo / "world" / "storybook_scenes")
+    embeddings = segmenter.embed_texts(data.benchmark.texts)
+    pictures = [rgb_pixels(data.image_path(name)) for name in data.ids[: TIMED_PICTURES + 1]]
+    segmenter.label_map(pictures[0], embeddings, False)
+    start = time.process_time()
+    for pixels in pictures[1:]:
+        segmenter.label_map(pixels, embeddings, False)
+    return 1000 * (time.process_time() - start) / TIMED_PICTURES
+
+
+def choose(demo: Path, scenes: int) -> None:
+    """Print each way's best background threshold on development scenes, a mean over its runs."""
+    folder = demo / "methods" / f"development-{scenes}"
+    if not (folder / "val.txt").exists():
+        storybook.write_benchmark(folder, "storybook_things", scenes, storybook.DEV_SEED)
+    data = load_benchmark("storybook_things").open(folder)
+    print("| way | best threshold | mIoU there | at the manifest's | the manifest's |")
+    print("|---|---|---|---|---|")
+    for title, recipe, method in WAYS:
+        segmenters = [loaded(run, method, "storybook_things") for run in runs_of(demo, recipe)]
+        mious = functools.reduce(np.add, [curve(s, data, scenes) for s in segmenters])
+        mious = np.asarray(mious) / len(segmenters)
+        best = int(mious.argmax())
+        used = segmenters[0].settings.background_threshold
+        there = mious[np.abs(THRESHOLDS - used).argmin()]
+        print(
+            f"| {title} | {THRESHOLDS[best]} | {mious[best]:.1f} | {there:.1f} | {used} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
