@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.blocks import run_dense_block
 from model.clip import FrozenClip
 
-BAND_ROWS = 14  # rows that the last stage predicts at a time, half as many as it makes
+BAND_ROWS = 8  # rows that the last stage predicts at a time, half as many as it makes
 STAGES = 2  # each doubles the resolution
 MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels a patch
 
@@ -39,10 +39,18 @@ class GatedUpsampling(nn.Module):
 
     def forward(self, x_BhwD: Tensor) -> Tensor:
         """Double the resolution: (B, h, w, D) to (B, 2h, 2w, D)."""
+        return self.upsample(x_BhwD, self.kernels())
+
+    def kernels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The products' matrices, see `_sub_pixel_kernels`; the same for every band of a map."""
+        return _sub_pixel_kernels(torch.tanh(self.gate) * self.conv.weight)
+
+    def upsample(self, x_BhwD: Tensor, kernels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Double the resolution with kernels at hand: (B, h, w, D) to (B, 2h, 2w, D)."""
         B, h, w, D = x_BhwD.shape
         assert self.conv.bias is not None
         gate = torch.tanh(self.gate)
-        same, rows, columns, both = _sub_pixel_kernels(gate * self.conv.weight)
+        same, rows, columns, both = kernels
         y_BhwD = F.gelu(self.norm(x_BhwD))
         # Differences of neighbours, the zero padding included: h + 1 of them along h rows.
         dr_BrwD = F.pad(y_BhwD, (0, 0, 0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 0, 0, 1, 0))
@@ -58,14 +66,13 @@ class GatedUpsampling(nn.Module):
         upper = base_BhwD + r_BrwkD[:, :-1, :, 0]
         lower = base_BhwD + r_BrwkD[:, 1:, :, 1]
         left, right = c_BhckD[:, :, :-1, 0], c_BhckD[:, :, 1:, 1]
-        quads = [
-            upper + left + rc_BrckD[:, :-1, :-1, 0],
-            upper + right + rc_BrckD[:, :-1, 1:, 1],
-            lower + left + rc_BrckD[:, 1:, :-1, 2],
-            lower + right + rc_BrckD[:, 1:, 1:, 3],
-        ]
-        out = torch.stack(quads, dim=3).view(B, h, w, 2, 2, D)
-        return out.transpose(2, 3).reshape(B, 2 * h, 2 * w, D)
+        even_BhwkD = torch.stack(
+            [upper + left + rc_BrckD[:, :-1, :-1, 0], upper + right + rc_BrckD[:, :-1, 1:, 1]], 3
+        )
+        odd_BhwkD = torch.stack(
+            [lower + left + rc_BrckD[:, 1:, :-1, 2], lower + right + rc_BrckD[:, 1:, 1:, 3]], 3
+        )
+        return torch.stack([even_BhwkD, odd_BhwkD], dim=2).view(B, 2 * h, 2 * w, D)
 
 
 def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,14 +83,13 @@ def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
         odd output rows; for column differences; for mixed ones, (even, even), (even, odd) …
     """
     k = kernel_OI33
-    by_row = torch.stack([k.sum(2), -k[:, :, 0], k[:, :, 2]])  # (same, even, odd), (O, I, 3)
-    ways = torch.stack([by_row.sum(-1), -by_row[..., 0], by_row[..., 2]], dim=1)  # (3, 3, O, I)
-    flat = (ways.shape[2] * 2, ways.shape[3])
+    whole, even, odd = k.sum(2), -k[:, :, 0], k[:, :, 2]  # by rows, (O, I, 3)
+    # Joined one by one: nothing larger than the kernel itself is ever held beside it.
     return (
-        ways[0, 0],
-        ways[1:, 0].reshape(flat),
-        ways[0, 1:].reshape(flat),
-        ways[1:, 1:].reshape(2 * flat[0], flat[1]),
+        whole.sum(-1),
+        torch.cat([even.sum(-1), odd.sum(-1)]),
+        torch.cat([-whole[..., 0], whole[..., 2]]),
+        torch.cat([-even[..., 0], even[..., 2], -odd[..., 0], odd[..., 2]]),
     )
 
 
@@ -121,11 +127,14 @@ class ImageSegmenter(nn.Module):
         x_BhwD = self._patches(tokens_BPD, grid)
         for stage in self.stages[:-1]:
             x_BhwD = stage(x_BhwD)
+        last = self.stages[-1]
+        assert isinstance(last, GatedUpsampling)
+        kernels = last.kernels()
         rows = x_BhwD.shape[1]
         for top in range(0, rows, BAND_ROWS):
             bottom = min(top + BAND_ROWS, rows)
             first = max(top - 1, 0)
-            doubled = self.stages[-1](x_BhwD[:, first : bottom + 1])
+            doubled = last.upsample(x_BhwD[:, first : bottom + 1], kernels)
             yield self._embed(doubled[:, 2 * (top - first) : 2 * (bottom - first)])
 
     def _patches(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
