@@ -5,6 +5,7 @@ In: nothing but this package. Out, below OUT (default demo-run):
     data/                   the dataset root: pairs, nouns, vocabulary, features, ledger
     runs/{baseline,code}/   two trained RUNs
     evaluation/BENCHMARK/METHOD/   predicted label maps and their scores
+    segments/               held-out pictures segmented by words of one's own
     audit.json  results.json  report.html
 Every step resumes, so the same command after Ctrl-C, a crash or a finished run does what is left.
 """
@@ -34,6 +35,8 @@ from stages.score import write_json
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
 BENCHMARKS = ("storybook_things", "storybook_scenes")
+WORDS = ("blue house", "red flower", "yellow car", "blue umbrella", "white cat", "green grass")
+PICTURES = ("000000", "000008", "000012", "000019")  # of BENCHMARKS' last, for these words
 VIEWS = 2
 PORT = 8377  # URLs are data: with a fixed port two demos write the same tables
 
@@ -107,6 +110,7 @@ def demo(
         for benchmark in BENCHMARKS:
             for method in METHODS:
                 evaluate_method(out, benchmark, method)
+        segment_pictures(out)
         run_command("audit", data, "--json", out / "audit.json")
         run_command("report", out)
         write_json(out / "results.json", collect(out))
@@ -203,6 +207,15 @@ def evaluate_method(out: Path, benchmark: str, method: str) -> None:
         *("evaluate", *model, "--benchmark", benchmark),
         *("--data", out / "world" / benchmark, "--out", out / "evaluation" / benchmark / method),
     )
+
+
+def segment_pictures(out: Path) -> None:
+    """Segment some held-out pictures by words of one's own, as one would with photos."""
+    images = out / "world" / BENCHMARKS[-1] / "images"
+    found = [path for name in PICTURES if (path := images / f"{name}.png").exists()]
+    words = [word for text in WORDS for word in ("--text", text)]
+    run = ("--run", out / "runs" / "code", "--set", "background_threshold=0.5")
+    run_command("segment", *found, *words, *run, "--out", out / "segments")
 
 
 def collect(out: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Everything below a folder that was measured -> one offline page, report.html.
 
     FOLDER/**/scores.json …      evaluations (stages/evaluate.py), grouped by benchmark
+    FOLDER/**/segments.json …    pictures segmented by any words (stages/segment.py)
     FOLDER/**/metrics.parquet    training runs: loss curves
     FOLDER/**/ledger/            what became of every caption
     FOLDER/**/audit.json         what the data checks said
@@ -24,6 +25,7 @@ from stages.report_curve import threshold_section
 from stages.report_data import data_sections, loss_section
 from stages.report_parts import Evaluation, Section
 from stages.report_pictures import decomposition_section, picture_section
+from stages.report_words import words_section
 
 MOST_BARS = 40  # classes of the per-class chart; of more, those that differ most are shown
 
@@ -55,7 +57,7 @@ def gather(folder: Path) -> list[Section]:
         sections.append(class_section(manifest, methods))
         found = [picture_section(manifest, methods), threshold_section(manifest, methods)]
         sections += [section for section in found if section]
-    found = [decomposition_section(folder), loss_section(folder)]
+    found = [decomposition_section(folder), words_section(folder), loss_section(folder)]
     return sections + [section for section in found if section] + data_sections(folder)
 
 

@@ -59,6 +59,26 @@ def test_the_page_shows_all_there_is_and_needs_no_network(folder):
     )
 
 
+def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):
+    from pipeline.storybook import draw_scene
+
+    draw_scene(3, 0).image.save(tmp_path / "my photo.png")
+    words = ["--text", "a very <red> car", "--text", "green grass"]
+    out = ["--out", str(folder / "segments")]
+    done = CliRunner().invoke(app, ["segment", str(tmp_path / "my photo.png"), *words, *out])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    page = (folder / "report.html").read_text()
+    assert "a very &lt;red&gt; car" in page and "my photo.png" in page
+
+
+def test_segments_written_by_something_else_are_named(folder):
+    (folder / "segments.json").write_text('{"images": [{"folder": 3}]}')
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert isinstance(done.exception, ValueError) and "segments.json" in str(done.exception)
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert isinstance(done.exception, ValueError) and "nothing to report" in str(done.exception)
