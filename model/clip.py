@@ -152,7 +152,8 @@ class FrozenClip(nn.Module):
         """Position embeddings (P, D), bicubically resized when the grid is not the native one."""
         positions_PD: Tensor = self.clip.visual.positional_embedding
         native_h, native_w = self.clip.visual.grid_size
-        if (h, w) == (native_h, native_w):
+        # A traced graph serves every size; the native one resized to itself is the same numbers.
+        if not torch.compiler.is_exporting() and (h, w) == (native_h, native_w):
             return positions_PD
         grid_DHW = positions_PD[1:].T.reshape(-1, native_h, native_w)
         grid_DHW = F.interpolate(grid_DHW[None], (h, w), mode="bicubic", align_corners=False)[0]

@@ -77,8 +77,13 @@ def dense_masks(
     threshold: float = KNOWLEDGE_THRESHOLD,
 ) -> Tensor:
     """Return sigmoid(scale · (cosine − threshold)) of patch and text embeddings: (B, K, h, w)."""
+    return torch.sigmoid(dense_logits(dense_BChw, template_KC, scale, threshold))
+
+
+def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshold: float) -> Tensor:
+    """Return scale · (cosine − threshold) of patch and text embeddings: (B, K, h, w)."""
     similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC)
-    return torch.sigmoid(scale * (similarity - threshold))
+    return scale * (similarity - threshold)
 
 
 def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:

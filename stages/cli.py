@@ -23,10 +23,15 @@ COMMANDS = {
     "score": "Score anybody's label PNGs against a benchmark.",
     "report": "Show scores, pictures, losses and data on one offline page.",
     "segment": "Segment pictures by any words.",
+    "export": "Write a segmenter as ONNX, for programs without codeseg.",
     "audit": "Ask the data: DuckDB checks over all tables.",
     "status": "Show which shards of which stage are done.",
+    "doctor": "Say what this machine lacks and how to mend it.",
     "demo": "The whole way on the embedded storybook data.",
 }
+
+EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+"""Which extra brings a package; the others come with [pipeline]."""
 
 USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -101,7 +106,8 @@ def main() -> None:
             raise  # ours to mend: the traceback is what a bug report needs
         line = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
-            line += ": install the offline side with `pip install codeseg[pipeline]`"
+            extra = EXTRAS.get((error.name or "").partition(".")[0], "pipeline")
+            line += f": install it with `pip install 'codeseg[{extra}]'`"
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2 if mistake else 1)
 

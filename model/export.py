@@ -1,0 +1,164 @@
+"""A segmenter's networks as one graph for other programs: Segmenter in, ONNX or .pt2 out.
+
+Inputs, all float32: `image` (1, 3, H, W) normalised, sides multiples of the patch size; `classes`
+(K, C) unit embeddings of the texts; `templates` (K, C), only where the method mixes two sides.
+Outputs: `logits` (1, K, R, S) of the method's own masks; `masks` (1, K, R, S), 0..1, as
+`Segmenter.window_masks` gives them. H, W and K are free; R and S are 4 mask pixels a patch, or one
+for a training-free method. PAMR is left out: it is no network, and thousands of nodes unrolled.
+
+Letters: C joint width, K texts, H W pixels, R S rows and columns of a mask, P = 1 + h·w tokens.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from model.dense import dense_embedding
+from model.masks import dense_logits, resize
+from model.segmenter import Segmenter, TextEmbeddings
+
+OPSET = 18
+PROTOBUF_BYTES = 2_000_000_000  # an ONNX file without side files holds no more
+LARGEST_GRID, MOST_TEXTS = 1024, 4096
+INPUTS = ("image", "classes", "templates")
+OUTPUTS = ("logits", "masks")
+
+
+class SegmenterNetworks(nn.Module):
+    """What `Segmenter.window_masks` computes of one window, in a form that a tracer can follow."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        """Take the networks of a segmenter.
+
+        Raises:
+            ValueError: its method has steps that are no network.
+        """
+        super().__init__()
+        settings, code = segmenter.settings, segmenter.code
+        if settings.by_regions or settings.masks_by is None:
+            raise ValueError(
+                f"method {settings.method} groups patches by clustering, which is no network: "
+                "export code, maskclip, sclip, clearclip or naclip"
+            )
+        if settings.pamr:
+            raise ValueError("PAMR is no network and is not exported: leave out --set pamr=true")
+        self.settings = settings
+        # The text encoder stays outside: only what is registered goes into the file.
+        self._clip = (segmenter.clip,)
+        self.visual = segmenter.clip.clip.visual
+        trained = code is not None and settings.masks_by == "code"
+        self.image_segmenter = code.image_segmenter if code is not None and trained else None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether masks of the frozen CLIP, with embeddings of their own, are mixed in."""
+        return self.image_segmenter is not None and self.settings.knowledge_weight > 0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the graph's inputs, in their order."""
+        return INPUTS if self.mixed else INPUTS[:-1]
+
+    def forward(
+        self, image: Tensor, classes: Tensor, templates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and masks; see the top of the file."""
+        (clip,), settings = self._clip, self.settings
+        tokens_1PD, grid = clip.trunk(image), clip.grid(image)
+        if self.image_segmenter is None:
+            assert settings.masks_by is not None
+            logits = self._dense(tokens_1PD, grid, settings.masks_by, classes)
+            return logits, torch.sigmoid(logits)
+        pixels_1CRS = self.image_segmenter(tokens_1PD, grid)
+        logits = self.image_segmenter.mask_logits(pixels_1CRS, classes)
+        masks = torch.sigmoid(logits)
+        if self.mixed:
+            assert templates is not None
+            dense = self._dense(tokens_1PD, grid, settings.knowledge_dense, templates)
+            dense = resize(torch.sigmoid(dense), masks)
+            masks = torch.lerp(masks, dense, settings.knowledge_weight)
+        return logits, masks
+
+    def _dense(
+        self, tokens_1PD: Tensor, grid: tuple[int, int], variant: str, texts_KC: Tensor
+    ) -> Tensor:
+        settings = self.settings
+        dense_1Chw = dense_embedding(self._clip[0], tokens_1PD, grid, variant)
+        scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
+        return dense_logits(dense_1Chw, texts_KC, scale, threshold)
+
+
+def inputs_of(networks: SegmenterNetworks, embeddings: TextEmbeddings) -> dict[str, Tensor]:
+    """The embeddings under the names of the graph's inputs."""
+    named = {"classes": embeddings.words_KC}
+    if networks.mixed:
+        named["templates"] = embeddings.templates_KC
+    elif networks.image_segmenter is None:
+        named["classes"] = embeddings.templates_KC
+    return named
+
+
+def sample(
+    segmenter: Segmenter, grid: tuple[int, int], texts: int
+) -> tuple[Tensor, TextEmbeddings]:
+    """A noise image of a patch grid and embeddings of nothing, the same for the same arguments."""
+    clip = segmenter.clip
+    draw = torch.Generator().manual_seed(0)
+    h, w = grid
+    image = torch.randn(1, 3, h * clip.patch_size, w * clip.patch_size, generator=draw)
+    words, templates = torch.randn(2, texts, clip.embed_dim, generator=draw)
+    return image, TextEmbeddings(F.normalize(words, dim=-1), F.normalize(templates, dim=-1))
+
+
+@torch.no_grad()
+def trace(segmenter: Segmenter) -> ExportedProgram:
+    """Trace the networks with free height, width and number of texts.
+
+    Args:
+        segmenter: on the CPU.
+
+    Raises:
+        ValueError: its method has steps that are no network.
+    """
+    networks = SegmenterNetworks(segmenter).eval()
+    image, embeddings = sample(segmenter, (9, 11), 3)  # no two sizes alike: none is taken for fixed
+    named = inputs_of(networks, embeddings)
+    patch = segmenter.clip.patch_size
+    h, w = (Dim(name, min=2, max=LARGEST_GRID) for name in ("h", "w"))
+    texts = Dim("texts", min=1, max=MOST_TEXTS)
+    free = {"image": {2: patch * h, 3: patch * w}, **{name: {0: texts} for name in named}}
+    return torch.export.export(
+        networks, (image, *named.values()), dynamic_shapes=free, strict=False
+    )
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write an ONNX file of fp32 weights.
+
+    Raises:
+        ValueError: the weights do not fit one file.
+    """
+    size = sum(4 * weight.numel() for weight in program.state_dict.values())
+    if size > PROTOBUF_BYTES:
+        raise ValueError(
+            f"{size / 1e9:.1f} GB of weights: an ONNX file holds 2 GB at most; take a .pt2 file"
+        )
+    names = list(INPUTS[: len(program.graph_signature.user_inputs)])
+    model = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=names,
+        output_names=list(OUTPUTS),
+        verbose=False,
+    )
+    assert model is not None
+    model.save(path, external_data=False)
+
+
+def write_torch(program: ExportedProgram, path: Path) -> None:
+    """Write a .pt2 file, which `torch.export.load` reads without codeseg."""
+    torch.export.save(program, path)

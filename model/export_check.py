@@ -1,0 +1,112 @@
+"""An exported file against the segmenter it came from: the largest difference, and both speeds.
+
+Everything runs on the CPU with torch's number of threads.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.export import SegmenterNetworks, inputs_of, sample
+from model.segmenter import Segmenter
+
+TOLERANCE = 1e-4
+TEXTS = (1, 5)
+REPEATS = 5
+
+Networks = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
+"""Inputs by name -> logits and masks."""
+
+
+def open_onnx(path: Path) -> Networks:
+    """Open an ONNX file in onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        arrays: list[Any] = session.run(None, {k: v.numpy() for k, v in inputs.items()})
+        return tuple(map(torch.from_numpy, arrays))
+
+    return run
+
+
+def open_torch(path: Path) -> Networks:
+    """Open a .pt2 file."""
+    module = torch.export.load(path).module()
+
+    def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = module(*inputs.values())
+        return outputs
+
+    return run
+
+
+def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
+    """Three patch grids: the CLIP's own, an odd oblong one, and the window's."""
+    side = segmenter.clip.image_size // segmenter.clip.patch_size
+    return (side, side), (side - 1, side + 4), (2 * side, 2 * side)
+
+
+@torch.no_grad()
+def largest_difference(
+    segmenter: Segmenter,
+    exported: Networks,
+    sizes: Iterable[tuple[int, int]],
+    counts: Iterable[int] = TEXTS,
+) -> float:
+    """Compare logits and masks at every size with every number of texts.
+
+    Args:
+        segmenter: the eager side; its masks come from `window_masks`, as in every prediction.
+        exported: the other side.
+        sizes: patch grids.
+        counts: numbers of texts.
+
+    Returns:
+        The largest absolute difference; infinite when shapes differ or a value is not a number.
+    """
+    networks = SegmenterNetworks(segmenter).eval()
+    worst = 0.0
+    for grid in sizes:
+        for count in counts:
+            image, embeddings = sample(segmenter, grid, count)
+            named = inputs_of(networks, embeddings)
+            logits, _ = networks(image, *named.values())
+            expected = (logits, segmenter.window_masks(image, embeddings))
+            for theirs, ours in zip(exported({"image": image, **named}), expected, strict=True):
+                if theirs.shape != ours.shape or not theirs.isfinite().all():
+                    return float("inf")
+                worst = max(worst, float((theirs - ours).abs().max()))
+    return worst
+
+
+@torch.no_grad()
+def milliseconds(
+    segmenter: Segmenter, exported: Networks, grid: tuple[int, int], count: int = TEXTS[-1]
+) -> tuple[float, float]:
+    """Time one image, eager and exported in turn: the median of some runs of each."""
+    networks = SegmenterNetworks(segmenter).eval()
+    image, embeddings = sample(segmenter, grid, count)
+    named = inputs_of(networks, embeddings)
+    ways: list[Callable[[], object]] = [
+        lambda: segmenter.window_masks(image, embeddings),
+        lambda: exported({"image": image, **named}),
+    ]
+    taken: list[list[float]] = [[], []]
+    for repeat in range(REPEATS + 1):
+        for way, times in zip(ways, taken, strict=True):
+            begin = time.perf_counter()
+            way()
+            if repeat:  # the first is a warm-up
+                times.append(time.perf_counter() - begin)
+    eager, other = (1000 * median(times) for times in taken)
+    return eager, other

@@ -1,0 +1,182 @@
+"""`codeseg export [RUN] --out FILE.onnx`: a segmenter's networks for programs without codeseg.
+
+FILE.onnx   or FILE.pt2: the graph of `model/export.py`, checked against the segmenter it came from
+FILE.json   what runs it: sizes, mean and deviation, inputs, settings, texts, how well it agreed
+FILE.npz    `classes` and `templates`, float32 (K, C): the embeddings of the texts asked for
+"""
+
+import io
+import json
+import shutil
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from pipeline.storage import Storage
+from stages.segment import load, wanted_texts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.segmenter import Segmenter
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SUFFIXES = (".onnx", ".pt2")
+
+
+def export(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="RUN, checkpoint or hub id; none: a CLIP alone, untrained."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="FILE.onnx, or FILE.pt2 for torch.export.")] = Path(
+        "segmenter.onnx"
+    ),
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to write the embedding of; repeat it.")
+    ] = None,
+    classes_from: Annotated[
+        str | None, typer.Option(help="Write those of a benchmark's classes: voc, ade20k …")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
+    ] = None,
+    clip: Annotated[str, typer.Option(help="Without RUN: the CLIP.")] = "storybook",
+    pretrained: Annotated[str, typer.Option(help="Without RUN: its weights.")] = "storybook",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
+    ] = None,
+) -> None:
+    """Write a segmenter's image path as ONNX, of any picture size and number of texts.
+
+    Refuses to leave a file behind that differs from the segmenter by more than 1e-4.
+    Example: codeseg export runs/code --out segmenter.onnx --text "red car" --text dog
+    """
+    refuse_what_cannot_be(out)
+    console = Console()
+    texts = wanted_texts(text, classes_from) if text or classes_from else []
+    # PAMR is no network: off unless asked for, and then refused by its name.
+    chosen = ["pamr=false", *(assignments or [])]
+    segmenter = load(console, run, method, clip, pretrained, chosen, "cpu")
+    embeddings = embed(segmenter, texts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        agreement = write_checked(console, segmenter, made)
+        if agreement is None:
+            raise typer.Exit(1)
+        publish(out, made, embeddings, describe(segmenter, texts, agreement))
+    beside = " and ".join(f"{out.stem}{end}" for end in (".json", ".npz")[: 1 + bool(texts)])
+    console.print(f"{out}, beside it {beside}", soft_wrap=True, highlight=False)
+
+
+def refuse_what_cannot_be(out: Path) -> None:
+    """Look before anything is loaded.
+
+    Raises:
+        ValueError: the file's name says no known format.
+        ModuleNotFoundError: a package of the extra is not installed.
+    """
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"--out {out}: name it {' or '.join('FILE' + s for s in SUFFIXES)}")
+    for name in ONNX_PACKAGES if out.suffix == ".onnx" else ():
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def embed(segmenter: "Segmenter", texts: list[str]) -> dict[str, "Tensor"]:
+    """The embeddings that go to the graph, by the names of its inputs; {} without texts."""
+    from model.export import SegmenterNetworks, inputs_of
+
+    networks = SegmenterNetworks(segmenter)  # also refuses a method that is no network
+    return inputs_of(networks, segmenter.embed_texts(texts)) if texts else {}
+
+
+def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[str, Any] | None:
+    """Write the graph, run it, hold it against the segmenter and say how they compare.
+
+    Returns:
+        What was measured; None when they differ too much.
+    """
+    import torch
+
+    from model import export, export_check
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
+        program = export.trace(segmenter)
+        if path.suffix == ".onnx":
+            export.write_onnx(program, path)
+            engine, exported = "onnxruntime", export_check.open_onnx(path)
+        else:
+            export.write_torch(program, path)
+            engine, exported = "torch.export", export_check.open_torch(path)
+    sizes, patch = export_check.grids(segmenter), segmenter.clip.patch_size
+    difference = export_check.largest_difference(segmenter, exported, sizes)
+    agrees = difference <= export_check.TOLERANCE
+    listed = ", ".join(f"{h * patch}×{w * patch}" for h, w in sizes)
+    console.print(
+        f"largest difference from eager {difference:.1e} ({'within' if agrees else 'OVER'} "
+        f"{export_check.TOLERANCE:.0e}) at {listed} pixels with "
+        f"{' and '.join(map(str, export_check.TEXTS))} texts",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if not agrees:
+        return None
+    eager, other = export_check.milliseconds(segmenter, exported, sizes[-1])
+    threads = torch.get_num_threads()
+    side = f"{sizes[-1][0] * patch}×{sizes[-1][1] * patch}"
+    console.print(
+        f"an image of {side}: eager {eager:.0f} ms, {engine} {other:.0f} ms, "
+        f"{threads} threads of the CPU each",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return {
+        "largest_difference": difference,
+        "image": side,
+        "threads": threads,
+        "milliseconds": {"eager": eager, engine: other},
+    }
+
+
+def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]) -> dict[str, Any]:
+    """What a program needs to know to run the file."""
+    from model.export import OUTPUTS, SegmenterNetworks
+    from stages.run import codeseg_version
+
+    clip = segmenter.clip
+    return {
+        "codeseg": codeseg_version(),
+        "clip": {"model": clip.name, "pretrained": clip.pretrained},
+        "inputs": list(SegmenterNetworks(segmenter).inputs),
+        "outputs": list(OUTPUTS),
+        "patch_size": clip.patch_size,
+        "mean": clip.mean.flatten().tolist(),
+        "std": clip.std.flatten().tolist(),
+        "settings": segmenter.settings.record(),
+        "texts": texts,
+        "agreement": agreement,
+    }
+
+
+def publish(
+    out: Path, made: Path, embeddings: dict[str, "Tensor"], description: dict[str, Any]
+) -> None:
+    """Put the files in place, each whole or not at all, the graph last."""
+    folder = Storage.open(out.parent)
+    if embeddings:
+        packed = io.BytesIO()
+        np.savez(packed, **{name: value.numpy() for name, value in embeddings.items()})
+        folder.write_atomic(out.with_suffix(".npz").name, packed.getvalue())
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    folder.write_atomic(out.with_suffix(".json").name, text.encode())
+    with made.open("rb") as file:
+        folder.write_atomic(out.name, lambda sink: shutil.copyfileobj(file, sink))
