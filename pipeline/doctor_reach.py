@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -103,8 +104,9 @@ def probe_ray(address: str) -> str:
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    cluster: Any = ray  # these two of its functions have no types
+    resources = cluster.cluster_resources()
+    nodes = sum(node["Alive"] for node in cluster.nodes())
     python = ".".join(map(str, sys.version_info[:3]))
     ray.shutdown()
     return (

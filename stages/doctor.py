@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -89,12 +90,7 @@ def examine(
     checks: list[tuple[str, Callable[[], Finding]]] = [("Python", check_python)]
     try:
         for extra, group in read_requirements().items():
-            checks.append(
-                (
-                    f"packages [{extra}]",
-                    lambda extra=extra, group=group: check_packages(extra, group),
-                )
-            )
+            checks.append((f"packages [{extra}]", partial(check_packages, extra, group)))
     except ValueError as error:
         yield Finding("packages", "missing", str(error), "pip install 'codeseg[pipeline]'")
     checks += [

@@ -174,7 +174,8 @@ def publish(
     folder = Storage.open(out.parent)
     if embeddings:
         packed = io.BytesIO()
-        np.savez(packed, **{name: value.numpy() for name, value in embeddings.items()})
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in embeddings.items()}
+        np.savez(packed, **arrays)
         folder.write_atomic(out.with_suffix(".npz").name, packed.getvalue())
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     folder.write_atomic(out.with_suffix(".json").name, text.encode())

@@ -7,6 +7,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from pipeline.doctor import (
@@ -101,6 +102,10 @@ def test_without_an_nvidia_gpu_there_is_a_warning_and_a_broken_driver_is_missing
     assert check_gpus(("no-such-command",)).state == "warn"
     broken = check_gpus((sys.executable, "-c", "import sys; sys.exit('driver mismatch')"))
     assert broken.state == "missing" and "driver mismatch" in broken.found
+    listing = "print('NVIDIA X, 81559 MiB, 80000 MiB')"
+    listed = check_gpus((sys.executable, "-c", listing))
+    assert "NVIDIA X 81559 MiB, 80000 MiB free" in listed.found
+    assert listed.state == ("ok" if torch.cuda.is_available() else "missing")
 
 
 def test_names_resolve_or_what_needs_them_is_said():
