@@ -29,6 +29,7 @@ from torch import Tensor
 from model.clip import FrozenClip
 from model.codecomposition import CoDe
 from model.config import CoDeConfig
+from model.hub import hub_or_cache
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -126,7 +127,8 @@ def locate(place: str | Path) -> Path:
             "train one with `codeseg train ROOT RUN`"
         )
     try:
-        return Path(snapshot_download(str(place), allow_patterns=[MODEL, CONFIG, CARD]))
+        with hub_or_cache():
+            return Path(snapshot_download(str(place), allow_patterns=[MODEL, CONFIG, CARD]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(

@@ -14,6 +14,8 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
+from model.hub import hub_or_cache
+
 BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -75,11 +77,12 @@ def _find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
     # The hub's client tells of every retry; a user without a network gets one line, ours.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
-        path = open_clip.download_pretrained(tag)
+        with hub_or_cache():
+            path = open_clip.download_pretrained(tag)
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(
-            f"the weights {pretrained!r} of {model} cannot be fetched "
-            f"({type(error).__name__}): give a .safetensors or .pt file instead, or random"
+            f"the weights {pretrained!r} of {model} cannot be fetched from the hub "
+            f"({type(error).__name__}): mend the network, or give a file of them, or random"
         ) from error
     return Path(path), bool(tag.get("quick_gelu", False))
 

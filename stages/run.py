@@ -41,14 +41,19 @@ CONFIG = "config.json"
 START = Position(epoch=0, index=0)
 
 
+SHOWN_DIFFERENCES = 5  # another recipe may differ in dozens of settings
+
+
 class OtherRunError(ValueError):
     """The run directory belongs to other settings or data; `lines` holds what differs."""
 
-    def __init__(self, run: Path, lines: list[str]) -> None:
+    def __init__(self, run: Path, recipe: str, lines: list[str]) -> None:
         self.lines = lines
+        shown, rest = "; ".join(lines[:SHOWN_DIFFERENCES]), len(lines) - SHOWN_DIFFERENCES
+        more = f"; and {rest} more" if rest > 0 else ""
         super().__init__(
-            f"{run} belongs to a run with other settings or data ({'; '.join(lines)}): "
-            "give another RUN folder, or the settings it was started with"
+            f"{run} was started with --recipe {recipe} and other settings or data ({shown}{more}): "
+            f"go on with --config {run / CONFIG} on the same data, or give another RUN folder"
         )
 
 
@@ -81,7 +86,7 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
     if (run / CONFIG).is_file():
         saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
         if lines := differences(saved, wanted, ignore={"codeseg", *HARMLESS}):
-            raise OtherRunError(run, lines)
+            raise OtherRunError(run, saved.get("name", "(none)"), lines)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ValueError(f"{run} exists and is no run of codeseg: give another RUN folder")
 

@@ -25,7 +25,6 @@ from stages.optimizer import build_optimizer
 from stages.processes import Processes
 from stages.recipes import RECIPES, Recipe, TrainConfig, resolve
 from stages.run import (
-    OtherRunError,
     State,
     check_run,
     load_clip,
@@ -56,13 +55,7 @@ def train(
 
     The same command again resumes from the last checkpoint, and a finished run says so.
     """
-    try:
-        finished = fit(root, run, resolve(recipe, config, set_ or ()))
-    except OtherRunError as error:
-        for line in error.lines:
-            typer.echo(f"  {line}", err=True)
-        raise
-    if not finished:
+    if not fit(root, run, resolve(recipe, config, set_ or ())):
         typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoint import checkpoints, load_checkpoint
+from model.checkpoint import checkpoints, load_checkpoint, load_tensors
 from stages.optimizer import build_optimizer, learning_rate
 from stages.recipes import resolve
 from stages.run import OtherRunError
@@ -278,9 +278,11 @@ def test_accumulated_loss_is_the_mean_over_micro_batches(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(root, undisturbed, tmp_path):
-    run = tmp_path / "run"
-    sets = [part for value in assignments(root) for part in ("--set", value)]
+def test_two_processes_give_the_losses_and_gradients_of_one(root, tmp_path):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    every = ("train.checkpoint_every=1", "train.keep_checkpoints=6")
+    assert fit(root, alone, tiny_recipe(root, *every))
+    sets = [part for value in assignments(root, *every) for part in ("--set", value)]
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -294,9 +296,19 @@ def test_two_processes_give_the_losses_of_one(root, undisturbed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 6/6") == 1
-    mine, one = deterministic_metrics(run), deterministic_metrics(undisturbed)
+    mine, one = deterministic_metrics(run), deterministic_metrics(alone)
     for name in one.column_names:
-        assert mine[name].to_pylist() == pytest.approx(one[name].to_pylist(), rel=1e-4, abs=1e-6)
+        assert mine[name].to_pylist() == pytest.approx(one[name].to_pylist(), rel=1e-5)
+    shared, single = first_gradients(run), first_gradients(alone)
+    assert shared.keys() == single.keys() and len(shared) > 10
+    for name in shared:
+        assert (shared[name] - single[name]).norm() <= 1e-5 * single[name].norm(), name
+
+
+def first_gradients(run):
+    """After one step AdamW's first moment is (1 - beta_1) times the clipped gradient."""
+    tensors = load_tensors(checkpoints(run)[0] / "optimizer.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name.endswith(".exp_avg")}
 
 
 # -- what goes wrong ------------------------------------------------------------------------------
@@ -350,8 +362,9 @@ def test_command_prints_the_difference_and_exits_2(root, undisturbed):
     process = start(root, undisturbed, "train.seed=1")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert output.startswith("  train.seed: 0 -> 1\nerror: ")
-    assert len(output.splitlines()) == 2
+    assert len(output.splitlines()) == 1 and output.count("train.seed: 0 -> 1") == 1
+    assert "was started with --recipe code_vitb16 and other" in output
+    assert f"go on with --config {undisturbed / 'config.json'} on the same data" in output
 
 
 def test_metrics_are_plain_parquet(undisturbed):

@@ -1,0 +1,41 @@
+"""The Hugging Face hub's client, told in time when there is no way to the hub.
+
+In: the hub's address (HF_ENDPOINT or the public one). Out: the client as it is, or in its offline
+mode: it reads its cache and otherwise fails at once, instead of after a minute of retries a file.
+"""
+
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+
+PATIENCE = 5.0  # seconds for a name and a connection; the client itself waits 10 and retries
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let the client use its cache alone inside the block if the hub's host cannot be reached.
+
+    Behind a proxy the host's name need not resolve here, so the client is left alone.
+    """
+    was = constants.HF_HUB_OFFLINE
+    if not was and not urllib.request.getproxies():
+        constants.HF_HUB_OFFLINE = not _answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody accepts connections there."""
+    parts = urlsplit(address)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname or "", port), PATIENCE).close()
+    except OSError:
+        return False
+    return True
