@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clip import FrozenClip
+from model.hub import hub_or_cache
 
 
 def clip_keys(clip: FrozenClip, tokens_BPD: Tensor) -> Tensor:
@@ -78,13 +79,14 @@ def _create(name: str, weights: str | None) -> Any:
         )
     overlay = {} if weights is None else {"file": weights}
     try:
-        vit = timm.create_model(
-            name,
-            pretrained=True,
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            dynamic_img_size=True,
-        )
+        with hub_or_cache():
+            vit = timm.create_model(
+                name,
+                pretrained=True,
+                pretrained_cfg_overlay=overlay,
+                num_classes=0,
+                dynamic_img_size=True,
+            )
     except TypeError:
         raise _no_vit(name) from None
     except Exception as error:  # the hub's client and torch raise many kinds
