@@ -13,6 +13,7 @@ means since the row before.
 """
 
 import dataclasses
+import hashlib
 import resource
 import sys
 import time
@@ -23,12 +24,10 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
+from rich.console import Console
 
 from pipeline.storage import Storage
+from stages.live import LiveTable, plain_line
 from stages.recipes import Recipe
 
 METRICS = "metrics.parquet"
@@ -134,7 +133,7 @@ class RunLog:
         self._tensorboard = _tensorboard(run, step) if leads else None
         self._wandb = _wandb(run, recipe) if leads and recipe.train.wandb else None
         self._console = Console()
-        self._live = _LiveTable(self._console, recipe.train.steps) if self._on_terminal else None
+        self._live = LiveTable(self._console, step, self._total) if self._on_terminal else None
 
     @property
     def _on_terminal(self) -> bool:
@@ -177,55 +176,12 @@ class RunLog:
         if self._live:
             self._live.update(row)
         else:
-            self.say(_line(row, self._total))
+            self.say(plain_line(row, self._total))
 
     def save(self) -> None:
         """Bring metrics.parquet up to date: before every checkpoint, so that it never lags one."""
         if self._metrics:
             self._metrics.save()
-
-
-class _LiveTable:
-    """The terminal's view: a progress bar over a table of the last row."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._progress = Progress(
-            "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console,
-        )  # fmt: skip
-        self._task = self._progress.add_task("training", total=total)
-        self._live = Live(self._progress, console=console, refresh_per_second=4)
-
-    def start(self) -> None:
-        self._live.start()
-
-    def stop(self) -> None:
-        self._live.stop()
-
-    def update(self, row: dict[str, Any]) -> None:
-        table = Table("", "", box=None, show_header=False, padding=(0, 2))
-        for name, value in row.items():
-            if name not in ("step", "seconds"):
-                table.add_row(name, _figure(name, value))
-        self._progress.update(self._task, completed=row["step"])
-        self._live.update(Group(table, self._progress))
-
-
-def _line(row: dict[str, Any], total: int) -> str:
-    parts = [f"step {row['step']}/{total}"]
-    for name in ("loss", "lr", "grad_norm", "samples_per_second", "data_wait_share"):
-        parts.append(f"{name} {_figure(name, row[name])}")
-    return "  ".join(parts)
-
-
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    if name in ("data_wait_share", "mfu"):
-        return f"{value:.1%}"
-    if name == "memory_bytes":
-        return f"{value / 2**30:.2f} GiB"
-    return f"{value:.4g}"
 
 
 def _tag(name: str) -> str:
@@ -243,18 +199,19 @@ def _tensorboard(run: Path, step: int) -> Any:
 
 
 def _wandb(run: Path, recipe: Recipe) -> Any:
-    """A W&B run of this folder's name; a resumed run goes on in the same chart."""
+    """A W&B run of this folder and its name; a resumed run goes on in the same chart."""
     try:
         import wandb
     except ImportError:
         raise ValueError(
-            "train.wandb is set but W&B is not installed: pip install wandb, "
+            "train.wandb is set but W&B is not installed: pip install 'codeseg[wandb]', "
             "or --set train.wandb=none"
         ) from None
     try:
         return wandb.init(
             project=recipe.train.wandb,
-            id=run.resolve().name,
+            id=hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest(),
+            name=run.resolve().name,
             resume="allow",
             dir=run,
             config=dataclasses.asdict(recipe),

@@ -1,4 +1,4 @@
-"""What is handed out: an sdist that builds the wheel and runs the tests, and a wheel of packages."""
+"""What is handed out: an sdist that builds the wheel and runs the tests; the wheel of packages."""
 
 import email
 import re
