@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -80,6 +82,11 @@ def test_files_fit_their_published_schemas(schema, pattern):
     assert files
     done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_issue_forms_ask_for_commands_that_exist():
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir():
+        assert set(re.findall(r"`codeseg (\w+)", path.read_text())) <= COMMANDS.keys()
 
 
 def test_commits_are_held_to_the_linters_of_make():
