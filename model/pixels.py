@@ -4,6 +4,7 @@ Turned upright by its EXIF tag; grey, palette, CMYK and 16-bit pictures become 8
 transparent becomes white. Damaged, empty and huge pictures are refused with one line.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +16,57 @@ MAX_PIXELS = 100_000_000
 """8000×6000 is 48 million; beyond the limit a picture is more likely an attack than a photo."""
 
 Pixels = npt.NDArray[np.uint8]
-Picture = str | Path | Image.Image | npt.NDArray[Any]
+Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
+
+SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What bytes from a stranger may be; Pillow knows formats that start another program (EPS)."""
 
 
-def rgb_pixels(picture: Picture) -> Pixels:
+def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
     """Read a picture.
 
     Args:
-        picture: a path; a PIL image; or an array H×W, H×W×1, H×W×3 or H×W×4 (RGB order) of uint8,
-            uint16 or float in 0..1.
+        picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; or an array H×W, H×W×1,
+            H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1.
+        max_pixels: of a file or image, more are refused before they are decoded; None: MAX_PIXELS.
 
     Returns:
         uint8 H×W×3, RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, is damaged, empty or over MAX_PIXELS.
+        ValueError: it is not a picture, is damaged, empty or over the limit.
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
+    if max_pixels is None:
+        max_pixels = MAX_PIXELS
     if isinstance(picture, Image.Image):
-        return _from_image(picture, "the image")
-    path = Path(picture)
+        return _from_image(picture, "the image", max_pixels)
+    sent = isinstance(picture, bytes)
+    name = "the picture" if sent else str(picture)
     try:
-        with Image.open(path) as image:
-            return _from_image(image, str(path))
+        with Image.open(
+            io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture),
+            formats=SENT_FORMATS if sent else None,
+        ) as image:
+            return _from_image(image, name, max_pixels)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image") from None
+        raise FileNotFoundError(f"{name}: no such image") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: {_over_limit()}") from None
+        raise ValueError(f"{name}: {_over_limit(max_pixels)}") from None
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+        reason = f"not one of {', '.join(SENT_FORMATS)}, or damaged" if sent else error
+        raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
 
 
-def _over_limit() -> str:
-    return f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller first"
+def _over_limit(max_pixels: int) -> str:
+    return f"more than {max_pixels // 1_000_000} million pixels; make it smaller first"
 
 
-def _from_image(image: Image.Image, name: str) -> Pixels:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit()}")
+def _from_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")
     if image.width * image.height == 0:
         raise ValueError(f"{name}: the image is empty")
     upright = ImageOps.exif_transpose(image)
@@ -82,7 +94,7 @@ def _from_array(array: npt.NDArray[Any]) -> Pixels:
         shape = "×".join(map(str, array.shape))
         raise ValueError(f"an image array must be H×W, H×W×1, H×W×3 or H×W×4, not {shape}")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ValueError(f"the image array has {_over_limit()}")
+        raise ValueError(f"the image array has {_over_limit(MAX_PIXELS)}")
     array = _eight_bits(array)
     if array.shape[2] == 4:
         alpha = array[:, :, 3:].astype(np.float32) / 255

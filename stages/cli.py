@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "Score anybody's label PNGs against a benchmark.",
     "report": "Show scores, pictures, losses and data on one offline page.",
     "segment": "Segment pictures by any words.",
+    "app": "Segment pictures in the browser: a page on this machine.",
     "export": "Write a segmenter as ONNX, for programs without codeseg.",
     "audit": "Ask the data: DuckDB checks over all tables.",
     "status": "Show which shards of which stage are done.",
@@ -30,7 +31,15 @@ COMMANDS = {
     "demo": "The whole way on the embedded storybook data.",
 }
 
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+EXTRAS = {
+    "gradio": "app",
+    "starlette": "app",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "pycocotools": "coco",
+    "tensorboard": "tensorboard",
+}
 """Which extra brings a package; the others come with [pipeline]."""
 
 USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)

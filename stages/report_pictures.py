@@ -1,29 +1,25 @@
 """Label maps and a trained segmenter -> pictures of the report.
 
 Best, median and worst images with every method beside the truth; captions whose words and regions
-wear their noun's colour (thesis, figure 4.2).
+wear their noun's colour.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipeline.benchmark import Benchmark
 from pipeline.predictions import read_prediction
 from stages import figures
+from stages.decomposition import decomposition
 from stages.overlay import Colour, colours, overlay
 from stages.report_parts import Evaluation, Section
-
-if TYPE_CHECKING:
-    from model.segmenter import Segmenter
 
 TELLING = 3  # labelled classes that make a picture worth looking at
 EACH = 2  # pictures of each kind: best, median, worst
@@ -98,6 +94,7 @@ def _palette(
 def decomposition_section(folder: Path) -> Section | None:
     """Captions of the dataset, their word segments and regions in the same colours."""
     from model.checkpoint import checkpoints
+    from model.pixels import rgb_pixels
     from model.segmenter import Segmenter
 
     runs = [p.parent for p in sorted(folder.glob("**/config.json")) if checkpoints(p.parent)]
@@ -106,7 +103,9 @@ def decomposition_section(folder: Path) -> Section | None:
     if not runs or not rows:
         return None
     segmenter = Segmenter.from_pretrained(runs[-1])
-    html = "".join(_decomposition(segmenter, *row) for row in rows)
+    html = "".join(
+        decomposition(segmenter, rgb_pixels(jpeg), caption, nouns) for jpeg, caption, nouns in rows
+    )
     note = (
         f"{runs[-1].name} on training pictures: nouns are underlined, the words that the text "
         "segmenter gives to a noun and the region that the image segmenter gives to it share its "
@@ -134,26 +133,3 @@ def _captions(folder: Path) -> list[tuple[bytes, str, list[str]]]:
             if len(rows) == CAPTIONS:
                 return rows
     return rows
-
-
-def _decomposition(segmenter: "Segmenter", jpeg: bytes, caption: str, nouns: list[str]) -> str:
-    from model.pixels import rgb_pixels
-
-    pixels = rgb_pixels(Image.open(io.BytesIO(jpeg)))
-    palette = colours(len(nouns))
-    words = segmenter.word_segments(caption, nouns)
-    result = segmenter.segment(pixels, nouns, background=True)
-    parts = []
-    for word, label in zip(words.words, words.labels, strict=True):
-        own = next((j for j, noun in enumerate(nouns) if word in noun.split()), None)
-        style = "" if label < 0 else f"background:{figures.css(palette[label])}66;"
-        if own is not None:
-            style += f"border-bottom:3px solid {figures.css(palette[own])};"
-        parts.append(f'<span style="{style}">{escape(word)}</span>')
-    cells = figures.picture(pixels, "picture")
-    cells += figures.picture(overlay(pixels, result.label_map, [None, *palette]), "regions")
-    for j, noun in enumerate(nouns):
-        grey = np.rint(result.masks[j] * 255).astype(np.uint8)
-        cells += figures.picture(grey, f"soft mask: {noun}")
-    key = figures.legend(nouns, palette)
-    return f'<p class="caption">{" ".join(parts)}</p>{key}<div class="row">{cells}</div>'

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pipeline.benchmark import load_benchmark
 from pipeline.predictions import palette_image
-from stages.overlay import Colour, colours, overlay, with_legend
+from stages.overlay import OPACITY, Colour, colours, overlay, with_legend
 from stages.progress import progress
 from stages.score import write_json
 
@@ -154,7 +154,11 @@ def load(
 
 
 def write_result(
-    folder: Path, pixels: "Pixels", result: "Segmentation", palette: Sequence[Colour]
+    folder: Path,
+    pixels: "Pixels",
+    result: "Segmentation",
+    palette: Sequence[Colour],
+    opacity: float = OPACITY,
 ) -> dict[str, Any]:
     """Write one picture's files; return its row of segments.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +171,8 @@ def write_result(
         for text, area, colour in zip(result.texts, areas, painted, strict=True)
         if area > 0
     ]
-    with_legend(overlay(pixels, result.label_map, painted), legend).save(folder / "overlay.png")
+    painting = overlay(pixels, result.label_map, painted, opacity)
+    with_legend(painting, legend).save(folder / "overlay.png")
     stored = [colour or BACKGROUND for colour in painted]
     palette_image(result.label_map, stored).save(folder / "label.png")
     segments = []

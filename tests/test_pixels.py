@@ -14,7 +14,8 @@ def picture():
 
 def test_path_image_and_array_are_the_same(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
-    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(picture), picture):
+    file = tmp_path / "a.png"
+    for given in (file, str(file), file.read_bytes(), Image.fromarray(picture), picture):
         assert np.array_equal(rgb_pixels(given), picture)
 
 
@@ -94,3 +95,11 @@ def test_damaged_missing_and_huge_files_are_refused_in_one_line(tmp_path, pictur
     monkeypatch.setattr(pixels, "MAX_PIXELS", 4799)
     with pytest.raises(ValueError, match="80×60 is more than"):
         rgb_pixels(tmp_path / "whole.png")
+
+
+def test_a_file_over_the_callers_limit_is_refused(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert rgb_pixels(content, 48).shape == (6, 8, 3)
+    with pytest.raises(ValueError, match="the picture: 8×6 is more than"):
+        rgb_pixels(content, 47)

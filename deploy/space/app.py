@@ -1,0 +1,22 @@
+"""The page of `codeseg app` as a Space: a model named by its settings -> a server on port 7860.
+
+The Space's variables decide: CODESEG_RUN (a hub id, or a folder of the Space; unset: the embedded
+CLIP), CODESEG_METHOD (unset: the run's own).
+"""
+
+import os
+
+from rich.console import Console
+
+from stages.app import model_line
+from stages.app_page import build
+from stages.app_serve import serve
+from stages.segment import load
+
+if __name__ == "__main__":
+    run = os.environ.get("CODESEG_RUN") or None
+    method = os.environ.get("CODESEG_METHOD") or None
+    segmenter = load(Console(), run, method, "storybook", "storybook", [], "auto")
+    page = build(segmenter, model_line(run, "storybook", segmenter.settings.method))
+    serve(page, "0.0.0.0", 7860)  # inside the Space's container, behind its proxy
+    page.block_thread()

@@ -1,0 +1,59 @@
+"""`codeseg app`: a segmenter -> a page in the browser, on this machine alone unless told otherwise.
+
+In: a RUN, a checkpoint or a hub id; none: the embedded CLIP. Out: a server until Ctrl-C.
+"""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stages.app_guard import LOOPBACK
+
+
+def app(
+    run: Annotated[
+        str | None,
+        typer.Option(help="RUN, checkpoint or hub id; none: the embedded CLIP, untrained."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip …")
+    ] = None,
+    clip: Annotated[str, typer.Option(help="Without --run: the CLIP.")] = "storybook",
+    pretrained: Annotated[str, typer.Option(help="Without --run: its weights.")] = "storybook",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+) -> None:
+    """Segment pictures in the browser: drop one, type words, see the masks, compare methods.
+
+    Example: codeseg app --run runs/code
+    """
+    from stages.app_page import build
+    from stages.app_serve import serve
+    from stages.segment import load
+
+    console = Console()
+    segmenter = load(console, run, method, clip, pretrained, [], device)
+    if host not in LOOPBACK:
+        console.print(
+            f"warning: --host {host} lets everyone who reaches this machine use the page",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+    page = build(segmenter, model_line(run, clip, segmenter.settings.method))
+    address = serve(page, host, port)
+    console.print(f"open {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    page.block_thread()
+
+
+def model_line(run: str | None, clip: str, method: str) -> str:
+    """Which model the page shows, in a line."""
+    if run is not None:
+        return f"{run}, method {method}."
+    if clip == "storybook":
+        return f"The embedded storybook CLIP, untrained ({method}): it knows drawn things only."
+    return f"{clip}, untrained ({method})."
