@@ -14,6 +14,8 @@ import pytest
 
 from model.segmenter import Segmenter
 from stages.app_guard import MAX_BODY
+from stages.app_page import build
+from stages.app_serve import serve
 from tests.app_server import Served, free_port
 
 SEEN = None  # (event, what) of every file opened and every connection made, while not None
@@ -217,6 +219,13 @@ def test_starting_and_using_the_page_talks_to_this_machine_only(seen):
         served.page.close(verbose=False)
     talks = [what for event, what in seen if event != "open"]
     assert talks and all("127.0.0.1" in what or "localhost" in what for what in talks), talks
+
+
+def test_a_taken_port_is_one_line_that_says_what_to_do(served):
+    port = int(served.address.rpartition(":")[2])
+    with pytest.raises(ValueError, match="choose another with --port") as refused:
+        serve(build(served.segmenter, "a test"), "127.0.0.1", port)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_visitor_sees_only_their_own_picture(served):
