@@ -60,7 +60,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
         The page's address.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or the host not this machine's.
     """
     font = ("system-ui", "Segoe UI", "Noto Sans", "sans-serif")
     mono = ("ui-monospace", "monospace")
@@ -87,8 +87,9 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
             css=(Path(__file__).parent / "app.css").read_text(),
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
         )
-    except OSError as error:
+    except OSError:  # Gradio says the same of a taken port and of a foreign address
         raise ValueError(
-            f"port {port} of {host} cannot be had; choose another with --port ({error})"
+            f"port {port} of {host} is taken, or {host} is not this machine's: choose another with "
+            "--port or --host"
         ) from None
     return str(address)
