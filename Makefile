@@ -1,10 +1,11 @@
-# Two commands do everything: `make demo` and `make test`. Both use the environment .venv.
+# Two commands do everything: `make demo` and `make test`; `make docs` builds the site. All use the
+# environment .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/codeseg demo
@@ -16,6 +17,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into site/; a broken link or anchor fails it. `make test` builds it, too.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
 
 # The stamp is written last, so an interrupted installation is simply done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,4 +34,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-run
+	rm -rf $(VENV) build dist *.egg-info demo-run site

@@ -59,7 +59,7 @@ class TextEmbeddings:
 class Segmenter:
     """Segments pictures by any words.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from model.clip import FrozenClip
         >>> segmenter = Segmenter(FrozenClip.load("ViT-B-32", "random"))

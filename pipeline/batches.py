@@ -37,7 +37,8 @@ class FeatureStream:
         batch_size: images a batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.
-        rank, world_size: whose share to make.
+        rank: whose share to make,
+        world_size: of how many.
         start: where to begin, a batch's `position`.
         regions: give the batches their region maps, which `codeseg regions` made.
         skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.

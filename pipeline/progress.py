@@ -93,7 +93,9 @@ class StageProgress:
         self._expected = rows
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._bar = _Bar(stage, len(rows)) if Console().is_terminal else _Lines(stage)
+        # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
+        terminal = Console().file.isatty()
+        self._bar = _Bar(stage, len(rows)) if terminal else _Lines(stage)
 
     def __enter__(self) -> Self:
         for name in self._root.names(self._notes_folder):  # of a killed run

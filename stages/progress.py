@@ -17,7 +17,7 @@ def progress(items: Sequence[str], what: str, console: Console) -> Iterator[str]
         what: the work, "segmenting".
         console: where it is shown.
     """
-    if console.is_terminal:
+    if console.file.isatty():
         yield from track(items, what, console=console)
         return
     start = shown = time.monotonic()

@@ -137,7 +137,7 @@ class RunLog:
 
     @property
     def _on_terminal(self) -> bool:
-        return self._leads and self._console.is_terminal
+        return self._leads and self._console.file.isatty()
 
     def __enter__(self) -> Self:
         if self._live:

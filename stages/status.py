@@ -27,7 +27,7 @@ def status(
     views = look(Storage.open(root))
     console = Console()
     # A log has no width of its own; 80 columns would cut every number.
-    show(views, console if console.is_terminal else Console(width=120))
+    show(views, console if console.file.isatty() else Console(width=120))
     if json_file is not None:
         json_file.write_text(json.dumps([as_json(view) for view in views], indent=1) + "\n")
 

@@ -5,9 +5,13 @@ import importlib.util
 import io
 import os
 import random
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -116,3 +120,21 @@ def ray_session():
 
     with ray_session(Resources(workers=2)):
         yield
+
+
+class Demo(NamedTuple):
+    """A finished `codeseg demo --quick`."""
+
+    folder: Path
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory):
+    """The quick demo, run once, undisturbed; its folder is not to be changed."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-run"
+    began = time.monotonic()
+    command = [sys.executable, "-m", "stages.cli", "demo", "--quick", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return Demo(folder, time.monotonic() - began)
