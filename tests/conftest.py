@@ -30,7 +30,7 @@ NEEDED = {
     "ray": ("deploy/*", "pipeline/test_doctor_reach.py", "pipeline/test_download.py",
             "pipeline/test_faults.py", "pipeline/test_features.py", "pipeline/test_nouns.py",
             "pipeline/test_regions.py", "pipeline/test_shards.py", "test_demo.py",
-            "test_regions_command.py", "test_train_regions.py"),
+            "docs/test_run_pages.py", "test_regions_command.py", "test_train_regions.py"),
     "spacy": ("pipeline/test_doctor.py", "stages/test_doctor.py"),
     "duckdb": ("test_audit*.py", "test_report.py"),
     "moto": ("pipeline/test_object_store.py", "pipeline/test_remote_stream.py"),
@@ -39,6 +39,8 @@ NEEDED = {
     "torchmetrics": ("test_metrics.py", "test_score.py"),
     "check_jsonschema": ("test_repository.py",),
     "build": ("test_package.py",),
+    "mkdocs": ("docs/test_site.py",),
+    "nbclient": ("docs/test_run_pages.py",),
 }  # fmt: skip
 """What a trainer's machine lacks -> the tests that cannot do without it; CI has all of it."""
 
