@@ -11,11 +11,11 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from pipeline.child_path import child_path
 from pipeline.doctor import Finding
 from pipeline.storage import Storage
 
@@ -58,9 +58,7 @@ def _refusal(address: str) -> str:
 
 def _ask(arguments: list[str], seconds: float) -> tuple[str, str]:
     """Run this file and read its line: (error, found), one of them empty."""
-    source = str(Path(__file__).resolve().parent.parent)
-    paths = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    environment = {**os.environ, "PYTHONPATH": child_path()}
     command = [sys.executable, "-m", "pipeline.doctor_reach", *arguments]
     try:
         done = subprocess.run(

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.child_path import child_path
 from pipeline.ledger import Ledger, Plan, ShardRecord
 from pipeline.progress import StageProgress, duration
 from pipeline.storage import Storage
@@ -165,10 +165,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # local workers inherit the environment: a source tree is found from any working directory
-    source = str(Path(__file__).resolve().parent.parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *filter(None, paths)]))
+    os.environ["PYTHONPATH"] = child_path()  # local workers inherit the environment
     local: dict[str, Any] = {
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
