@@ -4,13 +4,15 @@
 
 Every shard is the same piece of work: some seconds of sleep (so that other work on the machine does
 not matter; real shards take minutes), a file written, a commit. The pool is ray.util.ActorPool with
-the very same worker; both start their actors anew. Exits 1 when our path is slower than 0.95.
+the very same worker; both start their actors anew. Two ratios: of the whole run, start-up included,
+and of the steady state, from the first commit to the last. Exits 1 when either is under 0.95.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.ledger import Ledger, ShardRecord, plan
@@ -49,8 +51,14 @@ class PoolWorker(_RayWorker):
         return self(batch)
 
 
-def ray_data(shards: int, seconds: float, workers: int) -> float:
-    """Seconds of run_stage."""
+def steady_seconds(folder: str) -> float:
+    """Seconds from the first commit below a root to the last."""
+    moments = [path.stat().st_mtime for path in Path(folder).glob("pairs/*.parquet")]
+    return max(moments) - min(moments)
+
+
+def ray_data(shards: int, seconds: float, workers: int) -> tuple[float, float]:
+    """Seconds of run_stage: whole, steady."""
     with tempfile.TemporaryDirectory() as folder:
         root = Storage.open(folder)
         inputs = {i: str(i) for i in range(shards)}
@@ -61,10 +69,10 @@ def ray_data(shards: int, seconds: float, workers: int) -> float:
             Resources(workers=workers), {},
         )  # fmt: skip
         assert len(report.done) == shards
-        return time.perf_counter() - start
+        return time.perf_counter() - start, steady_seconds(folder)
 
 
-def actor_pool(shards: int, seconds: float, workers: int) -> float:
+def actor_pool(shards: int, seconds: float, workers: int) -> tuple[float, float]:
     """Seconds of a plain pool of the same workers, their start included, as above."""
     import ray
     from ray.util import ActorPool
@@ -81,7 +89,7 @@ def actor_pool(shards: int, seconds: float, workers: int) -> float:
         taken = time.perf_counter() - start
         for one in actors:
             ray.kill(one)
-        return taken
+        return taken, steady_seconds(folder)
 
 
 def main() -> None:
@@ -93,15 +101,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     work = (arguments.shards, arguments.seconds, arguments.workers)
-    taken: dict[str, list[float]] = {"pool": [], "ours": []}
+    taken: dict[str, list[tuple[float, float]]] = {"pool": [], "ours": []}
     with ray_session(Resources(workers=arguments.workers)):
         for _ in range(arguments.rounds):
             taken["pool"].append(actor_pool(*work))
             taken["ours"].append(ray_data(*work))
-    ratio = min(taken["pool"]) / min(taken["ours"])
-    print(f"all rounds, seconds: {taken}")
-    print(f"ratio {ratio:.2f} (at least {TARGET})")
-    sys.exit(ratio < TARGET)
+    print(f"all rounds, seconds (whole, steady): {taken}")
+    ratios = []
+    for place, part in enumerate(("start-up included", "steady")):
+        best = {name: min(times[place] for times in rounds) for name, rounds in taken.items()}
+        ratios.append(best["pool"] / best["ours"])
+        print(f"{part}: ratio {ratios[-1]:.2f} (at least {TARGET})")
+    sys.exit(min(ratios) < TARGET)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class CaptionTokenizer:
         self._special = dict(self._clip.cache)  # the special tokens' names
         self._room = context_length - 2
         self._chunks: dict[str, _Chunk | None] = {}
+        self._words: dict[str, list[int]] = {}
 
     def clean(self, text: str) -> str:
         """The text as CLIP's tokenizer cleans it: mojibake, entities, white space, lower case."""
@@ -63,18 +64,21 @@ class CaptionTokenizer:
         ends: dict[int, int] = {}
         has_letters = False
         place = 0
+        before = 1  # SOS comes first
+        last_end = self._room + 1
+        chunks = self._chunks
         for text in cleaned.split(" "):  # CLIP's words never reach across a space
-            chunk = self._chunks[text] if text in self._chunks else self._read_chunk(text)
+            chunk = chunks[text] if text in chunks else self._read_chunk(text)
             if chunk is None:
                 return None
             has_letters = has_letters or chunk.has_letters
-            before = len(ids) + 1  # SOS comes first
-            ids += chunk.ids
             for start, end, first, last in chunk.words:
-                if before + last <= self._room + 1:
+                if before + last <= last_end:
                     starts[place + start] = before + first
                     ends[place + end] = before + last
-            if len(ids) > self._room:
+            ids += chunk.ids
+            before = len(ids) + 1
+            if before > last_end:
                 break
             place += len(text) + 1
         if not has_letters:
@@ -88,6 +92,7 @@ class CaptionTokenizer:
     def forget(self) -> None:
         """Drop the remembered words: over a whole corpus they would fill the memory."""
         self._chunks.clear()
+        self._words.clear()
         self._clip.cache = dict(self._special)
 
     def _read_chunk(self, text: str) -> _Chunk | None:
@@ -99,14 +104,20 @@ class CaptionTokenizer:
             word = match.group()
             if len(word) > LONGEST_WORD or word in self._special:
                 break
-            encoded = "".join(self._clip.byte_encoder[byte] for byte in word.encode())
             first = len(ids)
-            ids += [self._clip.encoder[piece] for piece in self._clip.bpe(encoded).split(" ")]
+            ids += self._words[word] if word in self._words else self._encode(word)
             words.append((match.start(), match.end(), first, len(ids)))
         else:
             chunk = _Chunk(ids, words, any(text[start].isalpha() for start, *_ in words))
         self._chunks[text] = chunk
         return chunk
+
+    def _encode(self, word: str) -> list[int]:
+        """Ids of one of CLIP's words."""
+        encoded = "".join(self._clip.byte_encoder[byte] for byte in word.encode())
+        ids = [self._clip.encoder[piece] for piece in self._clip.bpe(encoded).split(" ")]
+        self._words[word] = ids
+        return ids
 
 
 def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, int]]]:
@@ -121,20 +132,21 @@ def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, 
     Returns:
         noun -> half-open spans into `caption.tokens`, in order; nouns without one are left out.
     """
+    text, starts, ends = caption.text, caption.starts, caption.ends
     taken: list[tuple[int, int]] = []
     spans: dict[str, list[tuple[int, int]]] = {}
-    for noun in sorted(nouns, key=lambda text: (-len(text), text)):
+    for noun in sorted(nouns, key=lambda noun: (-len(noun), noun)):
         end = 0
-        while (start := caption.text.find(noun, end)) >= 0:
+        while (start := text.find(noun, end)) >= 0:
             end = start + len(noun)
             # characters and CLIP's words must begin and end together
-            if start not in caption.starts or end not in caption.ends:
+            if start not in starts or end not in ends:
                 continue
             # not glued to another letter or digit
-            if caption.text[start - 1 : start].isalnum() or caption.text[end : end + 1].isalnum():
+            if text[start - 1 : start].isalnum() or text[end : end + 1].isalnum():
                 continue
             if any(start < other_end and other_start < end for other_start, other_end in taken):
                 continue
             taken.append((start, end))
-            spans.setdefault(noun, []).append((caption.starts[start], caption.ends[end]))
+            spans.setdefault(noun, []).append((starts[start], ends[end]))
     return {noun: sorted(places) for noun, places in spans.items()}

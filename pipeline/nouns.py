@@ -2,8 +2,8 @@
 
     pairs/NNNNN.parquet -> nouns/NNNNN.parquet (NOUNS): a row per successful pair; CPU
 
-spaCy runs only what tags need (tok2vec, tagger, attribute_ruler), on the lower-cased captions that
-CLIP is trained on; equal captions are tagged once.
+spaCy runs only what tags need (tok2vec, tagger; attribute_ruler where it could change the tag of a
+word), on the lower-cased captions that CLIP is trained on; equal captions are tagged once.
 """
 
 import gc
@@ -101,13 +101,13 @@ class NounTagger:
             name: package or folder, as resolved.
         """
         import spacy
-        from spacy.attrs import TAG
 
         meta = _meta_file(name)
         assert meta is not None, "resolve_tagger found it"
         components = json.loads(meta.read_text(encoding="utf-8"))["components"]
         self._nlp = spacy.load(name, exclude=[pipe for pipe in components if pipe not in NEEDED])
-        self._tag_attribute = TAG
+        if "attribute_ruler" in self._nlp.pipe_names and not _may_retag(self._nlp):
+            self._nlp.remove_pipe("attribute_ruler")  # a third of the time, for nothing
         self._noun_tags = {self._nlp.vocab.strings[tag] for tag in NOUN_TAGS}
         self.version = version("spacy")
 
@@ -115,9 +115,16 @@ class NounTagger:
         """Distinct nouns of each text, in order of first occurrence, as they stand in it."""
         plain = (MARKUP.sub(" ", text) if "<" in text else text for text in texts)
         for doc in self._nlp.pipe(plain, batch_size=BATCH_CAPTIONS):
-            tags = doc.to_array(self._tag_attribute).tolist()
-            found = (doc[i].text for i, tag in enumerate(tags) if tag in self._noun_tags)
-            yield list(dict.fromkeys(text for text in found if NOUN.fullmatch(text)))
+            found = dict.fromkeys([token.text for token in doc if token.tag in self._noun_tags])
+            yield [text for text in found if NOUN.fullmatch(text)]
+
+
+def _may_retag(nlp: Any) -> bool:
+    """Whether the attribute ruler sets the tag of anything but white space, which is no noun."""
+    return any(
+        "TAG" in rule["attrs"] and rule["patterns"] != [[{"IS_SPACE": True}]]
+        for rule in nlp.get_pipe("attribute_ruler").patterns
+    )
 
 
 class NounWorker:
@@ -128,8 +135,9 @@ class NounWorker:
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Load the tagger and the tokenizer."""
-        from pipeline.captions import CaptionTokenizer
+        from pipeline.captions import CaptionTokenizer, find_spans
 
+        self._find_spans = find_spans
         self._root = Storage.open(root_uri)
         self._ledger = Ledger(self._root)
         self._settings = NounSettings(**settings)
@@ -189,9 +197,7 @@ class NounWorker:
         ]
 
     def _row(self, caption: Any, nouns: list[str]) -> dict[str, Any]:
-        from pipeline.captions import find_spans
-
-        spans = find_spans(caption, nouns)
+        spans = self._find_spans(caption, nouns)
         kept = [noun for noun in nouns if noun in spans]
         few = "too_few_nouns" if len(kept) < self._settings.min_nouns else None
         return {

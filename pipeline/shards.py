@@ -29,6 +29,7 @@ from pipeline.storage import Storage
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
 LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
 PASSES = 3  # over the shards that Ray gave up, as it does when their node is gone
+QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
 BACKOFF_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100 << 20  # only shard numbers and records travel through it
 FAILURES_SHOWN = 20
@@ -110,9 +111,12 @@ def run_stage(
     with StageProgress(root, stage, expected) as progress, ray_session(resources):
         left = list(plan.pending)
         constructor = _constructor(stage, worker, root, settings)
-        for _ in range(PASSES):
+        for number in range(PASSES):
             tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
-            for answer in _answers(tasks, constructor, resources):
+            # what a first pass left may be a shard that kills its worker, and those queued behind
+            # it: from now on each is alone in its worker
+            in_flight = _in_flight(len(tasks), resources) if number == 0 else 1
+            for answer in _answers(tasks, constructor, resources, in_flight):
                 shard = int(answer["shard"])
                 left.remove(shard)
                 if answer["error"]:
@@ -203,8 +207,20 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _in_flight(tasks: int, resources: Resources) -> int:
+    """Shards given to a worker at a time: the one it does, and the next when there are plenty.
+
+    Ray Data looks for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
+    a shard; with few shards a queued one would miss a worker that is free.
+    """
+    import ray
+
+    fit = resources.workers or int(ray.cluster_resources().get("CPU", 1) // (resources.cpus or 1))
+    return 2 if tasks >= QUEUED_FROM * max(fit, 1) else 1
+
+
 def _answers(
-    tasks: list[dict[str, Any]], constructor: dict[str, Any], resources: Resources
+    tasks: list[dict[str, Any]], constructor: dict[str, Any], resources: Resources, in_flight: int
 ) -> Iterator[dict[str, Any]]:
     """Yield {"shard", "error"} as shards end, in any order."""
     import ray.data
@@ -213,6 +229,8 @@ def _answers(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a shard whose worker died for good stops no other
+    # grow the pool when every worker has a shard; by default each would need two
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Ray offers no other way yet to bound the retries of a shard that kills its worker
@@ -225,7 +243,7 @@ def _answers(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
-            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=1
+            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=in_flight
         ),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,

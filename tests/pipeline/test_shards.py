@@ -4,13 +4,21 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from typing import ClassVar
 
 import pytest
 
 from pipeline.ledger import Ledger, Plan, ShardRecord, fingerprint, plan
 from pipeline.progress import read_heartbeat
-from pipeline.shards import Resources, ShardError, run_stage, show_report
+from pipeline.shards import (
+    QUEUED_FROM,
+    Resources,
+    ShardError,
+    _in_flight,
+    run_stage,
+    show_report,
+)
 from pipeline.storage import Storage
 
 
@@ -39,6 +47,12 @@ class CountingWorker:
             os.kill(os.getpid(), 9)
         if wish == "die":
             os.kill(os.getpid(), 9)
+        if wish == "meet":  # ends when another worker has met it, too
+            meeting = self.root.child("meeting")
+            meeting.write_atomic(f"{os.getpid()}", b"")
+            deadline = time.monotonic() + 120
+            while len(meeting.names("")) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
         info = self.root.write_atomic(f"pairs/{shard:05d}.parquet", str(shard).encode())
         record = ShardRecord(
             stage="pairs", shard=shard, input=input, settings="s", output=info.sha256, files={},
@@ -66,20 +80,28 @@ def run(root, shards, settings=None, **resources):
 def test_failed_shards_are_named_and_stop_no_other(ray_session, tmp_path, capsys):
     root = Storage.open(tmp_path)
     wishes = {"1": "mistake", "2": "refuse", "3": "storage once", "4": "die once", "5": "die"}
-    report = run(root, 7, wishes)
-    assert sorted(record.shard for record in report.done) == [0, 3, 4, 6]
+    shards = 2 * QUEUED_FROM
+    assert _in_flight(shards, Resources(workers=2)) == 2, "none waits behind one that dies"
+    report = run(root, shards, wishes)
+    assert sorted(record.shard for record in report.done) == [0, 3, 4, 6, 7]
     assert report.failed[1] == "this shard is broken"
     assert report.failed[2] == "too little came of it"
     assert "worker died" in report.failed[5]
     show_report(report)
     assert "3 shards of pairs failed" in capsys.readouterr().out
-    assert sorted(Ledger(root).records("pairs")) == [0, 3, 4, 6]
+    assert sorted(Ledger(root).records("pairs")) == [0, 3, 4, 6, 7]
     beat = read_heartbeat(root, "pairs")
-    assert (beat.shards_done, beat.shards_failed, beat.rows_done, beat.finished) == (4, 3, 40, True)
-    assert beat.rejected == {"dns": 4}
+    assert (beat.shards_done, beat.shards_failed, beat.rows_done, beat.finished) == (5, 3, 50, True)
+    assert beat.rejected == {"dns": 5}
 
-    again = run(root, 7)
+    again = run(root, shards)
     assert sorted(record.shard for record in again.done) == [1, 2, 5], "only what was not done"
+
+
+def test_a_pool_of_no_given_size_grows_while_shards_wait(ray_session, tmp_path):
+    root = Storage.open(tmp_path)
+    report = run(root, 3, dict.fromkeys("012", "meet"), workers=None)
+    assert len(report.done) == 3 and len(root.names("meeting")) > 1
 
 
 def test_with_nothing_pending_ray_is_not_even_imported(tmp_path):
