@@ -52,6 +52,7 @@ class DownloadSettings:
     max_pause: float = 1800.0  # seconds to wait for a network that is down
     allow_private: bool = False
     retry_failed: bool = False  # rows whose earlier failure is worth another try are tried again
+    workers: int = 1  # of the stage, which share the limits of each host
 
     def fingerprint(self) -> str:
         """Of what decides the content."""
@@ -78,6 +79,7 @@ class DownloadWorker:
             max_pixels=self._settings.max_pixels,
             retries=self._settings.retries,
             allow_private=self._settings.allow_private,
+            workers=self._settings.workers,
         )
         self._fetcher = Fetcher(limits, self._outage)
         self._machinery = Img2dataset(self._settings, self._fetch)

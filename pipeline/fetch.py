@@ -62,14 +62,16 @@ class FetchError(Exception):
 class FetchLimits:
     """How far one URL may go."""
 
-    deadline: float = 20.0  # seconds from the first look-up to the last byte, redirects included
+    # seconds from the first look-up to the last byte, redirects included, waits for a turn not
+    deadline: float = 20.0
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000  # width x height as the header says
     redirects: int = 5
     retries: int = 2  # after the first attempt, of what can be retried
     backoff: float = 0.5  # seconds before the first retry, doubling, with jitter
-    host_connections: int = 8  # at a time to one host, from one worker
+    host_connections: int = 8  # at a time to one host
     host_delay: float = 0.02  # seconds between two request starts to one host
+    workers: int = 1  # that share these two limits, an equal part each
     allow_private: bool = False  # loopback and private addresses too, without host limits
 
 
@@ -129,7 +131,8 @@ class Fetcher:
         for _ in range(self._limits.redirects + 1):
             scheme, host, port, target = split_url(current)
             try:
-                with self._hosts.turn(host, deadline):
+                with self._hosts.turn(host) as waited:
+                    deadline += waited
                     answer = self._request(scheme, host, port, target, deadline)
             except FetchError:
                 raise
@@ -255,35 +258,28 @@ def check_image(content: bytes, max_pixels: int) -> None:
 
 
 class _Hosts:
-    """Few requests at a time, and not in one burst, to each host."""
+    """Few requests at a time, and not in one burst, to each host: this worker's part of both."""
 
     def __init__(self, limits: FetchLimits) -> None:
-        self._limits = limits
+        self._free = limits.allow_private
+        self._most = max(1, limits.host_connections // limits.workers)
+        self._delay = limits.host_delay * limits.workers
         self._lock = threading.Lock()
         self._connections: dict[str, threading.BoundedSemaphore] = {}
         self._next_start: dict[str, float] = {}
 
     @contextmanager
-    def turn(self, host: str, deadline: float) -> Iterator[None]:
-        """Wait for a turn at the host.
-
-        Raises:
-            TimeoutError: when there is none before the deadline.
-        """
-        if self._limits.allow_private:
-            yield
+    def turn(self, host: str) -> Iterator[float]:
+        """Wait for a turn at the host; yields the seconds waited, which are not the URL's fault."""
+        if self._free:
+            yield 0.0
             return
+        began = time.monotonic()
         with self._lock:
-            connections = self._connections.setdefault(
-                host, threading.BoundedSemaphore(self._limits.host_connections)
-            )
-        if not connections.acquire(timeout=remaining(deadline)):
-            raise TimeoutError("no turn")
-        try:
+            connections = self._connections.setdefault(host, threading.BoundedSemaphore(self._most))
+        with connections:
             with self._lock:
                 start = max(time.monotonic(), self._next_start.get(host, 0.0))
-                self._next_start[host] = start + self._limits.host_delay
+                self._next_start[host] = start + self._delay
             time.sleep(max(0.0, start - time.monotonic()))
-            yield
-        finally:
-            connections.release()
+            yield time.monotonic() - began

@@ -207,16 +207,26 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def most_workers(tasks: int, resources: Resources) -> int:
+    """How many workers a stage has at most on what the open Ray session knows of the cluster.
+
+    Args:
+        tasks: pending shards.
+        resources: of each worker.
+    """
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # Ray's own
+    return max(1, min(resources.workers or int(cpus // (resources.cpus or 1)), tasks))
+
+
 def _in_flight(tasks: int, resources: Resources) -> int:
     """Shards given to a worker at a time: the one it does, and the next when there are plenty.
 
     Ray Data looks for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
     a shard; with few shards a queued one would miss a worker that is free.
     """
-    import ray
-
-    fit = resources.workers or int(ray.cluster_resources().get("CPU", 1) // (resources.cpus or 1))
-    return 2 if tasks >= QUEUED_FROM * max(fit, 1) else 1
+    return 2 if tasks >= QUEUED_FROM * most_workers(tasks, resources) else 1
 
 
 def _answers(

@@ -1,7 +1,8 @@
 """`codeseg download MANIFEST ROOT`: a URL list or a folder of tars -> urls/, pairs/."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,14 @@ from pipeline.download import DownloadSettings, DownloadWorker, worth_retrying
 from pipeline.fetch import FetchLimits
 from pipeline.ledger import Ledger, Plan, ShardRecord, plan
 from pipeline.manifests import Manifest, load_manifest
-from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.shards import (
+    Resources,
+    StageReport,
+    most_workers,
+    ray_session,
+    run_stage,
+    show_report,
+)
 from pipeline.storage import Storage
 from pipeline.tars import TarWorker, list_tars, tar_inputs
 from pipeline.urls import cut_shards
@@ -129,7 +137,13 @@ def run_download(
     if settings.retry_failed:
         todo = with_retries(todo, ledger.records("pairs"), settings.allow_private)
     _write_settings(ledger, manifest, settings)
-    return run_stage("pairs", DownloadWorker, root, asdict(settings), todo, inputs, resources, rows)
+    # the workers share each host's limits, so it must be known before they start how many they are
+    with ray_session(resources) if todo.pending else nullcontext():
+        if todo.pending:
+            workers = most_workers(len(todo.pending), resources)
+            settings = replace(settings, workers=workers)
+        work = asdict(settings)
+        return run_stage("pairs", DownloadWorker, root, work, todo, inputs, resources, rows)
 
 
 def _run_tars(
@@ -147,6 +161,7 @@ def _run_tars(
 
 def _write_settings(ledger: Ledger, manifest: Manifest, settings: DownloadSettings) -> None:
     resolved = {**asdict(settings), "manifest": manifest.name}
+    del resolved["workers"]  # as many as there are this time
     ledger.write_settings("pairs", {**resolved, "fingerprint": settings.fingerprint()})
 
 

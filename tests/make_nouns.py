@@ -22,7 +22,7 @@ TOKENIZER = open_clip.SimpleTokenizer()
 
 
 def make_nouns(
-    root: Path, *, shards: int = 2, rows: int = 12, image_size: int = 72, seed: int = 0
+    root: Path | str, *, shards: int = 2, rows: int = 12, image_size: int = 72, seed: int = 0
 ) -> None:
     """Row 0 of each shard failed to download; row 1 has one noun and is rejected."""
     storage = Storage.open(root)

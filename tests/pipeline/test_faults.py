@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -154,11 +155,26 @@ def test_a_full_disk_fails_the_stage_with_its_reason(tmp_path):
         assert "No space left on device" in answer["error"][0]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_an_error_that_names_it(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match=str(tmp_path)):
-        Storage.open(tmp_path / "root").write_atomic("a", b"")
+def test_a_read_only_folder_is_an_error_that_names_it():
+    """Root may write anywhere, so a child that was root becomes nobody."""
+    script = """
+        import os, sys
+        from pipeline.storage import Storage
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            Storage.open(sys.argv[1] + "/root").write_atomic("a", b"")
+        except PermissionError as error:
+            print(error)
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        command = [sys.executable, "-c", textwrap.dedent(script), folder]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert folder in out.stdout
+        os.chmod(folder, 0o755)
 
 
 @pytest.mark.slow

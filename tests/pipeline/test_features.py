@@ -50,14 +50,14 @@ def root(tmp_path, source):
     return tmp_path
 
 
-def options(root: Path, **wishes) -> dict:
+def options(root: Path | str, **wishes) -> dict:
     storage = Storage.open(root)
     facts = clip_facts(storage, WISHES["clip"], WISHES["pretrained"])
     settings = resolve(Wishes(**(WISHES | wishes)), facts)
     return {"features": settings, "device": "cpu", "threads": 1, "shards": [0, 1]}
 
 
-def run(root: Path, **wishes) -> dict:
+def run(root: Path | str, **wishes) -> dict:
     """The whole stage without Ray; returns the settings."""
     chosen = options(root, **wishes)
     settings, storage = chosen["features"], Storage.open(root)

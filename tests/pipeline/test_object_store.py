@@ -1,6 +1,8 @@
 """The same contract on an object store (moto on loopback), with its errors injected."""
 
+import socket
 import threading
+import time
 from dataclasses import asdict
 from uuid import uuid4
 
@@ -18,7 +20,11 @@ from pipeline.urls import cut_shards
 
 
 class ObjectStore:
-    """A moto server; `fault(method, path)` may return an HTTP status to answer with instead."""
+    """A moto server that fails as it is told.
+
+    `fault(method, path)` may return an HTTP status to answer with instead, "close" (no answer),
+    "cut" (half of the body announced) or "stall" (an answer after the client's time-out of 3 s).
+    """
 
     def __init__(self):
         self.fault = lambda method, path: None
@@ -26,7 +32,15 @@ class ObjectStore:
 
         def faulty(environ, start_response):
             status = self.fault(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            if status is None:
+            if status == "close":
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                return []
+            if status == "stall":
+                time.sleep(5)
+            if status == "cut":
+                body = b"".join(inner(environ, start_response))
+                return [body[: len(body) // 2]]
+            if status in (None, "stall"):
                 return inner(environ, start_response)
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(f"{status} injected", [("Content-Length", "0")])
