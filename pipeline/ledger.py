@@ -18,7 +18,9 @@ from typing import Any
 
 from pipeline.storage import Storage
 
-READERS = 16  # parallel reads of records: on an object store each is a round trip
+READERS = (
+    16  # parallel reads of records where each is a round trip; a local disk has no use for them
+)
 FINGERPRINT_CHARACTERS = 16
 
 
@@ -64,7 +66,8 @@ class Ledger:
         """
         names = self._root.names(f"ledger/{stage}", ".json")
         shards = [int(stem) for name in names if (stem := PurePath(name).stem).isdigit()]
-        with ThreadPoolExecutor(READERS) as pool:
+        readers = 1 if self._root.is_local else READERS
+        with ThreadPoolExecutor(readers) as pool:
             found = pool.map(lambda shard: self.record(stage, shard), shards)
         return {record.shard: record for record in found if record is not None}
 

@@ -92,7 +92,7 @@ class Storage:
         Raises:
             FileNotFoundError: naming the whole URI.
         """
-        with self.open_input(path) as source:
+        with self.open_input(path, mapped=False) as source:
             return bytes(source.read())
 
     def open_input(self, path: str, *, mapped: bool = True) -> pa.NativeFile:

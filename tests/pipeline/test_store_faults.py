@@ -100,7 +100,7 @@ def test_the_command_on_a_bucket(store: ObjectStore, expected):
 
     def codeseg_features():
         words = ["--clip", WISHES["clip"], "--pretrained", WISHES["pretrained"]]
-        words += ["--batch-size", str(WISHES["batch_size"]), "--workers", "1"]
+        words += ["--batch-size", str(WISHES["batch_size"]), "--workers", "1", "--cpus", "1"]
         command = [sys.executable, "-m", "stages.cli", "features", store.uri, *words]
         return subprocess.run(command, capture_output=True, text=True)
 
