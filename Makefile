@@ -10,8 +10,13 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/codeseg demo
 
+# The tests that run whole commands, one after the other, go beside the rest: each uses about a core.
+WHOLE := tests/docs tests/test_demo.py
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	@log=$$(mktemp); $(BIN)/python -m pytest $(WHOLE) > $$log 2>&1 & whole=$$!; \
+	$(BIN)/python -m pytest $(WHOLE:%=--ignore=%); rest=$$?; \
+	wait $$whole; whole=$$?; cat $$log; rm -f $$log; \
+	test $$rest -eq 0 && test $$whole -eq 0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
