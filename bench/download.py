@@ -6,8 +6,7 @@ A server process on loopback serves mixed pictures (JPEG, PNG, many sizes; a ten
 broken). Bare: img2dataset's Downloader, resizer and Parquet writer as its own worker runs them.
 Ours: DownloadWorker.process, which adds the guard (address check, header check, caps, deadline),
 row order, hashing of the file, fsync and the ledger record. Rounds alternate; the best of each
-counts, in wall and in CPU seconds. Exits 1 when both are slower than 0.95 of bare: a busy machine
-moves the first.
+counts, in wall and in CPU seconds. Exits 1 when the wall ratio is under 0.95.
 """
 
 import argparse
@@ -164,7 +163,7 @@ def main() -> None:
         ratios.append(best["bare"] / best["ours"])
         rates = ", ".join(f"{name} {arguments.images / taken:.0f}" for name, taken in best.items())
         print(f"rows a {clock} second: {rates}; ratio {ratios[-1]:.2f} (at least {TARGET})")
-    sys.exit(max(ratios) < TARGET)
+    sys.exit(ratios[0] < TARGET)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from model.segmenter import Segmenter
 from pipeline import storybook
 from pipeline.benchmark import load_benchmark
 from pipeline.labels import read_raw_label
+from stages.demo import BENCHMARKS
 from stages.evaluate import Source, load_segmenter
 from stages.report_curve import THRESHOLDS, curve
 
-BENCHMARKS = ("storybook_things", "storybook_scenes")
 SEEDS = (0, 1, 2)
 TIMED_PICTURES = 20
 

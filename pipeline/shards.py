@@ -161,7 +161,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
     """Ray, started here or joined by address; a session that is already open is used as it is.
 
     Raises:
-        ConnectionError: when no cluster answers at the address.
+        ConnectionError: when no cluster answers at the address, or Ray does not start.
     """
     import ray
 
@@ -179,13 +179,21 @@ def ray_session(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # its C++ side writes lines to stderr that say nothing to a user; what fails is in our table
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _quiet_stderr():
-        ray.init(
-            address=resources.ray_address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **({} if resources.ray_address else local),
-        )
+    try:
+        with _quiet_stderr():
+            ray.init(
+                address=resources.ray_address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({} if resources.ray_address else local),
+            )
+    except ConnectionError:
+        raise
+    except Exception as error:  # a time-out of its start-up is a bare Exception
+        ray.shutdown()
+        raise ConnectionError(
+            f"Ray did not start: {error}; is its temporary folder full, or the machine too busy?"
+        ) from error
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from stages.app_guard import LOOPBACK
+from stages.options import Clip, Device, Pretrained
 
 
 def app(
@@ -19,13 +20,13 @@ def app(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip …")
     ] = None,
-    clip: Annotated[str, typer.Option(help="Without --run: the CLIP.")] = "storybook",
-    pretrained: Annotated[str, typer.Option(help="Without --run: its weights.")] = "storybook",
+    clip: Clip = "storybook",
+    pretrained: Pretrained = "storybook",
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is this machine alone.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Segment pictures in the browser: drop one, type words, see the masks, compare methods.
 

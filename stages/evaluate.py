@@ -25,6 +25,7 @@ from rich.console import Console
 from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
 from pipeline.benchmark_check import check_data
 from pipeline.predictions import PredictionFolder
+from stages.options import Device
 from stages.progress import progress
 from stages.score import (
     SplitScores,
@@ -107,7 +108,7 @@ def evaluate(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only look the data folder over.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+    device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
 ) -> None:
     """Predict the label maps of a benchmark and score them.

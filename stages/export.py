@@ -6,7 +6,6 @@ FILE.npz    `classes` and `templates`, float32 (K, C): the embeddings of the tex
 """
 
 import io
-import json
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -19,6 +18,8 @@ import typer
 from rich.console import Console
 
 from pipeline.storage import Storage
+from stages.options import Clip, Pretrained
+from stages.score import write_json
 from stages.segment import load, wanted_texts
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def export(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
     ] = None,
-    clip: Annotated[str, typer.Option(help="Without RUN: the CLIP.")] = "storybook",
-    pretrained: Annotated[str, typer.Option(help="Without RUN: its weights.")] = "storybook",
+    clip: Clip = "storybook",
+    pretrained: Pretrained = "storybook",
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
     ] = None,
@@ -177,7 +178,6 @@ def publish(
         arrays: dict[str, Any] = {name: value.numpy() for name, value in embeddings.items()}
         np.savez(packed, **arrays)
         folder.write_atomic(out.with_suffix(".npz").name, packed.getvalue())
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    folder.write_atomic(out.with_suffix(".json").name, text.encode())
+    write_json(out.with_suffix(".json"), description)
     with made.open("rb") as file:
         folder.write_atomic(out.name, lambda sink: shutil.copyfileobj(file, sink))

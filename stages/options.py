@@ -1,4 +1,4 @@
-"""Options that every offline stage shares: they read and mean the same everywhere. Light."""
+"""Options that several commands share: they read and mean the same everywhere. Light."""
 
 from typing import Annotated
 
@@ -18,6 +18,10 @@ Gpus = Annotated[
     float,
     typer.Option(min=0, help="GPUs for each worker (0.5 = two workers share one); 0 = CPU."),
 ]
+
+Clip = Annotated[str, typer.Option(help="Without a RUN: the CLIP.")]
+Pretrained = Annotated[str, typer.Option(help="Without a RUN: its weights.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
 
 
 def make_resources(

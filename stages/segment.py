@@ -19,6 +19,7 @@ from rich.console import Console
 
 from pipeline.benchmark import load_benchmark
 from pipeline.predictions import palette_image
+from stages.options import Clip, Device, Pretrained
 from stages.overlay import OPACITY, Colour, colours, overlay, with_legend
 from stages.progress import progress
 from stages.score import write_json
@@ -45,15 +46,15 @@ def segment(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
     ] = None,
-    clip: Annotated[str, typer.Option(help="Without --run: the CLIP.")] = "storybook",
-    pretrained: Annotated[str, typer.Option(help="Without --run: its weights.")] = "storybook",
+    clip: Clip = "storybook",
+    pretrained: Pretrained = "storybook",
     background: Annotated[
         bool, typer.Option(help="Leave out what no text scores above the threshold.")
     ] = True,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Segment pictures by any words.
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from pipeline import shards, storybook
 from stages.cli import main as main_of_codeseg
+from stages.demo import QuietHandler
 
 FORK = multiprocessing.get_context("fork")
 
@@ -43,13 +44,6 @@ KILLS_A_STAGE = 7
 SHARD_SIZE = 6
 # the heavy ones, so that a fork is at work at once
 IMPORTED_BEFORE = ("ray.data", "spacy", "img2dataset.downloader", "open_clip", "pipeline.features")
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files without a line a request."""
-
-    def log_message(self, format, *args):
-        pass
 
 
 class QuietServer(http.server.ThreadingHTTPServer):

@@ -32,7 +32,7 @@ def prepare(tmp_path, urls, **changes):
     """Cut a list of URLs; returns the root and a function that does one shard."""
     listed = tmp_path / "l.tsv"
     listed.write_text("".join(f"caption {i}\t{url}\n" for i, url in enumerate(urls)))
-    root = Storage.open(tmp_path / "root")
+    root = Storage.open(tmp_path / "data")
     shard_size = settings(**changes).shard_size
     inputs = cut_shards(MANIFEST, str(listed), root, shard_size, None)
 
@@ -83,7 +83,7 @@ def test_the_same_images_give_the_same_bytes(tmp_path, image_server):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         prepare(tmp_path / folder, urls, threads=1 if folder == "a" else 8)[1]()
-    a, b = (tmp_path / f"{name}/root/pairs/00000.parquet" for name in "ab")
+    a, b = (tmp_path / f"{name}/data/pairs/00000.parquet" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
 
 

@@ -168,3 +168,28 @@ def test_a_source_tree_runs_from_another_folder(tmp_path):
         check=True,
     )
     assert out.stdout.strip().startswith(here)
+
+
+def test_a_ray_that_does_not_start_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    script = """
+        from pipeline.shards import Resources, ray_session
+        try:
+            with ray_session(Resources(workers=1)):
+                pass
+        except ConnectionError as error:
+            print(error)
+    """
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.path.abspath(os.curdir),
+            "RAY_TMPDIR": str(tmp_path / "file/below"),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.startswith("Ray did not start: ") and str(tmp_path) in out.stdout
+    assert out.stderr == ""
