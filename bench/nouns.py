@@ -4,12 +4,13 @@
 
 Bare: nouns of raw captions by `nlp.pipe` and a loop over tokens, nothing else. Ours: cleaning, CLIP
 tokens, tagging, spans, rejections: everything NounWorker does between reading and writing a shard.
-We leave spaCy's attribute_ruler out where it can change no word's tag, so there are two peers:
-tok2vec, tagger and attribute_ruler, as one would write it; and, for information, exactly the
-components that ours runs.
+We leave spaCy's attribute_ruler out where it can change no word's tag, and let numpy multiply the
+matrices, so there are three peers: tok2vec, tagger and attribute_ruler, as one would write it; just
+the components that ours runs; and, for information, those with numpy's products, which leaves what
+ours does beside tagging.
 Captions are made from templates, all distinct. All run in one thread, in turn, and are timed in
 seconds of CPU, so that other work on the machine weighs little; the median of the rounds' ratios
-counts. Exits 1 under 0.95 of the first peer.
+counts. Exits 1 under 0.95 of either of the first two.
 """
 
 import argparse
@@ -85,10 +86,12 @@ def main() -> None:
     arguments = parser.parse_args()
     captions = make_captions(arguments.captions)
     name = resolve_tagger().tagger
-    others = [pipe for pipe in spacy.load(name).pipe_names if pipe not in NEEDED]
+    every = spacy.load(name).pipe_names
+    kept = NounTagger(name)._nlp.pipe_names
     bare = {
-        "with attribute_ruler": lambda: spacy.load(name, exclude=others),
-        "the same components": lambda: NounTagger(name)._nlp,
+        ", ".join(NEEDED): lambda: spacy.load(name, exclude=set(every) - set(NEEDED)),
+        ", ".join(kept): lambda: spacy.load(name, exclude=set(every) - set(kept)),
+        ", ".join(kept) + ", numpy's products": lambda: NounTagger(name)._nlp,
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in ("ours", *bare)}
     for _ in range(arguments.rounds):
@@ -109,7 +112,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             slowest = max(pool.map(our_seconds, parts, chunksize=1))
         print(f"{processes} processes: {len(captions) / slowest:.0f} captions/s")
-    sys.exit(ratios[0] < TARGET)
+    sys.exit(min(ratios[:2]) < TARGET)
 
 
 if __name__ == "__main__":
