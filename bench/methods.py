@@ -167,7 +167,7 @@ def choose(demo: Path, scenes: int) -> None:
     print("|---|---|---|---|---|")
     for title, recipe, method in WAYS:
         segmenters = [loaded(run, method, "storybook_things") for run in runs_of(demo, recipe)]
-        mious = functools.reduce(np.add, [curve(s, data, scenes) for s in segmenters])
+        mious = functools.reduce(np.add, [curve(s, data, data.ids[:scenes]) for s in segmenters])
         mious = np.asarray(mious) / len(segmenters)
         best = int(mious.argmax())
         used = segmenters[0].settings.background_threshold

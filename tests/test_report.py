@@ -73,6 +73,30 @@ def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):
     assert "a very &lt;red&gt; car" in page and "my photo.png" in page
 
 
+def test_the_curve_over_thresholds_is_computed_once_for_the_same_scores(tmp_path):
+    manifest = toy(tmp_path / "data", raw=np.tile([[0, 1, 2]], (6, 8)), background="true")
+    out = tmp_path / "demo/toy"
+    words = ["--benchmark", manifest, "--data", manifest.parent, "--method", "maskclip"]
+    words += ["--clip", "storybook", "--pretrained", "storybook"]
+    done = CliRunner().invoke(app, ["evaluate", *map(str, words), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+
+    def report():
+        done = CliRunner().invoke(app, ["report", str(tmp_path / "demo")])
+        assert done.exit_code == 0, done.output
+        return "curve over thresholds" in done.output, (tmp_path / "demo/report.html").read_text()
+
+    computed, page = report()
+    assert computed and "toy: threshold" in page and "<polyline" in page
+    assert report() == (False, page)
+    for path, content in (
+        (out / "scores.json", (out / "scores.json").read_text() + "\n"),
+        (out / "threshold.json", "{"),
+    ):
+        path.write_text(content)
+        assert report() == (True, page)
+
+
 def test_segments_written_by_something_else_are_named(folder):
     (folder / "segments.json").write_text('{"images": [{"folder": 3}]}')
     done = CliRunner().invoke(app, ["report", str(folder)])
