@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline.cluster import Resources, ray_session
 from pipeline.ledger import Ledger, ShardRecord, plan
-from pipeline.shards import Resources, _RayWorker, ray_session, run_stage
+from pipeline.shards import _RayWorker, run_stage
 from pipeline.storage import Storage
 
 TARGET = 0.95
@@ -28,6 +29,7 @@ class SleepingWorker:
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    MEMORY: ClassVar[int] = 100_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         self._root = Storage.open(root_uri)

@@ -65,6 +65,7 @@ class DownloadWorker:
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"urls": ("url", "caption")}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
+    MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Import img2dataset and put the guarded fetch in its place."""

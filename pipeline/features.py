@@ -65,6 +65,7 @@ class FeaturesWorker:
             *("caption_tokens", "caption_states", "noun_ids", "spans"),
         )
     }
+    MEMORY: ClassVar[int] = 4_000_000_000
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         torch.set_num_threads(options["threads"])

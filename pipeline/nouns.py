@@ -135,6 +135,7 @@ class NounWorker:
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": ("key", "caption", "status")}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": tuple(NOUNS.names)}
+    MEMORY: ClassVar[int] = 1_500_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Load the tagger and the tokenizer."""

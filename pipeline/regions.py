@@ -36,6 +36,7 @@ class RegionsWorker:
         "features": ("key", "pixels", "image_tokens", "image_scales")
     }
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"regions": tuple(REGIONS.names)}
+    MEMORY: ClassVar[int] = 1_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         self._root = Storage.open(root_uri)

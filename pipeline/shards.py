@@ -9,19 +9,16 @@ is reported at the end and stops no other.
 
 import errno
 import logging
-import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.child_path import child_path
+from pipeline.cluster import Resources, fit, most_workers, ray_session
 from pipeline.ledger import Ledger, Plan, ShardRecord
 from pipeline.progress import StageProgress, duration
 from pipeline.storage import Storage
@@ -31,7 +28,6 @@ LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
 PASSES = 3  # over the shards that Ray gave up, as it does when their node is gone
 QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
 BACKOFF_SECONDS = 1.0
-OBJECT_STORE_BYTES = 100 << 20  # only shard numbers and records travel through it
 FAILURES_SHOWN = 20
 
 
@@ -44,23 +40,13 @@ class ShardWorker(Protocol):
 
     READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
     ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
+    MEMORY: ClassVar[int]  # bytes it needs, libraries and a shard of the usual size included
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Load what every shard needs."""
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Do one shard: write its files, commit its record, return it."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a stage may use; the result never depends on it."""
-
-    workers: int | None = None  # None = as many as fit
-    cpus: float = 1  # of each worker
-    gpus: float = 0  # of each worker
-    memory: int | None = None  # bytes each worker may need: Ray starts no more than fit
-    ray_address: str | None = None  # None = start Ray on this machine
 
 
 @dataclass
@@ -109,6 +95,7 @@ def run_stage(
     root.remove_abandoned(f"ledger/{stage}")
     expected = {shard: rows.get(shard, 0) for shard in plan.pending}
     with StageProgress(root, stage, expected) as progress, ray_session(resources):
+        resources = fit(resources, worker.MEMORY)
         left = list(plan.pending)
         constructor = _constructor(stage, worker, root, settings)
         for number in range(PASSES):
@@ -154,78 +141,6 @@ def show_report(report: StageReport) -> None:
         shards = sorted(shard for shard, why in report.failed.items() if why == reason)
         table.add_row(str(len(shards)), _brief(shards), reason)
     console.print(table)
-
-
-@contextmanager
-def ray_session(resources: Resources) -> Iterator[None]:
-    """Ray, started here or joined by address; a session that is already open is used as it is.
-
-    Raises:
-        ConnectionError: when no cluster answers at the address, or Ray does not start.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["PYTHONPATH"] = child_path()  # local workers inherit the environment
-    local: dict[str, Any] = {
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "num_cpus": max(os.cpu_count() or 1, resources.workers or 1),
-    }
-    # by default its workers are at nice 15: beside any other busy process they stand still
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # its C++ side writes lines to stderr that say nothing to a user; what fails is in our table
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        with _quiet_stderr():
-            ray.init(
-                address=resources.ray_address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **({} if resources.ray_address else local),
-            )
-    except ConnectionError:
-        raise
-    except Exception as error:  # a time-out of its start-up is a bare Exception
-        ray.shutdown()
-        raise ConnectionError(
-            f"Ray did not start: {error}; is its temporary folder full, or the machine too busy?"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Send the process's stderr, C++ included, to nowhere for a moment."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-def most_workers(tasks: int, resources: Resources) -> int:
-    """How many workers a stage has at most on what the open Ray session knows of the cluster.
-
-    Args:
-        tasks: pending shards.
-        resources: of each worker.
-    """
-    import ray
-
-    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # Ray's own
-    return max(1, min(resources.workers or int(cpus // (resources.cpus or 1)), tasks))
 
 
 def _in_flight(tasks: int, resources: Resources) -> int:

@@ -65,6 +65,7 @@ class TarWorker:
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
+    MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Open the folder of tars and the resizer.

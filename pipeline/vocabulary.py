@@ -44,6 +44,7 @@ class VocabularyWorker:
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "vocabulary": ("id", "text", "count", "noun_tokens", "knowledge_embedding")
     }
+    MEMORY: ClassVar[int] = 4_000_000_000
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         torch.set_num_threads(options["threads"])

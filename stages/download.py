@@ -8,22 +8,16 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cluster import Resources, fit, most_workers, ray_session
 from pipeline.download import DownloadSettings, DownloadWorker, worth_retrying
 from pipeline.fetch import FetchLimits
 from pipeline.ledger import Ledger, Plan, ShardRecord, plan
 from pipeline.manifests import Manifest, load_manifest
-from pipeline.shards import (
-    Resources,
-    StageReport,
-    most_workers,
-    ray_session,
-    run_stage,
-    show_report,
-)
+from pipeline.shards import StageReport, run_stage, show_report
 from pipeline.storage import Storage
 from pipeline.tars import TarWorker, list_tars, tar_inputs
 from pipeline.urls import cut_shards
-from stages.options import Gpus, RayAddress, Workers, make_resources
+from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = DownloadSettings()
 
@@ -77,6 +71,7 @@ def download(
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
+    memory: Memory = None,
 ) -> None:
     """Fetch the images of a dataset and keep every row, failed ones with the reason.
 
@@ -96,7 +91,7 @@ def download(
         source,
         Storage.open(root),
         settings,
-        make_resources(ray_address, workers, gpus),
+        make_resources(ray_address, workers, gpus, memory),
         urls=urls,
         limit=limit,
     )
@@ -140,8 +135,8 @@ def run_download(
     # the workers share each host's limits, so it must be known before they start how many they are
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
-            workers = most_workers(len(todo.pending), resources)
-            settings = replace(settings, workers=workers)
+            resources = fit(resources, DownloadWorker.MEMORY)
+            settings = replace(settings, workers=most_workers(len(todo.pending), resources))
         work = asdict(settings)
         return run_stage("pairs", DownloadWorker, root, work, todo, inputs, resources, rows)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cluster import Resources, ray_session
 from pipeline.features_plan import (
     Wishes,
     Work,
@@ -17,10 +18,10 @@ from pipeline.features_plan import (
 )
 from pipeline.ledger import Ledger
 from pipeline.progress import duration
-from pipeline.shards import Resources, StageReport, ray_session, run_stage, show_report
+from pipeline.shards import StageReport, run_stage, show_report
 from pipeline.storage import Storage
 from pipeline.vocabulary_table import vocabulary_fingerprint, vocabulary_settings
-from stages.options import Gpus, RayAddress, Workers, make_resources
+from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = Wishes()
 
@@ -67,6 +68,7 @@ def features(
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
+    memory: Memory = None,
     cpus: Annotated[
         int | None,
         typer.Option(min=1, help="Cores of each worker, to decode and, without GPU, to encode."),
@@ -89,7 +91,7 @@ def features(
         seed=seed,
     )
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
-    resources = make_resources(ray_address, workers, gpus, cpus=cores)
+    resources = make_resources(ray_address, workers, gpus, memory, cpus=cores)
     reports = run_features(Storage.open(root), wishes, resources, force=force)
     for report in reports:
         show_report(report)

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cluster import Resources
 from pipeline.ledger import Ledger, plan
 from pipeline.nouns import NounSettings, NounWorker, resolve_tagger
-from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.shards import StageReport, run_stage, show_report
 from pipeline.storage import Storage
-from stages.options import Gpus, RayAddress, Workers, make_resources
+from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 
 def nouns(
@@ -29,6 +30,7 @@ def nouns(
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
+    memory: Memory = None,
 ) -> None:
     """Tag the captions and find each noun's CLIP tokens.
 
@@ -37,7 +39,9 @@ def nouns(
     settings = replace(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
     )
-    report = run_nouns(Storage.open(root), settings, make_resources(ray_address, workers, gpus))
+    report = run_nouns(
+        Storage.open(root), settings, make_resources(ray_address, workers, gpus, memory)
+    )
     show_report(report)
     if report.failed:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.shards import Resources
+from pipeline.cluster import Resources
 
 RayAddress = Annotated[
     str | None,
@@ -19,13 +19,27 @@ Gpus = Annotated[
     typer.Option(min=0, help="GPUs for each worker (0.5 = two workers share one); 0 = CPU."),
 ]
 
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="GB of memory for each worker: no more start on a node than fit; "
+        "without it, what the stage is known to need.",
+    ),
+]
 Clip = Annotated[str, typer.Option(help="Without a RUN: the CLIP.")]
 Pretrained = Annotated[str, typer.Option(help="Without a RUN: its weights.")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
 
 
 def make_resources(
-    ray_address: str | None, workers: int | None, gpus: float, *, cpus: float = 1
+    ray_address: str | None,
+    workers: int | None,
+    gpus: float,
+    memory: float | None,
+    *,
+    cpus: float = 1,
 ) -> Resources:
     """The shared options as the scheduler takes them."""
-    return Resources(workers=workers, cpus=cpus, gpus=gpus, ray_address=ray_address)
+    size = None if memory is None else int(memory * 1e9)
+    return Resources(workers, cpus, gpus, size, ray_address)

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from model.region_config import CLIP, Grouping
+from pipeline.cluster import Resources
 from pipeline.ledger import Ledger, plan
 from pipeline.region_settings import RegionSettings, read_feature_settings, weights_sha256
-from pipeline.shards import Resources, StageReport, run_stage, show_report
+from pipeline.shards import StageReport, run_stage, show_report
 from pipeline.storage import Storage
-from stages.options import Gpus, RayAddress, Workers, make_resources
+from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = Grouping()
 
@@ -42,6 +43,7 @@ def regions(
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
+    memory: Memory = None,
 ) -> None:
     """Group each picture's patches into part-like, connected regions (SCG).
 
@@ -55,7 +57,7 @@ def regions(
         grouping=Grouping(method, regions, min_patches, seed),  # type: ignore[arg-type]  # checked
     )
     storage = Storage.open(root)
-    report = run_regions(storage, settings, make_resources(ray_address, workers, gpus))
+    report = run_regions(storage, settings, make_resources(ray_address, workers, gpus, memory))
     show_report(report)
     if show is not None:
         write_sheet(storage, show, pictures)

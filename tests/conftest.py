@@ -118,7 +118,7 @@ def image_server():
 @pytest.fixture(scope="session")
 def ray_session():
     """One Ray for all tests that schedule: starting it costs five seconds."""
-    from pipeline.shards import Resources, ray_session
+    from pipeline.cluster import Resources, ray_session
 
     with ray_session(Resources(workers=2)):
         yield

@@ -31,7 +31,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import shards, storybook
+from pipeline import cluster, shards, storybook
 from stages.cli import main as main_of_codeseg
 from stages.demo import QuietHandler
 
@@ -82,8 +82,10 @@ def command(words, log, scheduler):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if scheduler == "none":
-        shards.ray_session = contextlib.nullcontext
-        shards.most_workers = lambda tasks, resources: 1
+        for module in (cluster, shards):
+            module.ray_session = contextlib.nullcontext
+            module.fit = lambda resources, memory: resources
+            module.most_workers = lambda tasks, resources: 1
         shards._answers = one_by_one
     sys.argv = ["codeseg", *words]
     main_of_codeseg()

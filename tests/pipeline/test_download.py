@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.cluster import Resources
 from pipeline.download import DownloadSettings, DownloadWorker
 from pipeline.ledger import Ledger, plan
 from pipeline.manifests import parse_manifest
 from pipeline.schema import PAIRS
-from pipeline.shards import Resources, ShardError
+from pipeline.shards import ShardError
 from pipeline.storage import Storage
 from pipeline.urls import cut_shards
 from stages.download import run_download, with_retries

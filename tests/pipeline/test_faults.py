@@ -184,7 +184,8 @@ def test_a_node_removed_in_mid_stage_changes_nothing(tmp_path):
         import sys, threading, time
         from ray.cluster_utils import Cluster
         from pipeline.ledger import Ledger, plan, fingerprint
-        from pipeline.shards import Resources, run_stage
+        from pipeline.cluster import Resources
+        from pipeline.shards import run_stage
         from pipeline.storage import Storage
         from tests.pipeline.slow_worker import SlowWorker
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

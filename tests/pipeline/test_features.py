@@ -16,13 +16,13 @@ from model.clip import FrozenClip
 from model.prompts import TEMPLATES
 from pipeline import schema, views
 from pipeline.batches import FeatureStream
+from pipeline.cluster import Resources
 from pipeline.encoder import Encoder, find_faults, to_int8
 from pipeline.feature_table import features_path
 from pipeline.features import FeaturesWorker, cut, features_schema, uniform
 from pipeline.features_plan import Wishes, clip_facts, make_plan, resolve
 from pipeline.ledger import Ledger
 from pipeline.order import mix
-from pipeline.shards import Resources
 from pipeline.storage import Storage
 from pipeline.vocabulary import VocabularyWorker
 from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_fingerprint, vocabulary_settings

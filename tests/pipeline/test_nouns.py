@@ -5,11 +5,11 @@ from dataclasses import asdict, replace
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cluster import Resources
 from pipeline.download import write_pairs
 from pipeline.ledger import Ledger, ShardRecord, plan
 from pipeline.nouns import NounWorker, resolve_tagger
 from pipeline.schema import NOUNS, PAIRS
-from pipeline.shards import Resources
 from pipeline.storage import Storage
 from stages.nouns import run_nouns
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import pytest
 
+from pipeline.cluster import Resources, fit, most_workers
 from pipeline.ledger import Ledger, Plan, ShardRecord, fingerprint, plan
 from pipeline.progress import read_heartbeat
 from pipeline.shards import (
     QUEUED_FROM,
-    Resources,
     ShardError,
     _in_flight,
     run_stage,
@@ -27,6 +27,7 @@ class CountingWorker:
 
     READS: ClassVar = {}
     ADDS: ClassVar = {}
+    MEMORY = 100_000_000
 
     def __init__(self, root_uri, settings):
         self.root = Storage.open(root_uri)
@@ -108,13 +109,32 @@ def test_with_nothing_pending_ray_is_not_even_imported(tmp_path):
     script = """
         import sys
         from pipeline.ledger import Plan
-        from pipeline.shards import Resources, run_stage
+        from pipeline.cluster import Resources
+        from pipeline.shards import run_stage
         from pipeline.storage import Storage
         report = run_stage("pairs", object, Storage.open(sys.argv[1]), {}, Plan([0, 1]), {},
                            Resources(), {})
         assert report.done == [] and "ray" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("asked", [{"cpus": 64}, {"memory": 10**15}, {"gpus": 1000}])
+def test_what_no_machine_has_is_refused_at_once(ray_session, tmp_path, asked):
+    root = Storage.open(tmp_path)
+    todo = plan(Ledger(root), "pairs", {0: "0"}, "s")
+    with pytest.raises(ValueError, match=r"each worker needs 1 CPU, 1000 GPU|this machine has not"):
+        run_stage("pairs", CountingWorker, root, {}, todo, {0: "0"}, Resources(**asked), {})
+
+
+def test_memory_bounds_the_workers_and_an_estimate_stops_nobody(ray_session, capsys):
+    assert most_workers(10, fit(Resources(), 1)) == 2, "one a core"
+    every = fit(Resources(), 10**15).memory
+    assert most_workers(10, fit(Resources(), 10**15)) == 1
+    assert most_workers(10, fit(Resources(memory=int(0.6 * every)), 1)) == 1
+    assert most_workers(10, fit(Resources(memory=int(0.4 * every)), 10**15)) == 2
+    fit(Resources(gpus=1000, ray_address="auto"), 1)
+    assert "waiting for one" in capsys.readouterr().out, "a cluster may grow"
 
 
 def test_stale_shards_are_named_before_they_are_redone(ray_session, tmp_path, capsys):
@@ -138,6 +158,7 @@ def test_a_worker_that_cannot_be_set_up_fails_its_shards_not_the_run(ray_session
 class BrokenWorker:
     READS: ClassVar = {}
     ADDS: ClassVar = {}
+    MEMORY = 100_000_000
 
     def __init__(self, root_uri, settings):
         raise ValueError("no tagger is installed")
@@ -148,7 +169,7 @@ def test_a_source_tree_runs_from_another_folder(tmp_path):
     script = """
         import sys
         sys.path.insert(0, sys.argv[2])
-        from pipeline.shards import Resources, ray_session
+        from pipeline.cluster import Resources, ray_session
         with ray_session(Resources(workers=1)):
             import ray
             @ray.remote
@@ -173,7 +194,7 @@ def test_a_source_tree_runs_from_another_folder(tmp_path):
 def test_a_ray_that_does_not_start_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     script = """
-        from pipeline.shards import Resources, ray_session
+        from pipeline.cluster import Resources, ray_session
         try:
             with ray_session(Resources(workers=1)):
                 pass
