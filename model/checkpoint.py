@@ -150,8 +150,15 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
     return Checkpoint(folder, config, load_tensors(folder / MODEL))
 
 
-def load_model(place: str | Path, device: str | torch.device = "cpu") -> CoDe:
+def load_model(
+    place: str | Path, device: str | torch.device = "cpu", pretrained: str | None = None
+) -> CoDe:
     """Build CoDe from a checkpoint: the frozen CLIP by name, then what was trained.
+
+    Args:
+        place: a RUN folder, a checkpoint folder or a hub id.
+        device: where to put it.
+        pretrained: the CLIP's weights, where they lie elsewhere than at training.
 
     Raises:
         ValueError: when the CLIP cannot be had, is another one than the checkpoint was trained
@@ -159,7 +166,7 @@ def load_model(place: str | Path, device: str | torch.device = "cpu") -> CoDe:
     """
     checkpoint = load_checkpoint(place)
     identity = checkpoint.config["clip"]
-    clip = FrozenClip.load(identity["model"], identity["pretrained"], device=device)
+    clip = FrozenClip.load(identity["model"], pretrained or identity["pretrained"], device=device)
     check_clip(identity, clip, str(checkpoint.folder))
     code = CoDe(clip, _model_config(checkpoint))
     restore(code, checkpoint)

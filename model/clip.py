@@ -32,7 +32,7 @@ class FrozenClip(nn.Module):
 
     Attributes:
         name, pretrained: what `load` was asked for.
-        weights_sha256: hash of every weight in fp32, whatever file it came from.
+        weights_sha256: hash of every weight in fp32 and of QuickGELU, whatever file it came from.
         image_size, patch_size: pixels; width (D), text_width (T), embed_dim (C).
         layers, text_layers: number of blocks; context_length: most text tokens, SOS and EOS in.
     """

@@ -6,12 +6,13 @@ Hub tags, files and random weights alike; what the method has no meaning for is 
 import hashlib
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
 from model.hub import hub_or_cache
@@ -34,6 +35,13 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
         return _build(config, model, int(seed))
     path, quick_gelu = _find_weights(model, pretrained)
     config["quick_gelu"] = config.get("quick_gelu", False) or quick_gelu
+    other = f"{model}-quickgelu"
+    if Path(pretrained).is_file() and not config["quick_gelu"] and other in open_clip.list_models():
+        warnings.warn(
+            f"{pretrained} runs with GELU; if it was trained with QuickGELU, as OpenAI's, "
+            f"MetaCLIP's and DFN's CLIPs were, name the model {other}",
+            stacklevel=2,
+        )
     clip = _build(config, model, 0)
     _fill(clip, path, model)
     return clip
@@ -146,8 +154,13 @@ def _unsupported(name: str, why: str) -> ValueError:
 
 
 def hash_weights(clip: open_clip.CLIP) -> str:
-    """Return the SHA-256 over the names, shapes and fp32 bytes of all weights."""
+    """Return the SHA-256 over the names, shapes and fp32 bytes of all weights, and QuickGELU.
+
+    The activation is no weight, and no file of weights tells it, yet it is another model.
+    """
     digest = hashlib.sha256()
+    if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU):
+        digest.update(b"QuickGELU")
     for name, weight in sorted(clip.state_dict().items()):
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())

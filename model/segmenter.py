@@ -98,13 +98,18 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, place: str | Path, device: str | torch.device = "cpu", **settings: Any
+        cls,
+        place: str | Path,
+        device: str | torch.device = "cpu",
+        pretrained: str | None = None,
+        **settings: Any,
     ) -> Self:
         """Load a trained segmenter.
 
         Args:
             place: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id.
             device: where to run.
+            pretrained: the CLIP's weights, where they lie elsewhere than at training.
             settings: fields of PredictionSettings.
 
         Raises:
@@ -112,7 +117,7 @@ class Segmenter:
         """
         from model.checkpoint import load_model
 
-        code = load_model(place, device).eval().requires_grad_(False)
+        code = load_model(place, device, pretrained).eval().requires_grad_(False)
         return cls(code.clip, code, PredictionSettings.for_clip(code.clip, **settings))
 
     @classmethod

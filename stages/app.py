@@ -20,8 +20,8 @@ def app(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip …")
     ] = None,
-    clip: Clip = "storybook",
-    pretrained: Pretrained = "storybook",
+    clip: Clip = None,
+    pretrained: Pretrained = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is this machine alone.")
     ] = "127.0.0.1",
@@ -45,7 +45,7 @@ def app(
             markup=False,
             soft_wrap=True,
         )
-    page = build(segmenter, model_line(run, clip, segmenter.settings.method))
+    page = build(segmenter, model_line(run, segmenter.clip.name, segmenter.settings.method))
     address = serve(page, host, port)
     console.print(f"open {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
     page.block_thread()

@@ -25,7 +25,7 @@ from rich.console import Console
 from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
 from pipeline.benchmark_check import check_data
 from pipeline.predictions import PredictionFolder
-from stages.options import Device
+from stages.options import Device, Pretrained, choose_clip
 from stages.progress import progress
 from stages.score import (
     SplitScores,
@@ -52,7 +52,7 @@ class Source:
 
     run: str | None
     clip: str
-    pretrained: str
+    pretrained: str | None  # with a RUN: only where it is not where the checkpoint says
     method: str
 
 
@@ -81,10 +81,7 @@ def evaluate(
         str | None,
         typer.Option(help="Without RUN: the CLIP (default: storybook's own, else ViT-B-16)."),
     ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(help="Without RUN: its weights (default: storybook's own, else openai)."),
-    ] = None,
+    pretrained: Pretrained = None,
     pamr: Annotated[
         bool | None, typer.Option("--pamr/--no-pamr", help="Refine soft masks by colours.")
     ] = None,
@@ -123,9 +120,12 @@ def evaluate(
         return
     opened = manifest.open(data)
     ids = opened.ids[:limit]
+    own = "storybook" if manifest.name.startswith("storybook") else "ViT-B-16"
+    name, weights = choose_clip(clip, pretrained, own)
     source = Source(
         run,
-        *choose_clip(manifest.name, clip, pretrained),
+        name,
+        weights if run is None else pretrained,
         method or ("maskclip" if run is None else "code"),
     )
     if source.method.startswith("code") and run is None:
@@ -164,12 +164,6 @@ def evaluate(
                 raise typer.Exit(1)
 
 
-def choose_clip(benchmark: str, clip: str | None, pretrained: str | None) -> tuple[str, str]:
-    """The CLIP and its weights where no RUN names them; weights go with the CLIP, if not given."""
-    name = clip or ("storybook" if benchmark.startswith("storybook") else "ViT-B-16")
-    return name, pretrained or ("storybook" if name == "storybook" else "openai")
-
-
 def show_check(console: Console, benchmark: Benchmark, data: Path) -> None:
     """Print what is there and what is wrong; exit code 1 if anything is."""
     found = check_data(benchmark, data, lambda ids: progress(ids, "checking", console))
@@ -191,11 +185,14 @@ def load_segmenter(
     from stages.config import override
 
     if source.run is None:
+        assert source.pretrained is not None
         segmenter = Segmenter.training_free(
             source.method, source.clip, source.pretrained, device=device
         )
     else:
-        segmenter = Segmenter.from_pretrained(source.run, device=device, method=source.method)
+        segmenter = Segmenter.from_pretrained(
+            source.run, device, source.pretrained, method=source.method
+        )
     general = {k: v for k, v in benchmark.settings.items() if not isinstance(v, dict)}
     for name in (segmenter.settings.masks_by or "", source.method):  # code, then code+scg
         general |= benchmark.settings.get(name, {})

@@ -48,8 +48,8 @@ def export(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
     ] = None,
-    clip: Clip = "storybook",
-    pretrained: Pretrained = "storybook",
+    clip: Clip = None,
+    pretrained: Pretrained = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
     ] = None,

@@ -27,8 +27,16 @@ Memory = Annotated[
         "without it, what the stage is known to need.",
     ),
 ]
-Clip = Annotated[str, typer.Option(help="Without a RUN: the CLIP.")]
-Pretrained = Annotated[str, typer.Option(help="Without a RUN: its weights.")]
+Clip = Annotated[
+    str | None, typer.Option(help="Without a RUN: the CLIP (default: storybook's own).")
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        help="The CLIP's weights (default: storybook's own, else openai); with a RUN: where they "
+        "are now, if not where they were."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
 
 
@@ -43,3 +51,11 @@ def make_resources(
     """The shared options as the scheduler takes them."""
     size = None if memory is None else int(memory * 1e9)
     return Resources(workers, cpus, gpus, size, ray_address)
+
+
+def choose_clip(
+    clip: str | None, pretrained: str | None, default: str = "storybook"
+) -> tuple[str, str]:
+    """The CLIP and its weights where no RUN names them; weights go with the CLIP, if not given."""
+    name = clip or default
+    return name, pretrained or ("storybook" if name == "storybook" else "openai")

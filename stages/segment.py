@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pipeline.benchmark import load_benchmark
 from pipeline.predictions import palette_image
-from stages.options import Clip, Device, Pretrained
+from stages.options import Clip, Device, Pretrained, choose_clip
 from stages.overlay import OPACITY, Colour, colours, overlay, with_legend
 from stages.progress import progress
 from stages.score import write_json
@@ -46,8 +46,8 @@ def segment(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
     ] = None,
-    clip: Clip = "storybook",
-    pretrained: Pretrained = "storybook",
+    clip: Clip = None,
+    pretrained: Pretrained = None,
     background: Annotated[
         bool, typer.Option(help="Leave out what no text scores above the threshold.")
     ] = True,
@@ -130,8 +130,8 @@ def load(
     console: Console,
     run: str | None,
     method: str | None,
-    clip: str,
-    pretrained: str,
+    clip: str | None,
+    pretrained: str | None,
     assignments: Sequence[str],
     device: str,
 ) -> "Segmenter":
@@ -143,13 +143,14 @@ def load(
     with Processes.start(device) as processes:
         place = processes.device
     if run is None:
-        segmenter = Segmenter.training_free(method or "naclip", clip, pretrained, device=place)
-        if clip == "storybook":
+        chosen = choose_clip(clip, pretrained)
+        segmenter = Segmenter.training_free(method or "naclip", *chosen, device=place)
+        if chosen[0] == "storybook":
             console.print(
                 "no --run: the embedded storybook CLIP, untrained; it knows drawn things only"
             )
     else:
-        segmenter = Segmenter.from_pretrained(run, device=place, method=method or "code")
+        segmenter = Segmenter.from_pretrained(run, place, pretrained, method=method or "code")
     settings = override(segmenter.settings, parse_assignments(assignments))
     return Segmenter(segmenter.clip, segmenter.code, settings)
 

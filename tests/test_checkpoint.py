@@ -5,6 +5,7 @@ import stat
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from model.checkpoint import (
     checkpoints,
@@ -86,6 +87,22 @@ def test_checkpoint_of_another_clip_is_refused_with_both_names(saved):
     message = str(caught.value)
     assert message.count("random:1") == 2
     assert "000000000000…" in message and config["clip"]["weights_sha256"][:12] in message
+
+
+def test_weights_of_the_clip_may_lie_elsewhere_by_now(saved, code, tmp_path):
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    config["clip"]["pretrained"] = "/gone/clip.safetensors"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="gone/clip"):
+        load_model(saved)
+    save_file(code.clip.clip.state_dict(), tmp_path / "here.safetensors")
+    found = load_model(saved, pretrained=str(tmp_path / "here.safetensors"))
+    assert found.clip.weights_sha256 == code.clip.weights_sha256
+    other = {k: v + 1 for k, v in code.clip.clip.state_dict().items()}
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="was made with"):
+        load_model(saved, pretrained=str(tmp_path / "other.safetensors"))
 
 
 def test_interrupted_save_leaves_nothing_and_the_next_one_works(code, tmp_path, monkeypatch):

@@ -104,6 +104,11 @@ def test_hub_tags_bring_their_activation(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: tmp_path / "w.safetensors")
     loaded = FrozenClip.load("ViT-B-16", "openai")
     assert type(loaded.last_block.mlp.gelu).__name__ == "QuickGELU"
+    # a file of weights does not say it: told, and told apart
+    with pytest.warns(UserWarning, match="name the model ViT-B-16-quickgelu"):
+        plain = FrozenClip.load("ViT-B-16", str(tmp_path / "w.safetensors"))
+    assert type(plain.last_block.mlp.gelu).__name__ == "GELU"
+    assert plain.weights_sha256 != loaded.weights_sha256
 
 
 @pytest.mark.parametrize(
