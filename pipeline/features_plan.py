@@ -20,7 +20,7 @@ from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_input
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
 CLIP_CACHE = "ledger/features/clip.json"  # facts of the last used CLIP, so as not to load it again
-JPG_BYTES = 15_000  # of a web image at 256 pixels, where nothing better is known
+JPG_BYTES = 20_000  # of a web image at 256 pixels, where nothing better is known
 CAPTION_TOKENS = 16  # SOS, EOS and the mean web caption
 PROBE_IMAGES = 4
 
