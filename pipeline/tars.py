@@ -1,8 +1,8 @@
 """Ready-made webdataset tars as a source of pairs: TAR/*.tar -> pairs/NNNNN.parquet (PAIRS).
 
-Tar i in the order of names is shard i. A sample is the files of one base name: an image (.jpg,
-.png, .webp), its caption (.txt, or "caption" in .json) and, in .json, its "url". Images go through
-the same header check, resizer and encoder as downloaded ones.
+Tar i in the order of names is shard i. A sample is the files of one folder and base name: an image
+(.jpg, .png, .webp), its caption (.txt, or "caption" in .json) and, in .json, its "url". Images go
+through the same header check, resizer and encoder as downloaded ones.
 """
 
 import io
@@ -27,16 +27,20 @@ from pipeline.schema import PAIRS
 from pipeline.storage import Storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("txt", "json")
+TEXT_BYTES = 1 << 20  # a longer caption is none
+BUFFER_BYTES = 1 << 20
 
 
 @dataclass
 class Sample:
     """One base name of a tar."""
 
-    name: str
+    name: str  # with its folder, where it has one
     image: bytes | None = None
     caption: str | None = None
     url: str | None = None
+    fault: str | None = None  # why it cannot be used, where that shows before it is read
 
 
 def list_tars(place: str) -> dict[int, str]:
@@ -90,10 +94,11 @@ class TarWorker:
         name = self._names[shard]
         rows = []
         with self._tars.open_input(name, mapped=False) as source:
-            for row, sample in enumerate(read_samples(source, name)):
+            samples = read_samples(source, name, self._settings.max_bytes)
+            for row, sample in enumerate(samples):
                 if row >= self._settings.shard_size:
                     raise ValueError(f"{name} holds more samples than --shard-size")
-                url = sample.url or f"{name}#{sample.name}"
+                url = sample.url or f"{name}#{_sound(sample.name)}"
                 empty = empty_row(shard, row, self._settings.shard_size, url, sample.caption)
                 rows.append({**empty, **self._outcome(sample)})
         return commit_pairs(
@@ -102,49 +107,89 @@ class TarWorker:
         )  # fmt: skip
 
     def _outcome(self, sample: Sample) -> dict[str, Any]:
-        if sample.image is None:
-            return {"error": "no_image"}
+        if sample.image is None or sample.fault:
+            return {"error": sample.fault or "no_image"}
         try:
             return self._machinery.convert(sample.image)
         except FetchError as error:
             return {"error": error.reason}
 
 
-def read_samples(source: pa.NativeFile, name: str) -> Iterator[Sample]:
-    """Samples of a tar, streamed; files of one sample lie next to each other.
+def read_samples(source: pa.NativeFile, name: str, max_bytes: int) -> Iterator[Sample]:
+    """Samples of a tar in its order; files of one sample lie next to each other.
+
+    Args:
+        source: the tar, not compressed.
+        name: of the tar, for messages.
+        max_bytes: of an image; a larger one is not read.
 
     Raises:
-        ValueError: naming the tar when it is broken.
+        ValueError: naming the tar when it is broken or cut.
+        OSError: the storage failed, which says nothing about the tar.
     """
     current: Sample | None = None
+    size = source.size()
+    # buffered, so that an object store is not asked for every header; names are compared as they
+    # are, so that two that are no UTF-8 stay two
+    buffered = io.BufferedReader(source, BUFFER_BYTES)
     try:
-        with tarfile.open(fileobj=source, mode="r|") as tar:
+        with tarfile.open(fileobj=buffered, mode="r:", encoding="utf-8") as tar:
             for member in tar:
-                if not member.isfile():
+                _check_member(member, size)
+                folder, _, file = member.name.removeprefix("./").rpartition("/")
+                base, _, ending = file.partition(".")
+                if not member.isfile() or not base:
                     continue
-                base, _, ending = member.name.rpartition("/")[2].partition(".")
+                base = f"{folder}/{base}" if folder else base
                 if current is None or current.name != base:
                     if current is not None:
                         yield current
                     current = Sample(base)
-                content = tar.extractfile(member)
-                assert content is not None, "a regular file"
-                _add(current, ending.lower(), content.read())
-    except (tarfile.TarError, EOFError, OSError) as error:
+                _add(current, ending.lower(), tar, member, max_bytes)
+            _check_end(buffered, tar.offset)
+    except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{name} is a broken tar: {error}") from None
     if current is not None:
         yield current
 
 
-def _add(sample: Sample, ending: str, content: bytes) -> None:
+def _check_member(member: tarfile.TarInfo, size: int) -> None:
+    if member.issparse():  # a few bytes here could be gigabytes when read
+        raise tarfile.ReadError(f"{_sound(member.name)} is stored as a sparse file")
+    if member.isfile() and not 0 <= member.size <= size - member.offset_data:
+        raise tarfile.ReadError(f"it ends in {_sound(member.name)}")
+
+
+def _check_end(source: io.BufferedReader, offset: int) -> None:
+    """A whole tar ends in zeros; tarfile takes a damaged or missing header for the end, too."""
+    source.seek(offset)
+    rest = source.read(BUFFER_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE or rest[: tarfile.BLOCKSIZE].strip(b"\0"):
+        raise tarfile.ReadError("no end marker, so it is cut or damaged")
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError("something follows its end marker")
+
+
+def _add(
+    sample: Sample, ending: str, tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int
+) -> None:
+    """Take what a file says of its sample; other endings and larger files are not read."""
+    if ending not in (*IMAGES, *TEXTS):
+        return
+    if member.size > (max_bytes if ending in IMAGES else TEXT_BYTES):
+        sample.fault = "too_large" if ending in IMAGES else "caption_too_large"
+        return
+    file = tar.extractfile(member)
+    assert file is not None, "a regular file"
+    content = file.read()
     if ending in IMAGES:
         sample.image = content
     elif ending == "txt":
         sample.caption = content.decode(errors="replace")
-    elif ending == "json":
+    else:
         try:
-            facts = json.load(io.BytesIO(content))
-        except ValueError:
+            facts = json.loads(content)
+        except (ValueError, RecursionError):
             return  # the caption may still be in .txt
         if isinstance(facts, dict):
             sample.caption = sample.caption or _text(facts.get("caption"))
@@ -152,4 +197,9 @@ def _add(sample: Sample, ending: str, content: bytes) -> None:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return _sound(value) if isinstance(value, str) else None
+
+
+def _sound(text: str) -> str:
+    """Text that UTF-8 can hold: half a surrogate pair, as JSON may escape it, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
