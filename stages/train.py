@@ -7,6 +7,7 @@ was not. Under torchrun every process reads its part of each batch; see stages/p
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -53,36 +54,44 @@ def train(
 ) -> None:
     """Learn the segmenters from precomputed features; stop and start it as you like.
 
-    The same command again resumes from the last checkpoint, and a finished run says so.
+    Ctrl-C and SIGTERM save the step at hand first. The same command again resumes from the last
+    checkpoint, and a finished run says so.
     """
-    if not fit(root, run, resolve(recipe, config, set_ or ())):
-        typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
+    fit(root, run, resolve(recipe, config, set_ or ()))
 
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop, and by Ctrl-C."""
 
     asked: bool = False
+    by_keyboard: bool = False
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Stop]:
-    """Let SIGTERM end the loop after the current step, once it is saved."""
+def stop_when_asked() -> Iterator[Stop]:
+    """Let SIGTERM and a first Ctrl-C end the loop after the current step, once it is saved."""
     stop = Stop()
 
     def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if stop.by_keyboard:
+                raise KeyboardInterrupt
+            # print may be the very call that was interrupted
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
+            stop.by_keyboard = True
         stop.asked = True
 
-    previous = signal.signal(signal.SIGTERM, ask)
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
-    """Train until the recipe's last step or until SIGTERM.
+    """Train until the recipe's last step or until SIGTERM or Ctrl-C.
 
     Args:
         root: dataset root with features.
@@ -93,11 +102,12 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
         Whether the run is finished; False after SIGTERM, with the last step saved.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C, with the last step saved; at once after a second one.
         ValueError: settings, data or folder do not fit; one line says which.
         FloatingPointError: a loss or gradient was not finite.
         OSError: a checkpoint could not be written; earlier ones survive.
     """
-    with stop_on_sigterm() as stop, Processes.start(recipe.train.device) as processes:
+    with stop_when_asked() as stop, Processes.start(recipe.train.device) as processes:
         step, position = progress(run)
         stream = open_stream(root, recipe, position, processes)
         data = {"features": stream.settings, "rows": stream.rows, "contents": stream.fingerprint}
@@ -117,7 +127,12 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
         with RunLog(run, recipe, state.step, processes.leads) as log:
             for shard, reason in stream.skipped.items():
                 log.say(f"shard {shard:05d} is skipped: {reason}")
-            return train_steps(run, recipe, state, iter(stream), processes, log, stop)
+            finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
+        if not finished and processes.leads:
+            typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
+        if not finished and stop.by_keyboard:
+            raise KeyboardInterrupt
+        return finished
 
 
 def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:

@@ -80,9 +80,13 @@ def signal_at(process, step, number):
 def test_killed_and_terminated_run_ends_with_the_same_bits(root, undisturbed, tmp_path):
     run = tmp_path / "run"
     process = start(root, run)
+    rest = signal_at(process, 1, signal.SIGINT)
+    assert process.returncode == 130, "a shell goes on to no next command"
+    assert "asked to stop and is saved" in rest and "Traceback" not in rest
+    process = start(root, run)
     signal_at(process, 3, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert [path.name for path in checkpoints(run)] == ["step-000002"]
+    assert checkpoints(run)[-1].name == "step-000002"
     process = start(root, run)
     rest = signal_at(process, 4, signal.SIGTERM)
     assert process.returncode == 0
