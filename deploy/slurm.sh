@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch deploy/slurm.sh MANIFEST ROOT: a Ray cluster over the job's nodes, then download and nouns.
+# sbatch deploy/slurm.sh MANIFEST ROOT URLS: a Ray cluster over the job's nodes, then download and nouns.
 # Submit it again when the time limit ended it: it goes on where the ledger says.
 #SBATCH --job-name=codeseg
 #SBATCH --nodes=4
@@ -8,8 +8,10 @@
 #SBATCH --mem=64G
 #SBATCH --time=24:00:00
 set -euo pipefail
-manifest=${1:?"usage: sbatch deploy/slurm.sh MANIFEST ROOT"}
-root=${2:?"usage: sbatch deploy/slurm.sh MANIFEST ROOT"}
+usage="usage: sbatch deploy/slurm.sh MANIFEST ROOT URLS"
+manifest=${1:?"$usage"}
+root=${2:?"$usage"}
+urls=${3:?"$usage"}
 export RAY_worker_niceness=0
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -23,5 +25,5 @@ for node in "${nodes[@]:1}"; do
     ray start --address="$address" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 done
 sleep 20
-codeseg download "$manifest" "$root" --ray-address "$address"
+codeseg download "$manifest" "$root" --urls "$urls" --ray-address "$address"
 codeseg nouns "$root" --ray-address "$address"
