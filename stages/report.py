@@ -23,7 +23,7 @@ from pipeline.benchmark import Benchmark
 from stages import figures
 from stages.report_curve import threshold_section
 from stages.report_data import data_sections, loss_section
-from stages.report_parts import Evaluation, Section
+from stages.report_parts import Evaluation, Section, names_apart
 from stages.report_pictures import decomposition_section, picture_section
 from stages.report_words import words_section
 
@@ -83,14 +83,21 @@ def write_report(
 
 def find_evaluations(folder: Path) -> dict[str, list[Evaluation]]:
     """Evaluations by benchmark; methods from the lowest mIoU on the benchmark to the highest."""
-    found: dict[str, list[Evaluation]] = {}
+    found: dict[str, dict[Path, dict[str, Any]]] = {}
     for path in sorted(folder.glob("**/scores.json")):
         try:
             summary = json.loads(path.read_text())
-            found.setdefault(summary["benchmark"], []).append(Evaluation(path.parent, summary))
+            found.setdefault(summary["benchmark"], {})[path.parent] = summary
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path}: not a score of codeseg evaluate ({error!r})") from None
-    return {name: sorted(methods, key=lambda e: e.miou) for name, methods in found.items()}
+    evaluations = {}
+    for benchmark, places in found.items():
+        names = names_apart(list(places))
+        methods = [
+            Evaluation(*place, name) for place, name in zip(places.items(), names, strict=True)
+        ]
+        evaluations[benchmark] = sorted(methods, key=lambda e: e.miou)
+    return evaluations
 
 
 def results_section(evaluations: dict[str, list[Evaluation]]) -> Section:

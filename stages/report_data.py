@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from stages import figures
-from stages.report_parts import Section
+from stages.report_parts import Section, names_apart
 
 STAGES = ("pairs", "nouns", "features")  # in the order of the flow
 SMOOTHED = 0.02  # share of a run's rows that a loss curve averages over
@@ -53,11 +53,11 @@ def _stage_rows(folder: Path, stage: str) -> list[list[str]]:
 
 def loss_section(folder: Path) -> Section | None:
     """Loss curves of every run, in total and by term."""
-    runs = {
-        path.parent.name: pq.read_table(path) for path in sorted(folder.glob("**/metrics.parquet"))
-    }
-    if not runs:
+    paths = sorted(folder.glob("**/metrics.parquet"))
+    if not paths:
         return None
+    names = names_apart([path.parent for path in paths])
+    runs = {name: pq.read_table(path) for name, path in zip(names, paths, strict=True)}
     terms = list(dict.fromkeys(c for t in runs.values() for c in t.column_names if c[:4] == "loss"))
     charts = ""
     for term in [*terms, "lr", "grad_norm"]:

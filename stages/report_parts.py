@@ -1,6 +1,8 @@
 """What a report is made of: a section of the page, and one evaluation as it lies on disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,7 @@ class Evaluation:
 
     folder: Path
     summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """What the page calls it: its folder's name."""
-        return self.folder.name
+    name: str  # what the page calls it
 
     @property
     def manifest(self) -> Benchmark:
@@ -61,3 +59,24 @@ class Evaluation:
     def confusion(self) -> npt.NDArray[np.int64]:
         """The confusion matrix, K×K."""
         return np.array(pq.read_table(self.folder / "scores.parquet")["confusion"].to_pylist())
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """A folder's own name, and where it repeats, what above it tells the folders apart.
+
+    Args:
+        folders: all different; runs/a/evaluations/voc/code and runs/b/evaluations/voc/code become
+            a/code and b/code.
+    """
+    names = []
+    for folder in folders:
+        same = [other.parts[::-1] for other in folders if other.name == folder.name]
+        told = {
+            place
+            for parts in same
+            for place, pair in enumerate(zip_longest(parts, folder.parts[::-1]))
+            if len(set(pair)) > 1
+        }
+        parts = [p for place, p in enumerate(folder.parts[::-1]) if place == 0 or place in told]
+        names.append("/".join(parts[::-1]))
+    return names

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from stages import figures
 from stages.cli import app
 from stages.report import Section, write_report
+from stages.report_parts import names_apart
 from tests.toy_benchmark import toy
 
 
@@ -95,6 +97,15 @@ def test_the_curve_over_thresholds_is_computed_once_for_the_same_scores(tmp_path
     ):
         path.write_text(content)
         assert report() == (True, page)
+
+
+def test_evaluations_of_the_same_name_are_told_apart():
+    runs = [Path(f"runs/{run}/evaluations/voc/code") for run in ("a", "b")]
+    assert names_apart(runs) == ["a/code", "b/code"]
+    assert names_apart([*runs, Path("clip")]) == ["a/code", "b/code", "clip"]
+    assert names_apart([Path("runs/code"), Path("code")]) == ["runs/code", "code"]
+    deep = [Path("x/1/run"), Path("x/2/run"), Path("y/1/run")]
+    assert names_apart(deep) == ["x/1/run", "x/2/run", "y/1/run"]
 
 
 def test_segments_written_by_something_else_are_named(folder):
