@@ -33,6 +33,7 @@ from pipeline.ledger import Ledger, ShardRecord
 from pipeline.order import mix
 from pipeline.storage import Storage
 
+FAULTY_STREAK = 8
 DECODED_AHEAD = 3  # batches of images decoded while one is encoded
 
 Row = dict[str, Any]
@@ -73,6 +74,7 @@ class FeaturesWorker:
         self._settings: dict[str, Any] = options["features"]
         self._encoder = Encoder(self._settings, options["device"])
         self._schema = features_schema(self._settings)
+        self._streak = 0  # faulty rows up to here
         self._pool = ThreadPoolExecutor(options["threads"], thread_name_prefix="decode")
 
     def process(self, shard: int, input: str) -> ShardRecord:
@@ -83,7 +85,7 @@ class FeaturesWorker:
         states = self._encoder.caption_states([row["caption_tokens"] for row in rows])
         for row, values in zip(rows, states, strict=True):
             row["caption_states"] = values
-        rows_out = 0
+        rows_out = self._streak = 0
 
         def write(sink: pa.NativeFile) -> None:
             nonlocal rows_out
@@ -197,16 +199,22 @@ class FeaturesWorker:
             tokens_RVPD = self._encoder.image_tokens(torch.from_numpy(pixels))
             columns |= self._image_columns(pixels, tokens_RVPD)
             faults = [a or b for a, b in zip(faults, find_faults(tokens_RVPD), strict=True)]
-        if all(faults):
-            raise FloatingPointError(
-                f"the CLIP's features of {len(faults)} rows in a row are {faults[0]}; "
-                "try --precision fp32 or look at the weights"
-            )
+        self._refuse_streak(faults)
         columns |= _caption_columns([image.row for image in images])
         arrays = [columns[name] for name in self._schema.names]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         rejected.update(fault for fault in faults if fault)
         return batch.filter(pa.array([not fault for fault in faults])) if any(faults) else batch
+
+    def _refuse_streak(self, faults: list[str]) -> None:
+        """A faulty row is rejected; many in a row, over blocks, say that the CLIP is at fault."""
+        for fault in faults:
+            self._streak = self._streak + 1 if fault else 0
+            if self._streak == FAULTY_STREAK:
+                raise FloatingPointError(
+                    f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
+                    "try --precision fp32 or look at the weights"
+                )
 
     def _image_columns(self, pixels: NDArray[np.uint8], tokens_RVPD: Tensor) -> dict[str, pa.Array]:
         columns = {"pixels": pixels}

@@ -164,7 +164,7 @@ class _Bar:
             TextColumn(f"[bold]{stage}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("shards · {task.fields[line]}"),
+            TextColumn("shards · {task.fields[line]}", markup=False),
             TimeElapsedColumn(),
         )
         self._task = self._progress.add_task(stage, total=shards, line="starting")

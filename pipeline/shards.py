@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cluster import Resources, fit, most_workers, ray_session
 from pipeline.ledger import Ledger, Plan, ShardRecord
@@ -139,7 +140,7 @@ def show_report(report: StageReport) -> None:
     table.add_column("why", overflow="fold")
     for reason in sorted(set(report.failed.values())):
         shards = sorted(shard for shard, why in report.failed.items() if why == reason)
-        table.add_row(str(len(shards)), _brief(shards), reason)
+        table.add_row(str(len(shards)), _brief(shards), Text(reason))  # no markup: [/tmp/x]
     console.print(table)
 
 

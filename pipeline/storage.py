@@ -168,7 +168,10 @@ class Storage:
         if self.local_path is None:
             return
         for path in (self.local_path / folder).glob(".*.tmp"):
-            host, pid = path.name.split("~")[1:3]
+            parts = path.name.rsplit("~", 3)
+            if len(parts) != 4 or not parts[2].isdecimal():
+                continue  # another program's
+            host, pid = parts[1:3]
             if host == socket.gethostname():
                 abandoned = not _alive(int(pid))
             else:

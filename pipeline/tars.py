@@ -25,6 +25,7 @@ from pipeline.fetch import FetchError
 from pipeline.ledger import Ledger, ShardRecord, fingerprint
 from pipeline.schema import PAIRS
 from pipeline.storage import Storage
+from pipeline.urls import check_count
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
@@ -51,10 +52,12 @@ def list_tars(place: str) -> dict[int, str]:
 
     Raises:
         FileNotFoundError: when there is none.
+        ValueError: when there are more than shards may be.
     """
     names = Storage.open(place).names("", ".tar")
     if not names:
         raise FileNotFoundError(f"no .tar files in {place}: name the folder with --urls FOLDER")
+    check_count(len(names), "pack the pairs into fewer tars")
     return dict(enumerate(names))
 
 

@@ -26,6 +26,7 @@ BLOCK_BYTES = 2 << 20
 ENDS_BYTES = 1 << 20
 BATCH_ROWS = 65_536
 CHECKED_ROWS = 100  # of the list's start, for swapped columns
+MOST_SHARDS = 100_000
 SUFFIXES = {"tsv": ".tsv", "csv": ".csv", "parquet": ".parquet", "jsonl": ".jsonl"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
@@ -67,11 +68,15 @@ def cut_shards(
     have = sum(record.rows_out for record in records.values())
     if (previous or {}).get("complete") or (limit is not None and limit <= have):
         return records
+    check_count(-(-(limit or 0) // shard_size), "give a larger --shard-size")
+    root.remove_abandoned("urls")
+    root.remove_abandoned("ledger/urls")
     ledger.write_settings("urls", {**settings, "complete": False})
     taken = fingerprint(settings)
     count = 0
     for shard, table in enumerate(_shards(_rows(manifest, source, files), shard_size, limit)):
         count += 1
+        check_count(count, "cut the list anew, in a root of its own, with a larger --shard-size")
         if shard not in records or records[shard].rows_out != len(table):
             records[shard] = _write(root, ledger, shard, table, taken)
     if count == 0:
@@ -79,6 +84,16 @@ def cut_shards(
     if limit is None:
         ledger.write_settings("urls", {**settings, "complete": True})
     return records
+
+
+def check_count(shards: int, remedy: str) -> None:
+    """Refuse more shards than keys have digits for: a key's first five are its shard's number.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if shards > MOST_SHARDS:
+        raise ValueError(f"more than {MOST_SHARDS:,} shards; {remedy}")
 
 
 def _write(root: Storage, ledger: Ledger, shard: int, table: pa.Table, taken: str) -> ShardRecord:
@@ -211,6 +226,10 @@ def _csv_options(manifest: Manifest, columns: list[str]) -> dict[str, Any]:
 
 def _text(column: pa.Array) -> pa.Array:
     """A column as UTF-8 strings; bytes that are none become U+FFFD rather than the end of a run."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.binary())  # Parquet does not check its strings; this way back does
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:

@@ -110,6 +110,8 @@ class VocabularyWorker:
             return {}
         if table.schema != self._schema or table.schema.metadata != self._schema.metadata:
             return {}
+        if not table.num_rows:
+            return {}
         rows = table.select(["text", "knowledge_embedding"]).combine_chunks()
         texts = rows["text"].to_pylist()
         values = rows["knowledge_embedding"].chunk(0).flatten().to_numpy().reshape(len(texts), -1)

@@ -62,12 +62,13 @@ def show(views: list[StageView], console: Console) -> None:
             shown = list(view.rejected.items())[:REASONS_SHOWN]
             text = ", ".join(f"{reason} {count:,}" for reason, count in shown)
             more = len(view.rejected) - len(shown)
-            console.print(f"{view.stage} rejected: {text}" + (f" and {more} more" if more else ""))
+            text += f" and {more} more" if more else ""
+            console.print(f"{view.stage} rejected: {text}", markup=False)
         for reason in sorted(set(view.stale.values())):
             count = sum(why == reason for why in view.stale.values())
-            console.print(f"{view.stage}: {count} shards are out of date: {reason}")
+            console.print(f"{view.stage}: {count} shards are out of date: {reason}", markup=False)
         for note in sorted(set(view.notes.values())):
-            console.print(f"{view.stage}: {note}")
+            console.print(f"{view.stage}: {note}", markup=False)
 
 
 def matrix(view: StageView) -> str:

@@ -230,6 +230,24 @@ def test_non_finite_features_are_rejected_by_row(root, monkeypatch):
     assert Ledger(Storage.open(root)).record("features", 1) is None
 
 
+def test_a_faulty_row_alone_in_its_block_is_a_rejection(root, monkeypatch):
+    worker = FeaturesWorker(str(root), options(root, batch_size=3))
+    honest = Encoder.image_tokens
+    monkeypatch.setattr(
+        Encoder,
+        "image_tokens",
+        lambda self, p: honest(self, p) * (torch.nan if len(p) == 1 else 1),
+    )
+    record = worker.process(0, "input")
+    assert (record.rows_out, record.rejected) == (9, {"non_finite": 1})
+
+
+def test_a_corpus_without_nouns_gives_an_empty_vocabulary_that_can_grow(root):
+    chosen = options(root)
+    assert VocabularyWorker(str(root), chosen | {"shards": []}).process(0, "none").rows_out == 0
+    assert VocabularyWorker(str(root), chosen).process(0, "input").rows_out > 0
+
+
 def test_changed_settings_make_shards_stale_and_moved_weights_do_not(root):
     settings = run(root)
     storage = Storage.open(root)

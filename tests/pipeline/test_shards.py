@@ -15,6 +15,7 @@ from pipeline.progress import read_heartbeat
 from pipeline.shards import (
     QUEUED_FROM,
     ShardError,
+    StageReport,
     _in_flight,
     run_stage,
     show_report,
@@ -97,6 +98,12 @@ def test_failed_shards_are_named_and_stop_no_other(ray_session, tmp_path, capsys
 
     again = run(root, shards)
     assert sorted(record.shard for record in again.done) == [1, 2, 5], "only what was not done"
+
+
+def test_a_reason_with_square_brackets_is_shown_as_it_is(capsys):
+    reason = "cannot read [/tmp/x]: [red]gone"
+    show_report(StageReport("pairs", failed={0: reason}))
+    assert reason in capsys.readouterr().out
 
 
 def test_a_pool_of_no_given_size_grows_while_shards_wait(ray_session, tmp_path):

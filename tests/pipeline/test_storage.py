@@ -84,6 +84,13 @@ def test_another_machines_unfinished_file_is_kept_for_a_day(tmp_path):
     assert young.exists() and not old.exists()
 
 
+def test_another_programs_unfinished_file_is_left_alone(tmp_path):
+    for name in (".syncthing.00000.parquet.tmp", ".a~b~c~d.tmp"):
+        (tmp_path / name).touch()
+    Storage.open(tmp_path).remove_abandoned("")
+    assert len(os.listdir(tmp_path)) == 2
+
+
 def test_names_are_sorted_and_a_missing_folder_is_empty(tmp_path):
     root = Storage.open(tmp_path)
     for name in ("00002.parquet", "00000.parquet", "note.txt"):

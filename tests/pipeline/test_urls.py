@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import urls
 from pipeline.ledger import Ledger
 from pipeline.manifests import load_manifest, parse_manifest
 from pipeline.storage import Storage
@@ -159,6 +161,39 @@ def test_bytes_that_are_no_text_do_not_end_the_run(tmp_path):
     (tmp_path / "list.tsv").write_bytes(b"caf\xe9\thttp://h/1\nb\thttp://h/2\n")
     cut(tmp_path, source=manifest("tsv", 'header=false\ncolumns=["caption","url"]'))
     assert rows(tmp_path) == [("http://h/1", "caf�"), ("http://h/2", "b")]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), "dictionary"])
+def test_a_parquet_list_with_broken_strings_is_mended_while_it_is_cut(tmp_path, kind):
+    captions = pa.array([b"caf\xe9", b"b", None]).view(pa.string())
+    captions = captions.dictionary_encode() if kind == "dictionary" else captions.cast(kind)
+    places = [f"http://h/{i}" for i in range(3)]
+    pq.write_table(pa.table({"url": places, "caption": captions}), tmp_path / "list.parquet")
+    cut(tmp_path, "parquet", source=manifest("parquet", ""))
+    assert rows(tmp_path) == list(zip(places, ["caf\ufffd", "b", None], strict=True))
+
+
+def test_more_shards_than_keys_have_digits_for_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"more than 100,000 shards; .*--shard-size"):
+        cut(tmp_path, limit=200_001, size=2)
+    assert not (tmp_path / "root/urls").exists(), "said before anything is cut"
+    monkeypatch.setattr(urls, "MOST_SHARDS", 2)
+    with pytest.raises(ValueError, match=r"more than 2 shards; .*--shard-size"):
+        cut(tmp_path, size=10)
+
+
+def test_what_a_killed_cut_left_is_removed(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    left = [
+        tmp_path / f"root/{folder}/.00000~{socket.gethostname()}~{child.pid}~abcdef.tmp"
+        for folder in ("urls", "ledger/urls")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    cut(tmp_path)
+    assert not any(path.exists() for path in left)
 
 
 @pytest.mark.parametrize(
