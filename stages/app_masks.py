@@ -82,7 +82,7 @@ class Masks:
         with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as archive:
             folder = Path(place) / "segments"
             result, palette = self.segmentation(threshold), colours(len(self.words))
-            row = write_result(folder, self.pixels_HW3, result, palette, opacity)
+            row = write_result(folder, self.pixels_HW3, result, palette, len(palette), opacity)
             found = {"method": self.method, "threshold": threshold, "images": [row]}
             write_json(folder / "segments.json", found)
             for path in sorted(folder.iterdir()):

@@ -2,7 +2,7 @@
 
 OUT/NAME/overlay.png    the picture, regions painted and outlined, legend
 OUT/NAME/label.png      8-bit palette PNG: 0 background (or the first text), 1 … the texts
-OUT/NAME/mask-TEXT.png  soft mask of a text, grey 0..255
+OUT/NAME/mask-TEXT.png  soft mask of a text, grey 0..255; of a benchmark's classes those found
 OUT/segments.json       areas (share of the picture) and scores (highest mask value)
 """
 
@@ -77,7 +77,8 @@ def segment(
             rows.append({"image": name, "error": str(error)})
             continue
         result = segmenter.segment(pixels, texts, background=background)
-        rows.append({"image": name, **write_result(out / folders[name], pixels, result, palette)})
+        row = write_result(out / folders[name], pixels, result, palette, len(text or []))
+        rows.append({"image": name, **row})
     write_json(out / "segments.json", {"method": segmenter.settings.method, "images": rows})
     show(console, rows, out)
     if any("error" in row for row in rows):
@@ -160,9 +161,19 @@ def write_result(
     pixels: "Pixels",
     result: "Segmentation",
     palette: Sequence[Colour],
+    named: int,
     opacity: float = OPACITY,
 ) -> dict[str, Any]:
-    """Write one picture's files; return its row of segments.json."""
+    """Write one picture's files; return its row of segments.json.
+
+    Args:
+        folder: for the files.
+        pixels: of the picture.
+        result: what was found.
+        palette: a colour a text.
+        named: so many of the first texts get a soft mask in any case, the others where found.
+        opacity: of the paint, 0..1.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shift = len(result.texts) - len(result.scores)  # 1 where there is a background
     painted = [None] * shift + list(palette)
@@ -179,12 +190,13 @@ def write_result(
     palette_image(result.label_map, stored).save(folder / "label.png")
     segments = []
     for k, (text, score) in enumerate(zip(result.texts[shift:], result.scores, strict=True)):
-        name = f"mask-{k + 1:03d}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:40]}.png"
-        grey = np.rint(result.masks[k] * 255).astype(np.uint8)
-        Image.fromarray(grey).save(folder / name)
-        segments.append(
-            {"text": text, "area": float(areas[k + shift]), "score": float(score), "mask": name}
-        )
+        area, name = float(areas[k + shift]), None
+        if k < named or area > 0:
+            plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
+            name = f"mask-{k + 1:03d}-{plain}.png"
+            grey = np.rint(result.masks[k] * 255).astype(np.uint8)
+            Image.fromarray(grey).save(folder / name)
+        segments.append({"text": text, "area": area, "score": float(score), "mask": name})
     height, width = result.label_map.shape
     return {"folder": folder.name, "width": width, "height": height, "segments": segments}
 

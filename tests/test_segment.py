@@ -71,6 +71,10 @@ def test_globs_classes_of_a_benchmark_and_the_same_name_twice(tmp_path, photos, 
     assert [row["folder"] for row in rows] == ["a", "a-2"]
     assert [part["text"] for part in rows[0]["segments"]][:2] == ["aeroplane", "bicycle"]
     assert sum(part["area"] for part in rows[0]["segments"]) == pytest.approx(1)
+    for row in rows:  # a class that is nowhere has no mask: there may be 171 of them
+        there = {part["mask"] for part in row["segments"] if part["area"] > 0}
+        assert {path.name for path in (out / row["folder"]).glob("mask-*.png")} == there
+        assert {part["mask"] for part in row["segments"] if not part["area"]} == {None}
 
 
 def test_a_damaged_picture_is_counted_and_the_others_are_done(tmp_path, photos, run):
