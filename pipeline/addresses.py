@@ -20,13 +20,27 @@ RESOLVER_THREADS = 32
 CACHE_SECONDS = 60.0
 CACHE_HOSTS = 4096
 READ_BYTES = 64 << 10
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # public by the registry, yet it embeds any IPv4
+HEADER_BYTES = 8 << 20  # what a response may send beside its body: http.client reads up to 6.5 MB
+NOT_PUBLIC = tuple(  # by the registry they are, or Python does not know yet
+    ipaddress.ip_network(network)
+    for network in (
+        "64:ff9b::/96",  # NAT64 embeds any IPv4
+        "192.0.0.0/24",  # protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "168.63.129.16/32",  # the host agent of a cloud's virtual machines
+        "3fff::/20",  # documentation
+    )
+)
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 class PrivateAddressError(Exception):
     """The host has an address that is not public."""
+
+
+class TooMuchError(Exception):
+    """A response sends more bytes than it may."""
 
 
 class DnsError(Exception):
@@ -47,10 +61,12 @@ def is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in NAT64
-        if embedded or ip.is_site_local:
-            return False
+    if isinstance(ip, ipaddress.IPv6Address) and (
+        ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local
+    ):
+        return False
+    if any(ip in network for network in NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -97,9 +113,12 @@ class Resolver:
 
 
 def connect(
-    scheme: str, host: str, port: int, addresses: list[Address], deadline: float
+    scheme: str, host: str, port: int, addresses: list[Address], deadline: float, max_bytes: int
 ) -> http.client.HTTPConnection:
-    """An HTTP connection to the first address that answers, its every read held to the deadline.
+    """An HTTP connection to the first address that answers, its every read held to the limits.
+
+    Reads of the response raise TooMuchError past `max_bytes` of body and HEADER_BYTES of the rest:
+    http.client itself reads a chunk of a negative size to its end, whatever was asked for.
 
     Args:
         scheme: "http" or "https".
@@ -107,6 +126,7 @@ def connect(
         port: of the URL.
         addresses: already checked.
         deadline: on time.monotonic()'s clock; no single read may outlast it.
+        max_bytes: of the response's body.
 
     Raises:
         OSError: when none answers, or TLS fails.
@@ -121,21 +141,21 @@ def connect(
     connection = http.client.HTTPConnection(host, port)
     # the Host header omits the scheme's own port, as every browser does
     connection.default_port = standard
-    connection.sock = _DeadlineSocket(stream, deadline)
+    connection.sock = _GuardedSocket(stream, deadline, max_bytes + HEADER_BYTES)
     return connection
 
 
 def connect_socket(addresses: list[Address], deadline: float) -> socket.socket:
-    """A TCP connection to the first address that answers.
+    """A TCP connection to the first address that answers; a silent one has its share of the time.
 
     Raises:
         OSError: the last address's, when none answers.
     """
     failure: OSError = OSError("no address")
-    for family, sockaddr in addresses:
+    for tried, (family, sockaddr) in enumerate(addresses):
         candidate = socket.socket(family, socket.SOCK_STREAM)
         try:
-            candidate.settimeout(remaining(deadline))
+            candidate.settimeout(remaining(deadline) / (len(addresses) - tried))
             candidate.connect(sockaddr)
         except OSError as error:
             candidate.close()
@@ -164,12 +184,13 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-class _DeadlineSocket:
-    """The few socket methods http.client uses, each held to one total deadline."""
+class _GuardedSocket:
+    """The few socket methods http.client uses, each held to one deadline and one count of bytes."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: float, max_bytes: int) -> None:
         self._sock = sock
         self._deadline = deadline
+        self._max_bytes = max_bytes
         self._is_read = False
 
     def sendall(self, data: bytes) -> None:
@@ -178,7 +199,8 @@ class _DeadlineSocket:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         self._is_read = True
-        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline), READ_BYTES)
+        raw = _GuardedReader(self._sock, self._deadline, self._max_bytes)
+        return io.BufferedReader(raw, READ_BYTES)
 
     def close(self) -> None:
         """Leave it open for its reader: http.client closes before the body is read."""
@@ -186,17 +208,22 @@ class _DeadlineSocket:
             self._sock.close()
 
 
-class _DeadlineReader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+class _GuardedReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float, max_bytes: int) -> None:
         self._sock = sock
         self._deadline = deadline
+        self._left = max_bytes
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(remaining(self._deadline))
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise TooMuchError
+        return count
 
     def close(self) -> None:
         self._sock.close()

@@ -243,6 +243,8 @@ class Img2dataset:
             return key, io.BytesIO(self._fetch(url)), None
         except FetchError as error:
             return key, None, error.reason
+        except Exception:  # one that leaves a thread of img2dataset's pool stops the shard for ever
+            return key, None, "internal"
 
     def convert(self, content: bytes) -> dict[str, Any]:
         """Check, resize and encode one image that is at hand; the outcome's columns of PAIRS.

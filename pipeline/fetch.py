@@ -25,6 +25,7 @@ from pipeline.addresses import (
     DnsError,
     PrivateAddressError,
     Resolver,
+    TooMuchError,
     connect,
     connect_socket,
     remaining,
@@ -33,11 +34,13 @@ from pipeline.outage import OutageWatch
 
 CHUNK_BYTES = 64 << 10
 USER_AGENT = "codeseg"
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what the decoder can read, too
 NETWORK = frozenset({"dns", "timeout", "connection"})  # what an outage looks like
 ANSWERED = frozenset({"success", "not_an_image", "bomb", "opt_out", "too_large"})
 PROBE_SECONDS = 3.0
+KNOWN_HOSTS = 1024  # at which the idle ones are forgotten
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -142,19 +145,24 @@ class Fetcher:
                 raise FetchError("dns", again=error.temporary) from None
             except TimeoutError:
                 raise FetchError("timeout", again=True) from None
+            except TooMuchError:
+                raise FetchError("too_large") from None
             except ssl.SSLCertVerificationError:
                 raise FetchError("certificate") from None
             except (http.client.InvalidURL, UnicodeError):
                 raise FetchError("bad_url") from None
-            except http.client.RemoteDisconnected:
+            except (http.client.RemoteDisconnected, http.client.IncompleteRead):
                 raise FetchError("connection", again=True) from None
-            except http.client.HTTPException:
+            except (http.client.HTTPException, ValueError):  # http.client raises both
                 raise FetchError("bad_response") from None
             except OSError:
                 raise FetchError("connection", again=True) from None
             if isinstance(answer, bytes):
                 return answer
-            current = urljoin(current, answer)
+            try:
+                current = urljoin(current, answer)
+            except ValueError:
+                raise FetchError("bad_url") from None
         raise FetchError("too_many_redirects")
 
     def _request(
@@ -162,7 +170,7 @@ class Fetcher:
     ) -> bytes | str:
         """One request: the body, or where it redirects to."""
         addresses = self._resolver.resolve(host, port, remaining(deadline))
-        connection = connect(scheme, host, port, addresses, deadline)
+        connection = connect(scheme, host, port, addresses, deadline, self._limits.max_bytes)
         try:
             headers = {"User-Agent": f"{USER_AGENT} (image fetch)", "Accept": "image/*,*/*;q=0.5"}
             connection.request("GET", target, headers=headers)
@@ -218,23 +226,32 @@ def split_url(url: str) -> tuple[str, str, int, str]:
             host = host.encode("idna").decode()
         except UnicodeError:
             raise FetchError("bad_url") from None
-    if not host or re.search(r"[\s%/\\@]", host):
+    if not host or re.search(r"[\x00-\x20\x7f%/\\@]", host):
         raise FetchError("bad_url")
     # what is encoded already stays; spaces and non-ASCII characters are what lists really contain
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    if parts.query:
-        target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~[]")
+    try:
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~[]")
+    except UnicodeError:  # half of a surrogate pair
+        raise FetchError("bad_url") from None
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), target
 
 
 def opted_out(values: list[str]) -> bool:
-    """Whether X-Robots-Tag headers forbid the use, for everyone or for us by name."""
+    """Whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
+
+    A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent holds until the next one.
+    """
     for value in values:
-        agent, colon, directives = value.rpartition(":")
-        if colon and agent.strip().lower() != USER_AGENT:
-            continue
-        if OPT_OUTS & {directive.strip().lower() for directive in directives.split(",")}:
-            return True
+        agent = USER_AGENT
+        for part in value.lower().split(","):
+            name, colon, rest = (text.strip() for text in part.partition(":"))
+            # no agent has a space in it, but the second half of a date with a comma has
+            if colon and " " not in name and name not in VALUED | OPT_OUTS:
+                agent, name = name, rest.partition(":")[0].strip()
+            if agent == USER_AGENT and name in OPT_OUTS:
+                return True
     return False
 
 
@@ -257,6 +274,15 @@ def check_image(content: bytes, max_pixels: int) -> None:
         raise FetchError("bomb")
 
 
+@dataclass
+class _Host:
+    """Who is at one host, and when the next may start."""
+
+    connections: threading.BoundedSemaphore
+    users: int = 0  # that hold a connection or wait for one
+    next_start: float = 0.0  # on time.monotonic()'s clock
+
+
 class _Hosts:
     """Few requests at a time, and not in one burst, to each host: this worker's part of both."""
 
@@ -265,8 +291,7 @@ class _Hosts:
         self._most = max(1, limits.host_connections // limits.workers)
         self._delay = limits.host_delay * limits.workers
         self._lock = threading.Lock()
-        self._connections: dict[str, threading.BoundedSemaphore] = {}
-        self._next_start: dict[str, float] = {}
+        self._hosts: dict[str, _Host] = {}
 
     @contextmanager
     def turn(self, host: str) -> Iterator[float]:
@@ -276,10 +301,26 @@ class _Hosts:
             return
         began = time.monotonic()
         with self._lock:
-            connections = self._connections.setdefault(host, threading.BoundedSemaphore(self._most))
-        with connections:
+            if len(self._hosts) >= KNOWN_HOSTS:
+                self._forget_idle()
+            known = self._hosts.setdefault(host, _Host(threading.BoundedSemaphore(self._most)))
+            known.users += 1
+        try:
+            with known.connections:
+                with self._lock:
+                    start = max(time.monotonic(), known.next_start)
+                    known.next_start = start + self._delay
+                time.sleep(max(0.0, start - time.monotonic()))
+                yield time.monotonic() - began
+        finally:
             with self._lock:
-                start = max(time.monotonic(), self._next_start.get(host, 0.0))
-                self._next_start[host] = start + self._delay
-            time.sleep(max(0.0, start - time.monotonic()))
-            yield time.monotonic() - began
+                known.users -= 1
+
+    def _forget_idle(self) -> None:
+        """Drop the hosts that nobody uses and that may be asked at once: a list names millions."""
+        now = time.monotonic()
+        self._hosts = {
+            host: known
+            for host, known in self._hosts.items()
+            if known.users or known.next_start > now
+        }

@@ -4,12 +4,13 @@ import hashlib
 import io
 from dataclasses import asdict
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.cluster import Resources
-from pipeline.download import DownloadSettings, DownloadWorker
+from pipeline.download import DownloadSettings, DownloadWorker, Img2dataset
 from pipeline.ledger import Ledger, plan
 from pipeline.manifests import parse_manifest
 from pipeline.schema import PAIRS
@@ -77,6 +78,15 @@ def test_every_row_is_kept_in_order_with_its_image_or_its_reason(tmp_path, image
     assert big["sha256"] == hashlib.sha256(served).hexdigest()
     assert (small["width"], small["height"]) == (50, 40), "a small image is not blown up"
     assert gone["jpg"] is None and gone["width"] is None
+
+
+def test_a_fetch_that_raises_what_it_should_not_costs_one_row():
+    def fetch(url):
+        raise ValueError(url)
+
+    urls = pa.table({"url": ["http://a/"], "caption": ["a"]})
+    rows = Img2dataset(settings(), fetch).run(0, urls, [0])
+    assert rows[0]["error"] == "internal"
 
 
 def test_the_same_images_give_the_same_bytes(tmp_path, image_server):

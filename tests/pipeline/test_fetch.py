@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.addresses import PrivateAddressError, Resolver, is_public
-from pipeline.fetch import Fetcher, FetchError, FetchLimits, is_retryable, opted_out, split_url
+from pipeline.addresses import PrivateAddressError, Resolver, connect_socket, is_public
+from pipeline.fetch import (
+    KNOWN_HOSTS,
+    Fetcher,
+    FetchError,
+    FetchLimits,
+    _Hosts,
+    is_retryable,
+    opted_out,
+    split_url,
+)
 from pipeline.outage import OutageWatch
 
 
@@ -39,6 +48,7 @@ PRIVATE = [
     "::1", "::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1",
     "::ffff:127.0.0.1", "::ffff:8.8.8.8", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::1",
     "fe80::1%eth0", "not an address",
+    "192.0.0.192", "192.88.99.1", "168.63.129.16", "3fff::1",
 ]  # fmt: skip
 
 
@@ -124,6 +134,8 @@ def test_five_redirects_are_followed_and_six_are_not(image_server):
         ("http://", "bad_url"),
         ("http://[::1", "bad_url"),
         ("http://a:99999999/", "bad_url"),
+        ("http://a/\ud800", "bad_url"),
+        ("http://127.0.0.1\x00.example/", "bad_url"),
         ("no url at all", "bad_scheme"),
     ],
 )
@@ -164,6 +176,64 @@ def test_a_body_that_is_cut_off_is_a_connection_error(image_server):
     body = image_server.pages["/whole.jpg"][2]
     image_server.pages["/cut"] = (200, {"Content-Length": str(len(body))}, body[: len(body) // 2])
     assert reason(image_server.url + "/cut") == "connection"
+
+
+@pytest.mark.parametrize("location", ["http://[", "//[x", "http://a:b/", "http://\x00/"])
+def test_a_redirect_to_nonsense_is_a_bad_url(image_server, location):
+    image_server.pages["/to"] = (302, {"Location": location}, b"")
+    assert reason(image_server.url + "/to") == "bad_url"
+
+
+def send_chunked(image_server, path, body):
+    """Serve raw bytes as a chunked body, right or wrong."""
+
+    def send(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in body:
+            handler.wfile.write(part)
+
+    image_server.pages[path] = send
+    return image_server.url + path
+
+
+def test_a_chunk_of_a_negative_size_is_a_bad_response(image_server):
+    assert reason(send_chunked(image_server, "/negative", [b"-5\r\nabc"])) == "bad_response"
+
+
+def test_a_chunked_body_that_is_cut_off_is_tried_again(image_server):
+    url = send_chunked(image_server, "/cut", [b"5\r\nab"])
+    assert reason(url, retries=1, backoff=0.01) == "connection"
+    assert image_server.hits["/cut"] == 2
+
+
+def test_a_chunk_without_end_cannot_pass_the_cap(image_server):
+    sent = []
+
+    def endless():
+        yield b"-1\r\n"
+        for _ in range(1000):
+            yield bytes(65536)
+            sent.append(65536)
+
+    url = send_chunked(image_server, "/endless", endless())
+    assert reason(url, max_bytes=1 << 20) == "too_large"
+    assert sum(sent) < 32 << 20
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next():
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as silent,
+        socket.create_server(("127.0.0.1", 0)) as answering,
+    ):
+        waiting = [socket.socket() for _ in range(3)]  # a full backlog ignores who comes next
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(silent.getsockname())
+        addresses = [(socket.AF_INET, s.getsockname()) for s in (silent, answering)]
+        with connect_socket(addresses, time.monotonic() + 2) as connected:
+            assert connected.getpeername() == answering.getsockname()
+        for client in waiting:
+            client.close()
 
 
 @pytest.mark.parametrize("part", ["header", "body"])
@@ -251,6 +321,18 @@ def test_any_bytes_are_an_image_or_a_reason(content):
         ("noindex, NoImageAI", True),
         ("codeseg: noai", True),
         ("googlebot: noindex", False),
+        ("none", True),
+        ("noindex, max-image-preview:none", True),
+        ("max-snippet:-1, noimageai", True),
+        ("noai, unavailable_after: 25 Jun 2026", True),
+        ("unavailable_after: 25 Jun 2026 15:00:00 PST, noai", True),
+        ("unavailable_after: Thu, 25 Jun 2026 15:00:00 PST, noai", True),
+        ("CodeSeg: max-snippet:-1, noai", True),
+        ("otherbot: nofollow, codeseg: noai", True),
+        ("otherbot: noai", False),
+        ("otherbot: noindex, noai", False),
+        ("codeseg: nofollow, otherbot: noai", False),
+        ("max-image-preview:none", False),
         ("all", False),
         ("max-image-preview:large", False),
     ],
@@ -338,6 +420,15 @@ def test_one_host_gets_few_requests_at_a_time_and_not_in_one_burst(
         worker.join()
     assert len(fetched) == len(starts) == 8 * workers_here and most[0] <= at_a_time
     assert max(starts) - min(starts) >= 0.2
+
+
+def test_hosts_are_forgotten_when_nobody_is_there():
+    hosts = _Hosts(FetchLimits(host_delay=0.0))
+    with hosts.turn("held"):
+        for i in range(3 * KNOWN_HOSTS):
+            with hosts.turn(f"host{i}"):
+                pass
+        assert len(hosts._hosts) <= KNOWN_HOSTS and "held" in hosts._hosts
 
 
 class Network:
