@@ -44,16 +44,16 @@ def test_demo_of_another_size_or_port_is_refused(tmp_path):
 def test_demo_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, quick_demo):
     log = tmp_path / "log"
     out, kills, moments = tmp_path / "killed", 0, random.Random(1)
-    for _ in range(2):
+    for _ in range(3):
         running = start(out, log)
         try:
-            assert running.wait(timeout=moments.uniform(0.1, 0.4) * quick_demo.seconds) == 0
+            assert running.wait(timeout=moments.uniform(0.1, 0.5) * quick_demo.seconds) == 0
         except subprocess.TimeoutExpired:
             running.send_signal(signal.SIGKILL)
             running.wait()
             kills += 1
     assert start(out, log).wait() == 0, log.read_text()[-3000:]
-    assert kills >= 1
+    assert kills >= 2
     expected = contents(quick_demo.folder)
     assert len(expected) > 80
     assert contents(out) == expected
