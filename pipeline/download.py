@@ -250,7 +250,7 @@ class Img2dataset:
         """Check, resize and encode one image that is at hand; the outcome's columns of PAIRS.
 
         Raises:
-            FetchError: when its header says it is no image, or a bomb.
+            FetchError: when its header says it is no image, or none that may be decoded.
         """
         check_image(content, self._settings.max_pixels)
         names = ("jpg", "width", "height", "original_width", "original_height", "error_message")

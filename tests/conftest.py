@@ -35,6 +35,7 @@ NEEDED = {
     "duckdb": ("test_audit*.py", "test_report.py"),
     "moto": ("pipeline/test_object_store.py", "pipeline/test_remote_stream.py"),
     "webdataset": ("pipeline/test_tars.py",),
+    "cv2": ("test_image_header.py",),
     "onnxruntime": ("stages/test_export.py",),
     "torchmetrics": ("test_metrics.py", "test_score.py"),
     "check_jsonschema": ("test_repository.py",),

@@ -276,9 +276,9 @@ def test_a_closed_port_is_a_connection_error():
     assert reason(f"http://127.0.0.1:{port}/") == "connection"
 
 
-def png(width, height):
+def png(width, height, bits=8, colour=2):
     """A PNG of a few hundred bytes that claims any size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
 
     def chunk(kind, data):
         return (
@@ -297,6 +297,27 @@ def test_a_decompression_bomb_is_seen_in_its_header(image_server, size):
     assert reason(image_server.url + "/bomb.png") == "bomb"
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(8000, 8000), None),
+        (png(4000, 4000, colour=6), None),
+        (png(4001, 4000, colour=6), "bomb"),
+        (png(2000, 100), None),
+        (png(2001, 100), "too_long"),
+        (png(100, 2001), "too_long"),
+        (png(100, 100, bits=16), "unsupported"),
+    ],
+)
+def test_a_picture_that_the_resizer_cannot_take_is_refused_by_its_header(
+    image_server, content, expected
+):
+    """Transparent ones need eight times the memory, strips stay long, 16 bits turn white."""
+    image_server.pages["/a.png"] = (200, {}, content)
+    url = image_server.url + "/a.png"
+    assert (reason(url) if expected else fetch(url)) == (expected or content)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"%PDF-1.4"])
 def test_what_is_no_image_is_refused(image_server, content):
     image_server.pages["/x.jpg"] = (200, {}, content)
@@ -311,7 +332,7 @@ def test_any_bytes_are_an_image_or_a_reason(content):
         check_image(b"\x89PNG\r\n\x1a\n" + content, 1000)
         check_image(content, 1000)
     except FetchError as error:
-        assert error.reason in ("not_an_image", "bomb")
+        assert error.reason in ("not_an_image", "bomb", "too_long", "unsupported")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""A picture file's bytes -> what its header claims: format, size, depth. Nothing is decoded.
+
+Libraries read more than the header on opening: Pillow loads every tag of a TIFF or EXIF block, so a
+file of 1 MB takes 1.5 GB, and its time for the comments of a GIF grows with their square. This
+reads JPEG, PNG, GIF, BMP and WebP in one pass over the bytes without copying any, and counts what
+makes decoders slow. TIFF is left out: no website serves it, and its tags may point anywhere.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
+MAX_SEGMENTS = 10_000  # of a JPEG before its last scan
+MAX_EXIF_BYTES = 128 << 10  # of a JPEG: the standard has one segment of 64 KB
+MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
+
+JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not a stuffed FF, nor a bare marker
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
+
+
+class HeaderError(ValueError):
+    """The bytes do not begin like a picture; `bomb` when they do, and only cost time or memory."""
+
+    def __init__(self, message: str, bomb: bool = False) -> None:
+        super().__init__(message)
+        self.bomb = bomb
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file claims to hold."""
+
+    format: str  # as Pillow calls it
+    width: int  # of the canvas, pixels, at least 1
+    height: int
+    bits: int = 8  # of a sample
+    alpha: bool = False  # a decoder may add a fourth channel
+
+
+def read_header(content: bytes) -> ImageHeader:
+    """Read the header of a JPEG, PNG, GIF, BMP or WebP file.
+
+    Raises:
+        HeaderError: it is none of them, is cut off in its header, is empty, or is a bomb.
+    """
+    read = next((read for magic, read in READERS if magic.match(content)), None)
+    if read is None:
+        raise HeaderError("not a JPEG, PNG, GIF, BMP or WebP file")
+    try:
+        header = read(content)
+    except (struct.error, IndexError):
+        raise HeaderError("cut off in its header") from None
+    if header.width < 1 or header.height < 1:
+        raise HeaderError("the picture is empty")
+    return header
+
+
+def _jpeg(content: bytes) -> ImageHeader:
+    """Follow the markers to the end: frame, scans, EXIF (ITU-T T.81, B.1.1)."""
+    frame: ImageHeader | None = None
+    position, scans, exif = 2, 0, 0
+    for _ in range(MAX_SEGMENTS):
+        # what lies between segments, a scan's data included, is passed over as libjpeg does
+        found = JPEG_MARKER.search(content, position)
+        marker = END_OF_IMAGE if found is None else content[found.end() - 1]
+        if found is None or marker == END_OF_IMAGE:
+            break
+        if frame is None and marker == START_OF_SCAN:
+            raise HeaderError("a scan without a frame")
+        position = found.end()
+        if len(content) < position + 2:
+            break
+        (length,) = struct.unpack_from(">H", content, position)
+        if marker in JPEG_FRAMES and frame is None:
+            bits, height, width = struct.unpack_from(">BHH", content, position + 2)
+            frame = ImageHeader("JPEG", width, height, bits)
+        scans += marker == START_OF_SCAN
+        exif += length if marker == APP1 and content.startswith(b"Exif", position + 2) else 0
+        if scans > MAX_SCANS or exif > MAX_EXIF_BYTES:
+            raise HeaderError("too many scans, or too much EXIF", bomb=True)
+        position += length
+    else:
+        raise HeaderError("too many segments", bomb=True)
+    if frame is None:
+        raise HeaderError("no frame")
+    return frame
+
+
+def _png(content: bytes) -> ImageHeader:
+    """The first chunk must be IHDR (PNG §11.2.1); of the others it counts that they are there."""
+    length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", content, 8)
+    if length != 13 or kind != b"IHDR":
+        raise HeaderError("a PNG without its header")
+    compressed = sum(content.count(kind) for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    if compressed > MAX_COMPRESSED_CHUNKS:
+        raise HeaderError("too many compressed texts", bomb=True)
+    transparent = b"tRNS" in content or b"acTL" in content  # the latter: frames are laid over
+    return ImageHeader("PNG", width, height, bits, colour in (4, 6) or transparent)
+
+
+def _gif(content: bytes) -> ImageHeader:
+    """The screen; any frame may make parts transparent."""
+    width, height = struct.unpack_from("<HH", content, 6)
+    return ImageHeader("GIF", width, height, alpha=True)
+
+
+def _bmp(content: bytes) -> ImageHeader:
+    """The old header of 12 bytes, or one of the newer ones; a negative height is top-down."""
+    (size,) = struct.unpack_from("<I", content, 14)
+    width, height, _, depth = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", content, 18)
+    return ImageHeader("BMP", width, abs(height), alpha=depth == 32)
+
+
+def _webp(content: bytes) -> ImageHeader:
+    """The first chunk: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
+    kind = content[12:16]
+    if kind == b"VP8X":
+        flags, size = content[20], content[24:30]
+        if len(size) < 6:
+            raise HeaderError("cut off in its header")
+        width, height = (int.from_bytes(size[i : i + 3], "little") + 1 for i in (0, 3))
+        # alpha and animation by the flags; a chunk of its own brings alpha whatever they say
+        alpha = bool(flags & 0x12) or b"ALPH" in content or b"VP8L" in content
+        return ImageHeader("WEBP", width, height, alpha=alpha)
+    if kind == b"VP8L" and content[20] == 0x2F:
+        (bits,) = struct.unpack_from("<I", content, 21)
+        return ImageHeader(
+            "WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha=bool(bits >> 28 & 1)
+        )
+    if kind == b"VP8 " and content[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", content, 26)
+        return ImageHeader("WEBP", width & 0x3FFF, height & 0x3FFF)
+    raise HeaderError("a WebP file of no known kind")
+
+
+READERS = (
+    (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    (re.compile(rb"GIF8[79]a"), _gif),
+    (re.compile(rb"BM"), _bmp),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+)
