@@ -144,7 +144,11 @@ class FeaturesWorker:
             with self._root.open_input(path) as source:
                 return pq.read_table(source, columns=list(self.READS[table]))
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{self._root.uri}/{path} is corrupt: {error}") from error
+            command = {"pairs": "download", "nouns": "nouns"}[table]
+            raise ValueError(
+                f"{self._root.uri}/{path} is corrupt, delete it and run codeseg {command} again: "
+                f"{error}"
+            ) from error
 
     def _encoded(self, rows: list[Row], rejected: Counter[str]) -> Iterator[pa.RecordBatch]:
         """Record batches of the rows whose image and features are sound, in order."""

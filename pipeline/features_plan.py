@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.feature_table import features_fingerprint, features_inputs, features_path
-from pipeline.ledger import Ledger, Plan, ShardRecord, plan
+from pipeline.feature_table import features_fingerprint, features_inputs
+from pipeline.ledger import DAMAGED, Ledger, Plan, ShardRecord, plan
 from pipeline.storage import Storage
-from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_input
+from pipeline.vocabulary_table import vocabulary_input
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
 CLIP_CACHE = "ledger/features/clip.json"  # facts of the last used CLIP, so as not to load it again
@@ -134,7 +134,6 @@ def make_plan(root: Storage, settings: dict[str, Any], vocabulary_settings: str)
             f"{root.uri}: {len(stale) or 'some'} nouns shards do not match their pairs; "
             f"run `codeseg nouns {root.uri}`"
         )
-    _retract_damaged(root, ledger)
     inputs = features_inputs(pairs, nouns)
     features = plan(ledger, "features", inputs, features_fingerprint(settings))
     whole = {0: vocabulary_input(nouns)}
@@ -146,7 +145,7 @@ def make_plan(root: Storage, settings: dict[str, Any], vocabulary_settings: str)
         features=features,
         inputs=inputs,
         rows={i: nouns[i].rows_out for i in features.pending},
-        replaced_bytes=sum(old[i].bytes for i in features.stale),
+        replaced_bytes=sum(old[i].bytes for i, why in features.stale.items() if why != DAMAGED),
     )
 
 
@@ -187,15 +186,6 @@ def probe_speed(settings: dict[str, Any], device: str, threads: int) -> float:
             encoder.image_tokens(pixels).cpu()
         seconds.append(time.perf_counter() - begin)
     return PROBE_IMAGES / seconds[-1]
-
-
-def _retract_damaged(root: Storage, ledger: Ledger) -> None:
-    """Forget shards whose file is gone or has another size: running again mends them."""
-    for stage, path_of in (("features", features_path), ("vocabulary", lambda _: VOCABULARY_PATH)):
-        for shard, record in ledger.records(stage).items():
-            path = path_of(shard)
-            if root.size(path) != record.files[path]["bytes"]:
-                ledger.retract(stage, shard)
 
 
 def _load_facts(model: str, pretrained: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     ledger/<stage>/NNNNN.json      one record per committed shard; comes last and alone says "done"
     ledger/<stage>/settings.json   the stage's resolved settings, as last used
 
-A shard is current when its record's input and settings fingerprints are today's. Order of a
+A shard is current when its record's input and settings fingerprints are today's and its files are
+there in the size it says. Order of a
 shard's commit: retract the old record, write the data files, commit the new record; killed anywhere
 in between, the shard counts as missing and is done again.
 """
@@ -22,6 +23,7 @@ READERS = (
     16  # parallel reads of records where each is a round trip; a local disk has no use for them
 )
 FINGERPRINT_CHARACTERS = 16
+DAMAGED = "its file is gone or damaged"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,19 @@ class Ledger:
         except TypeError:
             raise ValueError(self._broken(_record_path(stage, shard))) from None
 
+    def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
+        """Shards whose files are gone or have another size than their record says.
+
+        One listing of each folder, so that it takes a moment on an object store, too.
+        """
+        folders = {path.rpartition("/")[0] for r in records.values() for path in r.files}
+        sizes = {f"{f}/{name}": n for f in folders for name, n in self._root.sizes(f).items()}
+        return [
+            shard
+            for shard, record in records.items()
+            if any(sizes.get(path) != facts["bytes"] for path, facts in record.files.items())
+        ]
+
     def commit(self, record: ShardRecord) -> None:
         """Declare a shard done; its data files must be written already."""
         self._write(_record_path(record.stage, record.shard), asdict(record))
@@ -132,7 +147,7 @@ class Plan:
 
 
 def plan(ledger: Ledger, stage: str, inputs: Mapping[int, str], settings: str) -> Plan:
-    """Compare the ledger with what there is to do.
+    """Compare the ledger with what there is to do and with the files that there are.
 
     Args:
         ledger: of the dataset root.
@@ -141,6 +156,7 @@ def plan(ledger: Ledger, stage: str, inputs: Mapping[int, str], settings: str) -
         settings: fingerprint of the settings that matter, today.
     """
     records = ledger.records(stage)
+    damaged = set(ledger.damaged(records))
     result = Plan()
     for shard in sorted(inputs):
         record = records.get(shard)
@@ -148,6 +164,8 @@ def plan(ledger: Ledger, stage: str, inputs: Mapping[int, str], settings: str) -
             result.missing.append(shard)
         elif reason := _staleness(record, inputs[shard], settings):
             result.stale[shard] = reason
+        elif shard in damaged:
+            result.stale[shard] = DAMAGED
         else:
             result.current.append(shard)
     return result

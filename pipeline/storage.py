@@ -115,14 +115,16 @@ class Storage:
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Sorted names of the files directly in `folder` that end in `suffix`; [] if missing."""
+        return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name -> bytes of the files directly in `folder`, by one listing; {} if missing."""
         selector = fs.FileSelector(self._full(folder), allow_not_found=True)
-        return sorted(
-            info.base_name
+        return {
+            info.base_name: info.size
             for info in self._filesystem.get_file_info(selector)
-            if info.type == fs.FileType.File
-            and info.base_name.endswith(suffix)
-            and not info.base_name.startswith(".")
-        )
+            if info.type == fs.FileType.File and not info.base_name.startswith(".")
+        }
 
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens when it is not there."""

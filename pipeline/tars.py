@@ -63,8 +63,8 @@ def list_tars(place: str) -> dict[int, str]:
 
 def tar_inputs(place: str, names: dict[int, str]) -> dict[int, str]:
     """Fingerprint of every tar: its name and size, for tars are written once."""
-    folder = Storage.open(place)
-    return {shard: fingerprint([name, folder.size(name)]) for shard, name in names.items()}
+    sizes = Storage.open(place).sizes("")
+    return {shard: fingerprint([name, sizes[name]]) for shard, name in names.items()}
 
 
 class TarWorker:

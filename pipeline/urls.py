@@ -66,8 +66,12 @@ def cut_shards(
         changed = "another --shard-size" if previous["list"] == settings["list"] else "another list"
         raise ValueError(f"{root.uri} was begun with {changed} or columns; use a root of its own")
     have = sum(record.rows_out for record in records.values())
-    if (previous or {}).get("complete") or (limit is not None and limit <= have):
+    lost = ledger.damaged(records)
+    enough = (previous or {}).get("complete") or (limit is not None and limit <= have)
+    if enough and not lost:
         return records
+    limit = None if limit is None else max(limit, have)
+    records = {shard: record for shard, record in records.items() if shard not in lost}
     check_count(-(-(limit or 0) // shard_size), "give a larger --shard-size")
     root.remove_abandoned("urls")
     root.remove_abandoned("ledger/urls")

@@ -96,7 +96,10 @@ class VocabularyWorker:
                 with self._root.open_input(path) as source:
                     table = pq.read_table(source, columns=list(self.READS["nouns"]))
             except pa.ArrowInvalid as error:
-                raise ValueError(f"{self._root.uri}/{path} is corrupt: {error}") from error
+                raise ValueError(
+                    f"{self._root.uri}/{path} is corrupt, delete it and run codeseg nouns again: "
+                    f"{error}"
+                ) from error
             nouns = table.filter(table["rejected"].is_null())["nouns"].combine_chunks().flatten()
             for pair in pc.value_counts(nouns.field("text")).to_pylist():
                 counts[pair["values"]] += pair["counts"]

@@ -46,8 +46,9 @@ def test_settings_are_no_record(ledger):
     assert ledger.read_settings("features") is None
 
 
-def test_plan_tells_current_missing_and_stale_apart(ledger):
+def test_plan_tells_current_missing_and_stale_apart(ledger, tmp_path):
     for shard in range(4):
+        Storage.open(tmp_path).write_atomic(f"nouns/{shard:05d}.parquet", bytes(10))
         ledger.commit(record(shard))
     ledger.commit(record(2, settings="old"))
     ledger.commit(record(3, settings="old", input="old"))
@@ -60,6 +61,17 @@ def test_plan_tells_current_missing_and_stale_apart(ledger):
         3: "its input changed and its settings changed",
     }
     assert result.pending == [1, 2, 3, 4]
+
+
+def test_a_shard_whose_file_is_gone_or_cut_is_done_again(ledger, tmp_path):
+    for shard in range(3):
+        Storage.open(tmp_path).write_atomic(f"nouns/{shard:05d}.parquet", bytes(10))
+        ledger.commit(record(shard))
+    (tmp_path / "nouns/00000.parquet").unlink()
+    (tmp_path / "nouns/00002.parquet").write_bytes(bytes(9))
+    result = plan(ledger, "nouns", {i: f"in{i}" for i in range(3)}, "s")
+    assert result.current == [1]
+    assert result.stale == dict.fromkeys([0, 2], "its file is gone or damaged")
 
 
 def test_a_retracted_shard_is_missing(ledger):

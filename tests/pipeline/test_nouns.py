@@ -1,5 +1,6 @@
 """Nouns: the real tagger on captions as people write them."""
 
+import copy
 from dataclasses import asdict, replace
 
 import pyarrow.parquet as pq
@@ -129,6 +130,15 @@ def test_the_stage_makes_a_row_per_successful_pair_and_a_rerun_does_nothing(ray_
     inputs = {0: Ledger(root).record("pairs", 0).output}
     todo = plan(Ledger(root), "nouns", inputs, settings.fingerprint())
     assert todo.stale == {0: "its input changed"}
+
+
+def test_damaged_pairs_are_named_with_what_to_do(worker, tmp_path):
+    root = Storage.open(tmp_path)
+    root.write_atomic("pairs/00000.parquet", b"PAR1xx")
+    broken = copy.copy(worker)
+    broken._root = root
+    with pytest.raises(ValueError, match=r"pairs/00000\.parquet is corrupt, delete it and run"):
+        broken.process(0, "i")
 
 
 def test_nouns_before_download_is_one_clear_line(tmp_path):

@@ -12,7 +12,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from pipeline.download import DownloadSettings, DownloadWorker
-from pipeline.ledger import Ledger, plan
+from pipeline.ledger import Ledger, ShardRecord, plan
 from pipeline.manifests import parse_manifest
 from pipeline.overview import look
 from pipeline.storage import Storage
@@ -84,6 +84,20 @@ def test_a_bucket_is_a_folder_like_any_other(store):
     assert not root.exists("pairs/00001.parquet")
     with pytest.raises(FileNotFoundError, match=r"s3://bucket.*no file pairs/00001"):
         root.read_bytes("pairs/00001.parquet")
+
+
+def test_files_are_checked_by_one_listing(store):
+    root = Storage.open(store.uri)
+    for shard in range(5):
+        root.write_atomic(f"nouns/{shard:05d}.parquet", bytes(10))
+    files = [{f"nouns/{shard:05d}.parquet": {"bytes": 10}} for shard in range(6)]
+    files[1] = {"nouns/00001.parquet": {"bytes": 11}}
+    records = {i: ShardRecord("nouns", i, "", "", "", f, 1, 1, {}, 1, 0.1, {})
+               for i, f in enumerate(files)}  # fmt: skip
+    asked = []
+    store.fault = lambda method, path: asked.append(method)
+    assert Ledger(root).damaged(records) == [1, 5]
+    assert len(asked) <= 2
 
 
 def test_a_failing_write_uploads_nothing(store):

@@ -104,6 +104,17 @@ def test_an_interrupted_cut_goes_on(tmp_path):
     assert {i: r.output for i, r in again.items()} == {i: r.output for i, r in whole.items()}
 
 
+def test_a_lost_shard_of_the_list_is_cut_again(tmp_path):
+    first = cut(tmp_path, limit=25)
+    cut(tmp_path)
+    everything = rows(tmp_path)
+    (tmp_path / "root/urls/00000.parquet").unlink()
+    (tmp_path / "root/urls/00002.parquet").write_bytes(b"PAR1")
+    again = cut(tmp_path, limit=5)
+    assert rows(tmp_path) == everything
+    assert {i: r.output for i, r in again.items()} == {i: r.output for i, r in first.items()}
+
+
 def test_another_list_or_shard_size_is_refused(tmp_path):
     cut(tmp_path)
     with pytest.raises(ValueError, match="was begun with another --shard-size"):
