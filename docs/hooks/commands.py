@@ -19,8 +19,9 @@ PLACEHOLDERS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 HEAD = """# Command reference
 
 Made from the commands' own `--help` by `python docs/hooks/commands.py`; do not edit it by hand.
-Every command exits with 0 (ok), 1 (the work failed or a check fell short) or 2 (wrong use; one line
-says what is wrong and what to do, and [troubleshooting](troubleshooting.md) lists these lines).
+Every command exits with 0 (ok), 1 (the work failed or fell short; for `audit` only checks named by
+`--fail-on`) or 2 (wrong use; one line says what is wrong and what to do, and
+[troubleshooting](troubleshooting.md) lists these lines).
 
 """
 
