@@ -11,11 +11,12 @@ import struct
 from dataclasses import dataclass
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
-MAX_SEGMENTS = 10_000  # of a JPEG before its last scan
-MAX_EXIF_BYTES = 128 << 10  # of a JPEG: the standard has one segment of 64 KB
+MAX_SEGMENTS = 10_000  # of a JPEG before its last scan, or data blocks of a GIF before its picture
+MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not a stuffed FF, nor a bare marker
+GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end; decoders pass over what is between
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
 
@@ -101,8 +102,19 @@ def _png(content: bytes) -> ImageHeader:
 
 
 def _gif(content: bytes) -> ImageHeader:
-    """The screen; any frame may make parts transparent."""
-    width, height = struct.unpack_from("<HH", content, 6)
+    """The screen; any frame may make parts transparent. Follows the blocks to the first frame."""
+    width, height, flags = struct.unpack_from("<HHB", content, 6)
+    position, blocks = 13 + (2 << (flags & 7)) * 3 * (flags >> 7), 0
+    while (found := GIF_BLOCK.search(content, position)) and found[0] == b"!":
+        position = found.end() + 1  # past the kind of extension
+        while size := content[position]:
+            position += size + 1
+            blocks += 1
+            if blocks > MAX_SEGMENTS:
+                raise HeaderError("too many blocks", bomb=True)
+        position += 1
+    if found is None or found[0] == b";":
+        raise HeaderError("no frame")
     return ImageHeader("GIF", width, height, alpha=True)
 
 

@@ -12,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from model.image_header import MAX_EXIF_BYTES, HeaderError, read_header
+
 MAX_PIXELS = 100_000_000
 """8000×6000 is 48 million; beyond the limit a picture is more likely an attack than a photo."""
+
+EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
 
 Pixels = npt.NDArray[np.uint8]
 Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
-SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What bytes from a stranger may be; Pillow knows formats that start another program (EPS)."""
+SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""What bytes from a stranger may be; Pillow knows formats that start another program (EPS), or
+that take a thousand times their size to open (TIFF)."""
 
 
 def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
@@ -46,6 +51,8 @@ def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
     sent = isinstance(picture, bytes)
     name = "the picture" if sent else str(picture)
     try:
+        if isinstance(picture, bytes):
+            read_header(picture)
         with Image.open(
             io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture),
             formats=SENT_FORMATS if sent else None,
@@ -55,7 +62,7 @@ def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
         raise FileNotFoundError(f"{name}: no such image") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: {_over_limit(max_pixels)}") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, HeaderError) as error:
         reason = f"not one of {', '.join(SENT_FORMATS)}, or damaged" if sent else error
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
 
@@ -69,6 +76,9 @@ def _from_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
         raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")
     if image.width * image.height == 0:
         raise ValueError(f"{name}: the image is empty")
+    image.load()  # a PNG may have its EXIF after the pixels
+    if any(len(image.info.get(key, b"")) > MAX_EXIF_BYTES for key in EXIF_KEYS):
+        raise ValueError(f"{name}: over {MAX_EXIF_BYTES >> 10} KB of EXIF; save it without")
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _from_array(_sixteen_bits(np.asarray(upright), name))

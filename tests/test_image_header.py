@@ -140,6 +140,7 @@ def test_any_bytes_after_a_magic_give_a_header_or_our_error(magic, rest):
 @pytest.mark.parametrize("content", [
     b"", b"<html>", b"%PDF-1.4", b"\xff\xd8\xff", b"GIF89a\0", JPEG[:2] + JPEG[-2:],
     saved(picture("RGB", 9, 9), "TIFF"), PNG[:8] + PNG[33:], b"GIF89a" + bytes(9),
+    b"GIF89a\x09\0\x09\0\0\0\0;",
 ])  # fmt: skip
 def test_what_is_no_picture_is_refused(content):
     with pytest.raises(HeaderError) as caught:
@@ -162,6 +163,13 @@ def progressive_jpeg(more_scans):
     return content[:-2] + scan * more_scans + content[-2:]
 
 
+def gif_comment(blocks):
+    content = saved(picture("P", 32, 24), "GIF")
+    after_colours = 13 + 3 * 256
+    comment = b"!\xfe" + (b"\xff" + b"," * 255) * blocks + b"\0"
+    return content[:after_colours] + comment + content[after_colours:]
+
+
 TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100)))
 EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
 
@@ -174,7 +182,8 @@ EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
      JPEG[:2] + segment(0xFE, b"") * MAX_SEGMENTS + JPEG[2:]),
     (PNG[:33] + TEXT * MAX_COMPRESSED_CHUNKS + PNG[33:],
      PNG[:33] + TEXT * (MAX_COMPRESSED_CHUNKS + 1) + PNG[33:]),
-], ids=["scans", "exif", "segments", "texts"])  # fmt: skip
+    (gif_comment(2000), gif_comment(MAX_SEGMENTS + 1)),
+], ids=["scans", "exif", "segments", "texts", "comments"])  # fmt: skip
 def test_what_only_costs_time_or_memory_is_a_bomb(fine, bomb):
     assert (read_header(fine).width, read_header(fine).height) == (32, 24)
     with pytest.raises(HeaderError) as caught:

@@ -1,3 +1,6 @@
+import io
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,6 +98,32 @@ def test_damaged_missing_and_huge_files_are_refused_in_one_line(tmp_path, pictur
     monkeypatch.setattr(pixels, "MAX_PIXELS", 4799)
     with pytest.raises(ValueError, match="80×60 is more than"):
         rgb_pixels(tmp_path / "whole.png")
+
+
+def test_sent_bytes_that_only_cost_memory_are_refused_before_they_are_opened(picture):
+    """Each tag of such EXIF holds the same half of it: Pillow would make thousands of copies."""
+    tags = 1000
+    shared = 8 + 2 + 12 * tags + 4
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, tags)
+    exif += b"".join(struct.pack("<HHII", 40_000 + i, 7, 200_000, shared) for i in range(tags))
+    exif += bytes(4 + 200_000)
+    for kind in ("PNG", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, kind, exif=exif)
+        with pytest.raises(ValueError, match="over 128 KB of EXIF"):
+            rgb_pixels(file.getvalue())
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG")
+    jpeg = file.getvalue()
+    parts = [exif[6:][i : i + 60_000] for i in range(0, len(exif), 60_000)]
+    segments = [
+        b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts
+    ]
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "TIFF")
+    for sent in (jpeg[:2] + b"".join(segments) + jpeg[2:], file.getvalue()):
+        with pytest.raises(ValueError, match="the picture: cannot be read as an image"):
+            rgb_pixels(sent)
 
 
 def test_a_file_over_the_callers_limit_is_refused(tmp_path, picture):
