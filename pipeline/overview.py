@@ -1,6 +1,5 @@
 """How far a dataset root is, from its ledger alone: ledger/ -> one StageView per stage. Light."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.ledger import Ledger, ShardRecord, fingerprint
-from pipeline.progress import HEARTBEAT_SECONDS, Heartbeat, read_heartbeat
+from pipeline.progress import Heartbeat, read_heartbeat
 from pipeline.schema import TABLES
 from pipeline.storage import Storage
 
 SHARDED = ("pairs", "nouns", "features", "regions")  # the vocabulary is one shard for the corpus
-ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a stage whose heartbeat is older does not run any more
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _view(
     rejected: Counter[str] = Counter()
     for record in records.values():
         rejected.update(record.rejected)
-    running = beat is not None and not beat.finished and time.time() - beat.updated < ALIVE_SECONDS
+    running = beat is not None and beat.alive
     return StageView(
         stage=stage,
         shards=max(shards, len(records)),

@@ -5,6 +5,8 @@ ledger/<stage>/notes/NNNNN.txt   written by a worker that waits ("paused: …"),
 """
 
 import json
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -16,9 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.ledger import ShardRecord
-from pipeline.storage import Storage
+from pipeline.storage import Storage, is_alive
 
 HEARTBEAT_SECONDS = 5.0
+ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run whose heartbeat is older does not run any more
+LOOK_SECONDS = 1.0  # between two looks at another machine's heartbeat
 LINE_SECONDS = 10.0  # between two plain lines when the output is no terminal
 
 
@@ -38,6 +42,17 @@ class Heartbeat:
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
     finished: bool = False
+    host: str = ""  # and process that runs the command
+    pid: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run goes on: heard of lately and, on this machine, its process is there."""
+        if self.finished or abs(time.time() - self.updated) > ALIVE_SECONDS:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        return self.pid != os.getpid() and is_alive(self.pid)
 
     @property
     def rows_per_second(self) -> float:
@@ -76,6 +91,41 @@ def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
     return None
 
 
+def refuse_second_run(root: Storage, stage: str) -> None:
+    """Let one run of a stage at a time write to a root: two would spoil each other's shards.
+
+    A killed run of this machine is told at once; one of another machine by a heartbeat that stands
+    still, which takes up to half a minute.
+
+    Raises:
+        ValueError: naming the run that is at work.
+    """
+    beat = read_heartbeat(root, stage)
+    if beat is None or not beat.alive:
+        return
+    if beat.host != socket.gethostname():
+        print(f"{stage}: waiting to see whether the run on {beat.host} lives", flush=True)
+        if not _moves(root, beat):
+            return
+    raise ValueError(
+        f"{root.uri}: {stage} is being made already, by process {beat.pid} on {beat.host}; "
+        "wait for its end (codeseg status) or end it"
+    )
+
+
+def _moves(root: Storage, beat: Heartbeat) -> bool:
+    """Whether a heartbeat changes within `ALIVE_SECONDS`, and not for the last time."""
+    deadline = time.monotonic() + ALIVE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        now = read_heartbeat(root, beat.stage)
+        if now is None or now.finished:
+            return False
+        if now.updated != beat.updated:
+            return True
+    return False
+
+
 class StageProgress:
     """Shows a stage's progress and keeps its heartbeat; a context manager with its own thread."""
 
@@ -88,7 +138,10 @@ class StageProgress:
             rows: expected rows of every shard to do.
         """
         now = time.time()
-        self.beat = Heartbeat(stage, now, now, shards=len(rows), rows=sum(rows.values()))
+        self.beat = Heartbeat(
+            stage, now, now, len(rows), rows=sum(rows.values()),
+            host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
         self._root = root
         self._expected = rows
         self._stop = threading.Event()

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from pipeline.cluster import Resources, fit, most_workers, ray_session
 from pipeline.ledger import Ledger, Plan, ShardRecord
-from pipeline.progress import StageProgress, duration
+from pipeline.progress import StageProgress, duration, refuse_second_run
 from pipeline.storage import Storage
 
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
@@ -84,6 +84,9 @@ def run_stage(
 
     Returns:
         Records of the shards done, reasons of the failed.
+
+    Raises:
+        ValueError: another run of the stage is at work on the root.
     """
     report = StageReport(stage)
     for reason in sorted(set(plan.stale.values())):
@@ -91,6 +94,7 @@ def run_stage(
         print(f"{stage}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
     if not plan.pending:
         return report
+    refuse_second_run(root, stage)
     start = time.monotonic()
     root.remove_abandoned(stage)
     root.remove_abandoned(f"ledger/{stage}")

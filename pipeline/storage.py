@@ -175,7 +175,7 @@ class Storage:
                 continue  # another program's
             host, pid = parts[1:3]
             if host == socket.gethostname():
-                abandoned = not _alive(int(pid))
+                abandoned = not is_alive(int(pid))
             else:
                 abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
             if abandoned:
@@ -250,7 +250,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
