@@ -25,6 +25,7 @@ URLS = pa.schema([pa.field("url", pa.string()), pa.field("caption", pa.string())
 BLOCK_BYTES = 2 << 20
 ENDS_BYTES = 1 << 20
 BATCH_ROWS = 65_536
+MOST_RAGGED = 1000  # rows of a file; with more it is another form of list
 CHECKED_ROWS = 100  # of the list's start, for swapped columns
 MOST_SHARDS = 100_000
 SUFFIXES = {"tsv": ".tsv", "csv": ".csv", "parquet": ".parquet", "jsonl": ".jsonl"}
@@ -178,8 +179,9 @@ def _rows(manifest: Manifest, source: Storage, files: list[str]) -> Iterator[pa.
     """Stream (url, caption) batches of all files, after checking the first rows of each."""
     for name in files:
         first = True
+        ragged = _Ragged(name)
         try:
-            for batch in _read(manifest, source, name):
+            for batch in _read(manifest, source, name, ragged):
                 arrays = [_text(batch.column(c)) for c in (manifest.url, manifest.caption)]
                 rows = pa.RecordBatch.from_arrays(arrays, schema=URLS)
                 if first and len(rows):
@@ -189,9 +191,36 @@ def _rows(manifest: Manifest, source: Storage, files: list[str]) -> Iterator[pa.
         except (pa.ArrowException, KeyError) as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{name} is no {manifest.format} URL list: {text}") from None
+        finally:
+            ragged.show()
+        if first and ragged.count:
+            raise ValueError(f"{name} is no {manifest.format} URL list: {ragged.first}")
 
 
-def _read(manifest: Manifest, source: Storage, name: str) -> Iterator[pa.RecordBatch]:
+class _Ragged:
+    """Rows of a TSV or CSV that have not its columns: left out, for there are always some."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.count = 0
+        self.first = ""
+
+    def __call__(self, row: pyarrow.csv.InvalidRow) -> str:
+        self.count += 1
+        if self.count == 1:
+            text = f"{row.text[:80]}…" if len(row.text) > 80 else row.text
+            self.first = f"{row.actual_columns} columns for {row.expected_columns} in {text!r}"
+        return "skip" if self.count <= MOST_RAGGED else "error"
+
+    def show(self) -> None:
+        """Say how many were met up to where the list was read."""
+        if self.count:
+            print(f"{self._name}: left out {self.count:,} rows, the first: {self.first}")
+
+
+def _read(
+    manifest: Manifest, source: Storage, name: str, ragged: _Ragged
+) -> Iterator[pa.RecordBatch]:
     raw = source.open_input(name, mapped=False)
     ending = PurePosixPath(name).suffix
     stream = pa.CompressedInputStream(raw, COMPRESSIONS[ending]) if ending in COMPRESSIONS else raw
@@ -206,10 +235,10 @@ def _read(manifest: Manifest, source: Storage, name: str) -> Iterator[pa.RecordB
             pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
     else:
-        yield from pyarrow.csv.open_csv(stream, **_csv_options(manifest, columns))
+        yield from pyarrow.csv.open_csv(stream, **_csv_options(manifest, columns, ragged))
 
 
-def _csv_options(manifest: Manifest, columns: list[str]) -> dict[str, Any]:
+def _csv_options(manifest: Manifest, columns: list[str], ragged: _Ragged) -> dict[str, Any]:
     quoted = manifest.format == "csv"  # the published TSVs have bare quotes in captions
     return {
         "read_options": pyarrow.csv.ReadOptions(
@@ -219,6 +248,7 @@ def _csv_options(manifest: Manifest, columns: list[str]) -> dict[str, Any]:
             delimiter="," if quoted else "\t",
             quote_char='"' if quoted else False,
             newlines_in_values=quoted,
+            invalid_row_handler=ragged,
         ),
         "convert_options": pyarrow.csv.ConvertOptions(
             column_types={column: pa.binary() for column in columns},

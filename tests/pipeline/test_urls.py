@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_bytes_that_are_no_text_do_not_end_the_run(tmp_path):
     (tmp_path / "list.tsv").write_bytes(b"caf\xe9\thttp://h/1\nb\thttp://h/2\n")
     cut(tmp_path, source=manifest("tsv", 'header=false\ncolumns=["caption","url"]'))
     assert rows(tmp_path) == [("http://h/1", "caf�"), ("http://h/2", "b")]
+
+
+def test_rows_without_the_columns_are_left_out_and_counted(tmp_path, capsys, monkeypatch):
+    source = manifest("tsv", 'header=false\ncolumns=["caption","url"]')
+    lines = [f"c {i}\thttp://h/{i}\n" for i in range(20)]
+    lines[7:7] = ["one\rtwo\thttp://h/x\n", "a\tb\tc\n"]
+    (tmp_path / "list.tsv").write_text("".join(lines))
+    cut(tmp_path, source=source)
+    urls_cut = [url for url, _ in rows(tmp_path)]
+    assert [url for url in urls_cut if url != "http://h/x"] == [f"http://h/{i}" for i in range(20)]
+    out = capsys.readouterr().out
+    assert "list.tsv: left out 2 rows, the first: 1 columns for 2 in 'one'" in out
+
+    shutil.rmtree(tmp_path / "root")
+    monkeypatch.setattr(urls, "MOST_RAGGED", 1)
+    with pytest.raises(ValueError, match="is no tsv URL list"):
+        cut(tmp_path, source=source)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), "dictionary"])
