@@ -8,6 +8,8 @@ from pipeline.storage import Storage
 
 
 class SlowWorker:
+    MEMORY = 100_000_000
+
     def __init__(self, root_uri, settings):
         import ray
 
