@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
-MAX_SEGMENTS = 10_000  # of a JPEG before its last scan, or data blocks of a GIF before its picture
+MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
 MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
@@ -90,15 +90,22 @@ def _jpeg(content: bytes) -> ImageHeader:
 
 
 def _png(content: bytes) -> ImageHeader:
-    """The first chunk must be IHDR (PNG §11.2.1); of the others it counts that they are there."""
+    """The first chunk must be IHDR (PNG §11.2.1); the others are followed to the end by length."""
     length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", content, 8)
     if length != 13 or kind != b"IHDR":
         raise HeaderError("a PNG without its header")
-    compressed = sum(content.count(kind) for kind in (b"zTXt", b"iTXt", b"iCCP"))
-    if compressed > MAX_COMPRESSED_CHUNKS:
-        raise HeaderError("too many compressed texts", bomb=True)
-    transparent = b"tRNS" in content or b"acTL" in content  # the latter: frames are laid over
-    return ImageHeader("PNG", width, height, bits, colour in (4, 6) or transparent)
+    position, compressed, alpha = 33, 0, colour in (4, 6)
+    for _ in range(MAX_SEGMENTS):
+        kind = content[position + 4 : position + 8]
+        if kind in (b"IEND", b""):
+            return ImageHeader("PNG", width, height, bits, alpha)
+        (length,) = struct.unpack_from(">I", content, position)
+        alpha = alpha or kind in (b"tRNS", b"acTL")  # the latter: frames are laid over each other
+        compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
+        if compressed > MAX_COMPRESSED_CHUNKS:
+            break
+        position += length + 12
+    raise HeaderError("too many chunks, or too many compressed texts", bomb=True)
 
 
 def _gif(content: bytes) -> ImageHeader:

@@ -182,13 +182,19 @@ EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
      JPEG[:2] + segment(0xFE, b"") * MAX_SEGMENTS + JPEG[2:]),
     (PNG[:33] + TEXT * MAX_COMPRESSED_CHUNKS + PNG[33:],
      PNG[:33] + TEXT * (MAX_COMPRESSED_CHUNKS + 1) + PNG[33:]),
+    (PNG[:33] + chunk(b"abCd", b"zTXt") * 99 + PNG[33:],
+     PNG[:33] + chunk(b"abCd", b"zTXt") * MAX_SEGMENTS + PNG[33:]),
     (gif_comment(2000), gif_comment(MAX_SEGMENTS + 1)),
-], ids=["scans", "exif", "segments", "texts", "comments"])  # fmt: skip
+], ids=["scans", "exif", "segments", "texts", "chunks", "comments"])  # fmt: skip
 def test_what_only_costs_time_or_memory_is_a_bomb(fine, bomb):
     assert (read_header(fine).width, read_header(fine).height) == (32, 24)
     with pytest.raises(HeaderError) as caught:
         read_header(bomb)
     assert caught.value.bomb
+
+
+def test_padding_after_a_png_is_not_looked_at():
+    assert read_header(PNG + bytes(12 * MAX_SEGMENTS)) == read_header(PNG)
 
 
 def test_a_jpeg_after_a_jpeg_is_not_looked_at():
