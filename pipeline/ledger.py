@@ -4,9 +4,8 @@
     ledger/<stage>/settings.json   the stage's resolved settings, as last used
 
 A shard is current when its record's input and settings fingerprints are today's and its files are
-there in the size it says. Order of a
-shard's commit: retract the old record, write the data files, commit the new record; killed anywhere
-in between, the shard counts as missing and is done again.
+there in the size it says. Order of a shard's commit: retract the old record, write the data files,
+commit the new record; killed anywhere in between, the shard counts as missing and is done again.
 """
 
 import hashlib
