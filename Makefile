@@ -10,8 +10,10 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/codeseg demo
 
-# The tests that run whole commands, one after the other, go beside the rest: each uses about a core.
+# The tests that run whole commands, one after the other, go beside the rest: each uses about a core,
+# and threads that wait for each other on the same two would double the time.
 WHOLE := tests/docs tests/test_demo.py
+test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED) lint
 	@log=$$(mktemp); $(BIN)/python -m pytest $(WHOLE) > $$log 2>&1 & whole=$$!; \
 	$(BIN)/python -m pytest $(WHOLE:%=--ignore=%); rest=$$?; \
