@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +30,7 @@ from pipeline.encoder import Encoder, find_faults, to_int8
 from pipeline.feature_table import features_fingerprint, features_path
 from pipeline.ledger import Ledger, ShardRecord
 from pipeline.order import mix
+from pipeline.shards import read_shard
 from pipeline.storage import Storage
 
 FAULTY_STREAK = 8
@@ -122,9 +122,9 @@ class FeaturesWorker:
 
     def _read(self, shard: int, rejected: Counter[str]) -> tuple[list[Row], int]:
         """The shard's usable rows with their JPEGs, and how many were trainable to begin with."""
-        nouns = self._table("nouns", shard)
+        nouns = read_shard(self._root, "nouns", shard, self.READS["nouns"])
         nouns = nouns.filter(nouns["rejected"].is_null())
-        pairs = self._table("pairs", shard)
+        pairs = read_shard(self._root, "pairs", shard, self.READS["pairs"])
         place = {key: i for i, key in enumerate(pairs["key"].to_pylist())}
         jpgs, rows = pairs["jpg"], []
         context = self._settings["clip"]["context_length"]
@@ -137,18 +137,6 @@ class FeaturesWorker:
             else:
                 rows.append(row | {"jpg": jpgs[place[row["key"]]]})
         return rows, nouns.num_rows
-
-    def _table(self, table: str, shard: int) -> pa.Table:
-        path = f"{table}/{shard:05d}.parquet"
-        try:
-            with self._root.open_input(path) as source:
-                return pq.read_table(source, columns=list(self.READS[table]))
-        except pa.ArrowInvalid as error:
-            command = {"pairs": "download", "nouns": "nouns"}[table]
-            raise ValueError(
-                f"{self._root.uri}/{path} is corrupt, delete it and run codeseg {command} again: "
-                f"{error}"
-            ) from error
 
     def _encoded(self, rows: list[Row], rejected: Counter[str]) -> Iterator[pa.RecordBatch]:
         """Record batches of the rows whose image and features are sound, in order."""

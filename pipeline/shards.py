@@ -11,10 +11,12 @@ import errno
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +32,7 @@ PASSES = 3  # over the shards that Ray gave up, as it does when their node is go
 QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
 BACKOFF_SECONDS = 1.0
 FAILURES_SHOWN = 20
+MADE_BY = {"pairs": "download", "nouns": "nouns"}  # table -> command
 
 
 class ShardError(RuntimeError):
@@ -225,6 +228,23 @@ class _RayWorker:
             except Exception as error:
                 return describe(error)
         return message
+
+
+def read_shard(root: Storage, table: str, shard: int, columns: Iterable[str]) -> pa.Table:
+    """A shard of pairs or nouns, for the stage after it.
+
+    Raises:
+        ValueError: the file is damaged; says how it is made again.
+    """
+    path = f"{table}/{shard:05d}.parquet"
+    try:
+        with root.open_input(path) as source:
+            return pq.read_table(source, columns=list(columns))
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{root.uri}/{path} is corrupt, delete it and run codeseg {MADE_BY[table]} again: "
+            f"{error}"
+        ) from error
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from model.prompts import template_embeddings
 from pipeline import schema
 from pipeline.encoder import Encoder
 from pipeline.ledger import Ledger, ShardRecord
+from pipeline.shards import read_shard
 from pipeline.storage import FileInfo, Storage
 from pipeline.vocabulary_table import VOCABULARY_PATH, vocabulary_fingerprint
 
@@ -91,15 +91,7 @@ class VocabularyWorker:
         """How many trainable captions name each noun."""
         counts: Counter[str] = Counter()
         for shard in self._shards:
-            path = f"nouns/{shard:05d}.parquet"
-            try:
-                with self._root.open_input(path) as source:
-                    table = pq.read_table(source, columns=list(self.READS["nouns"]))
-            except pa.ArrowInvalid as error:
-                raise ValueError(
-                    f"{self._root.uri}/{path} is corrupt, delete it and run codeseg nouns again: "
-                    f"{error}"
-                ) from error
+            table = read_shard(self._root, "nouns", shard, self.READS["nouns"])
             nouns = table.filter(table["rejected"].is_null())["nouns"].combine_chunks().flatten()
             for pair in pc.value_counts(nouns.field("text")).to_pylist():
                 counts[pair["values"]] += pair["counts"]
