@@ -24,12 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.audit_pandas import PandasAudit
-from pipeline import schema
-from pipeline.audit import Audit
-from pipeline.audit_questions import check_names
-from pipeline.audit_views import AuditOptions
-from pipeline.ledger import Ledger, ShardRecord
-from pipeline.storage import Storage
+from codeseg.pipeline import schema
+from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.audit.questions import check_names
+from codeseg.pipeline.audit.views import AuditOptions
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.storage import Storage
 
 SHARD_ROWS = 10_000
 SOS, EOS = 49406, 49407

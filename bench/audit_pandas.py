@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.audit_questions import class_names
+from codeseg.pipeline.audit.questions import class_names
 
 OTHER_SCRIPT = r"[^\x00-\u024f\u2000-\u206f]"
 FOREIGN = r"(?i)\b(?:der|die|das|und|mit|für|auf|ein|eine|von|le|la|les|des|une|dans|avec|pour|sur|el|los|las|del|con|para|una|por|il|della|nel|di|uma|com|dos|het|een|van|och|för)\b"  # noqa: E501, a list of words

@@ -27,11 +27,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.download import DownloadSettings, DownloadWorker
-from pipeline.ledger import Ledger
-from pipeline.manifests import parse_manifest
-from pipeline.storage import Storage
-from pipeline.urls import cut_shards
+from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker
+from codeseg.pipeline.download.urls import cut_shards
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.manifests import parse_manifest
 
 TARGET = 0.95
 KINDS = 40  # different pictures; the rest repeat them

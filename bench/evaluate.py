@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench.plain_predict import plain_maps
-from model.clip import FrozenClip
-from model.codecomposition import CoDe
-from model.config import CoDeConfig
-from model.prediction import PredictionSettings
-from model.segmenter import Segmenter, TextEmbeddings, resize_pixels
-from model.sliding import working_size
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings, resize_pixels
+from codeseg.model.inference.settings import PredictionSettings
+from codeseg.model.inference.sliding import working_size
 
 SIZE = (375, 500)
 CLASSES = (21, 81, 171)

@@ -20,11 +20,11 @@ import open_clip
 import torch
 import typer
 
-from pipeline.encoder import DTYPES
-from pipeline.features import FeaturesWorker
-from pipeline.features_plan import Wishes, clip_facts, resolve
-from pipeline.storage import Storage
-from tests.make_nouns import make_nouns
+from bench.make_nouns import make_nouns
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.features.encoder import DTYPES
+from codeseg.pipeline.features.plan import Wishes, clip_facts, resolve
+from codeseg.pipeline.features.worker import FeaturesWorker
 
 
 def bare_loop(

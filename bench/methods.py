@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 from bench.regions import boundary_f
-from model.pixels import rgb_pixels
-from model.segmenter import Segmenter
-from pipeline import storybook
-from pipeline.benchmark import load_benchmark
-from pipeline.labels import read_raw_label
-from stages.demo import BENCHMARKS
-from stages.evaluate import Source, load_segmenter
-from stages.report_curve import THRESHOLDS, curve
+from codeseg.model.inference.segmenter import Segmenter
+from codeseg.model.pictures.pixels import rgb_pixels
+from codeseg.pipeline.benchmark.labels import read_raw_label
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.storybook import scenes as storybook
+from codeseg.stages.demo import BENCHMARKS
+from codeseg.stages.evaluate import Source, load_segmenter
+from codeseg.stages.pages.report_curve import THRESHOLDS, curve
 
 SEEDS = (0, 1, 2)
 TIMED_PICTURES = 20
@@ -71,7 +71,7 @@ def main() -> None:
 
 def codeseg(*words: str | Path) -> None:
     """Run one command as a user would; what it prints is shown only if it fails."""
-    command = [sys.executable, "-m", "stages.cli", *map(str, words)]
+    command = [sys.executable, "-m", "codeseg", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")

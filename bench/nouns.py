@@ -25,7 +25,7 @@ from typing import Any
 
 import spacy
 
-from pipeline.nouns import (
+from codeseg.pipeline.nouns.tagger import (
     NEEDED,
     NOUN_TAGS,
     NounTagger,

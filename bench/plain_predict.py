@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.plain_step import _pixel_embedding
-from model.codecomposition import CoDe
-from model.dense import dense_embedding
-from model.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD, pad_to_patches
-from model.pamr import DILATIONS, ITERATIONS
+from codeseg.model.clip.dense import dense_embedding
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.inference.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD, pad_to_patches
+from codeseg.model.inference.pamr import DILATIONS, ITERATIONS
 
 WINDOW, STRIDE, KNOWLEDGE_WEIGHT = 448, 224, 0.3
 

@@ -4,7 +4,7 @@ What `bench/train_step.py` is measured against, and what a test holds the fast s
 torch's own multi-head attention on (L, B, D), the layout of the reference (open_clip's (B, L, D)
 would be 2.5 times slower in bf16, and the comparison unfair). It runs all text at the full context
 length, encodes every noun and a template each step, recomputes the trunk, upsamples before
-convolving and masks every image once per pair. Letters as in `model.codecomposition`.
+convolving and masks every image once per pair. Letters as in `codeseg.model.code.codecomposition`.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import losses
-from model.codecomposition import CoDe, Losses
-from model.prompts import TEMPLATES, highlight_region, highlight_words
+from codeseg.model.clip.prompts import TEMPLATES, highlight_region, highlight_words
+from codeseg.model.code import losses
+from codeseg.model.code.codecomposition import CoDe, Losses
 
 
 def plain_step(

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.cluster import Resources, ray_session
-from pipeline.ledger import Ledger, ShardRecord, plan
-from pipeline.shards import _RayWorker, run_stage
-from pipeline.storage import Storage
+from codeseg.pipeline.engine.cluster import Resources, ray_session
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, plan
+from codeseg.pipeline.engine.shards import _RayWorker, run_stage
+from codeseg.pipeline.engine.storage import Storage
 
 TARGET = 0.95
 

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.clip import FrozenClip
-from model.grouping import group_patches
-from model.metrics import Scores, confusion_matrix
-from model.pamr import refine
-from model.patch_features import clip_keys
-from model.pixels import rgb_pixels
-from model.region_config import Grouping
-from model.region_recognition import members
-from pipeline import storybook
-from pipeline.benchmark import load_benchmark
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.inference.pamr import refine
+from codeseg.model.pictures.pixels import rgb_pixels
+from codeseg.model.regions.config import Grouping
+from codeseg.model.regions.grouping import group_patches
+from codeseg.model.regions.patch_features import clip_keys
+from codeseg.model.regions.recognition import members
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.benchmark.metrics import Scores, confusion_matrix
+from codeseg.pipeline.storybook import scenes as storybook
 
 TOLERANCE = 2  # pixels
 SOURCES = ("keys", "trunk")

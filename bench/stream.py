@@ -25,8 +25,8 @@ import pyarrow as pa
 import torch
 import typer
 
-from pipeline.batches import FeatureStream
-from tests.make_features import TINY_CLIP, make_features
+from bench.make_features import TINY_CLIP, make_features
+from codeseg.pipeline.stream.batches import FeatureStream
 
 VIT_B_16 = {
     **TINY_CLIP,

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.make_features import make_features
 from bench.plain_step import plain_step
-from model.clip import FrozenClip
-from model.codecomposition import CoDe, Losses
-from model.config import CoDeConfig
-from pipeline.batches import Batch, FeatureStream
-from tests.make_features import make_features
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe, Losses
+from codeseg.model.code.config import CoDeConfig
+from codeseg.pipeline.stream.batches import Batch, FeatureStream
 
 DENSE_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s, data sheets
 

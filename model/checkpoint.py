@@ -26,10 +26,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model.clip import FrozenClip
-from model.codecomposition import CoDe
-from model.config import CoDeConfig
-from model.hub import hub_or_cache
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.hub import hub_or_cache
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -266,7 +266,7 @@ CoDe (co-decomposition of images and captions) on the frozen CLIP `{clip["model"
 trained and nothing of the CLIP, which is fetched by its name and checked by its hash.
 
 ```python
-from model.segmenter import Segmenter
+from codeseg.model.inference.segmenter import Segmenter
 
 segmenter = Segmenter.from_pretrained("THIS FOLDER OR ITS HUB ID")
 ```

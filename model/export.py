@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from model.dense import dense_embedding
-from model.masks import dense_logits, resize
-from model.segmenter import Segmenter, TextEmbeddings
+from codeseg.model.clip.dense import dense_embedding
+from codeseg.model.inference.masks import dense_logits, resize
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 
 OPSET = 18
 PROTOBUF_BYTES = 2_000_000_000  # an ONNX file without side files holds no more

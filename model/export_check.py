@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.export import SegmenterNetworks, inputs_of, sample
-from model.segmenter import Segmenter
+from codeseg.model.export import SegmenterNetworks, inputs_of, sample
+from codeseg.model.inference.segmenter import Segmenter
 
 TOLERANCE = 1e-4
 TEXTS = (1, 5)

@@ -48,7 +48,7 @@ def load_manifest(name_or_path: str) -> Manifest:
         if "://" not in manifest.url_list and place.exists():
             return Manifest(**{**vars(manifest), "url_list": str(place)})
         return manifest
-    folder = resources.files("data_manifests")
+    folder = resources.files("codeseg.data_manifests")
     source = folder / f"{name_or_path}.toml"
     if not source.is_file():
         known = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml"))

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stages.app_guard import LOOPBACK
-from stages.options import Clip, Device, Pretrained
+from codeseg.stages.browser.guard import LOOPBACK
+from codeseg.stages.options import Clip, Device, Pretrained
 
 
 def app(
@@ -32,9 +32,9 @@ def app(
 
     Example: codeseg app --run runs/code
     """
-    from stages.app_page import build
-    from stages.app_serve import serve
-    from stages.segment import load
+    from codeseg.stages.browser.page import build
+    from codeseg.stages.browser.serve import serve
+    from codeseg.stages.segment import load
 
     console = Console()
     segmenter = load(console, run, method, clip, pretrained, [], device)

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.audit import Audit, Finding
+    from codeseg.pipeline.audit.database import Audit, Finding
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 SHOWN_ROWS = 100
@@ -71,10 +71,10 @@ def audit(
     prints pass, warn or fail with figures and the first offending keys. It may run while a stage
     runs: only committed shards count.
     """
-    from pipeline.audit import Audit
-    from pipeline.audit_questions import check_names
-    from pipeline.audit_views import AuditOptions
-    from pipeline.storage import Storage
+    from codeseg.pipeline.audit.database import Audit
+    from codeseg.pipeline.audit.questions import check_names
+    from codeseg.pipeline.audit.views import AuditOptions
+    from codeseg.pipeline.engine.storage import Storage
 
     gates = [name for names in fail_on or () for name in names.split(",") if name]
     if unknown := [name for name in gates if name not in (*check_names(), ANY)]:
@@ -101,7 +101,7 @@ def audit(
             if json_file:
                 _write_json(json_file, root, findings)
             if report:
-                from pipeline.audit_report import write_report
+                from codeseg.pipeline.audit.report import write_report
 
                 write_report(report, root, opened, findings)
                 typer.echo(f"report: {report}")
@@ -130,7 +130,7 @@ def _check(opened: "Audit") -> "list[Finding]":
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.audit_questions import check_names
+    from codeseg.pipeline.audit.questions import check_names
 
     console = Console()
     findings = []
@@ -217,7 +217,7 @@ def _show(rows: "pa.Table") -> None:
 
 def _converse(opened: "Audit") -> None:
     """Read SELECTs, one a line or until a semicolon, answer them; Ctrl-D ends."""
-    from pipeline.audit import VIEWS
+    from codeseg.pipeline.audit.database import VIEWS
 
     if sys.stdin.isatty():
         typer.echo(f"views: {', '.join(VIEWS)}; end a statement with ; and the shell with Ctrl-D")

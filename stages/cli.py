@@ -47,7 +47,7 @@ USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectory
 
 def load_command(name: str) -> TyperCommand:
     """Import `stages/<name>.py` and make its function of the same name a command."""
-    function = getattr(importlib.import_module(f"stages.{name}"), name)
+    function = getattr(importlib.import_module(f"codeseg.stages.{name}"), name)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)
     command = typer.main.get_command(single)

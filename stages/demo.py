@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stages.score import write_json
+from codeseg.stages.score import write_json
 
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
@@ -127,7 +127,7 @@ def draw_world(world: Path, port: int, size: Size) -> None:
     Raises:
         ValueError: it was drawn at another size or for another port.
     """
-    from pipeline import storybook
+    from codeseg.pipeline.storybook import scenes as storybook
 
     begun = world / "begun.json"
     asked = {"port": port, "scenes": size.scenes}
@@ -184,7 +184,7 @@ def run_command(*arguments: str | int | Path) -> None:
     words = [str(argument) for argument in arguments]
     typer.secho(f"\n$ codeseg {shlex.join(words)}", bold=True)
     sys.stdout.flush()
-    command = [sys.executable, "-m", "stages.cli", *words]
+    command = [sys.executable, "-m", "codeseg", *words]
     done = subprocess.run(command, check=False, preexec_fn=die_with_parent)
     if done.returncode:
         typer.secho("the demo stops here; once that is mended, the same command goes on", err=True)

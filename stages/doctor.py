@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.doctor import (
+from codeseg.pipeline.engine.doctor import (
     Finding,
     check_clip,
     check_disk,
@@ -22,12 +22,12 @@ from pipeline.doctor import (
     check_tagger,
     is_remote,
 )
-from pipeline.doctor_reach import check_access, check_ray
-from pipeline.features_plan import Wishes
-from pipeline.requirements import read_requirements
-from pipeline.shards import describe
-from stages.options import RayAddress
-from stages.score import write_json
+from codeseg.pipeline.engine.doctor_reach import check_access, check_ray
+from codeseg.pipeline.engine.requirements import read_requirements
+from codeseg.pipeline.engine.shards import describe
+from codeseg.pipeline.features.plan import Wishes
+from codeseg.stages.options import RayAddress
+from codeseg.stages.score import write_json
 
 COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 DEFAULTS = Wishes()

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cluster import Resources, fit, most_workers, ray_session
-from pipeline.download import DownloadSettings, DownloadWorker, worth_retrying
-from pipeline.fetch import FetchLimits
-from pipeline.ledger import Ledger, Plan, ShardRecord, plan
-from pipeline.manifests import Manifest, load_manifest
-from pipeline.shards import StageReport, run_stage, show_report
-from pipeline.storage import Storage
-from pipeline.tars import TarWorker, list_tars, tar_inputs
-from pipeline.urls import cut_shards
-from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.pipeline.download.fetch import FetchLimits
+from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, worth_retrying
+from codeseg.pipeline.download.tars import TarWorker, list_tars, tar_inputs
+from codeseg.pipeline.download.urls import cut_shards
+from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
+from codeseg.pipeline.engine.ledger import Ledger, Plan, ShardRecord, plan
+from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.manifests import Manifest, load_manifest
+from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = DownloadSettings()
 

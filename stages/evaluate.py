@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
-from pipeline.benchmark_check import check_data
-from pipeline.predictions import PredictionFolder
-from stages.options import Device, Pretrained, choose_clip
-from stages.progress import progress
-from stages.score import (
+from codeseg.pipeline.benchmark.check import check_data
+from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
+from codeseg.pipeline.benchmark.predictions import PredictionFolder
+from codeseg.stages.options import Device, Pretrained, choose_clip
+from codeseg.stages.progress import progress
+from codeseg.stages.score import (
     SplitScores,
     class_table,
     print_caveat,
@@ -38,9 +38,9 @@ from stages.score import (
 )
 
 if TYPE_CHECKING:
-    from model.pixels import Pixels
-    from model.segmenter import Segmenter
-    from stages.processes import Processes
+    from codeseg.model.inference.segmenter import Segmenter
+    from codeseg.model.pictures.pixels import Pixels
+    from codeseg.stages.training.processes import Processes
 
 READ_AHEAD = 4
 """Images decoded while one is being segmented."""
@@ -141,8 +141,8 @@ def evaluate(
         "stride": stride,
         "prompts": prompts,
     }
-    from stages.config import parse_assignments
-    from stages.processes import Processes
+    from codeseg.stages.training.config import parse_assignments
+    from codeseg.stages.training.processes import Processes
 
     wished: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     wished |= parse_assignments(assignments or [])
@@ -181,8 +181,8 @@ def load_segmenter(
     source: Source, benchmark: Benchmark, wished: dict[str, Any], device: Any
 ) -> "Segmenter":
     """Load the model with the CLIP's default settings, then the benchmark's, then the user's."""
-    from model.segmenter import Segmenter
-    from stages.config import override
+    from codeseg.model.inference.segmenter import Segmenter
+    from codeseg.stages.training.config import override
 
     if source.run is None:
         assert source.pretrained is not None
@@ -202,8 +202,8 @@ def load_segmenter(
 
 def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
     """Everything that decides the label maps, by name and by hash."""
-    from model.checkpoint import MODEL, locate
-    from model.dense import VARIANTS
+    from codeseg.model.checkpoint import MODEL, locate
+    from codeseg.model.clip.dense import VARIANTS
 
     settings = {
         "benchmark": benchmark.name,
@@ -258,7 +258,7 @@ def predict(
 
 def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | str"]:
     """Decode images in a thread while others are segmented; a damaged one gives its reason."""
-    from model.pixels import rgb_pixels
+    from codeseg.model.pictures.pixels import rgb_pixels
 
     def read(image_id: str) -> "Pixels | str":
         try:

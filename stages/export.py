@@ -17,15 +17,15 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from pipeline.storage import Storage
-from stages.options import Clip, Pretrained
-from stages.score import write_json
-from stages.segment import load, wanted_texts
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.stages.options import Clip, Pretrained
+from codeseg.stages.score import write_json
+from codeseg.stages.segment import load, wanted_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.segmenter import Segmenter
+    from codeseg.model.inference.segmenter import Segmenter
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SUFFIXES = (".onnx", ".pt2")
@@ -93,7 +93,7 @@ def refuse_what_cannot_be(out: Path) -> None:
 
 def embed(segmenter: "Segmenter", texts: list[str]) -> dict[str, "Tensor"]:
     """The embeddings that go to the graph, by the names of its inputs; {} without texts."""
-    from model.export import SegmenterNetworks, inputs_of
+    from codeseg.model.export import SegmenterNetworks, inputs_of
 
     networks = SegmenterNetworks(segmenter)  # also refuses a method that is no network
     return inputs_of(networks, segmenter.embed_texts(texts)) if texts else {}
@@ -107,7 +107,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
     """
     import torch
 
-    from model import export, export_check
+    from codeseg.model import export, export_check
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
@@ -150,8 +150,8 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
 
 def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]) -> dict[str, Any]:
     """What a program needs to know to run the file."""
-    from model.export import OUTPUTS, SegmenterNetworks
-    from stages.run import codeseg_version
+    from codeseg.model.export import OUTPUTS, SegmenterNetworks
+    from codeseg.stages.training.run import codeseg_version
 
     clip = segmenter.clip
     return {

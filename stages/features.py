@@ -5,8 +5,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cluster import Resources, ray_session
-from pipeline.features_plan import (
+from codeseg.pipeline.engine.cluster import Resources, ray_session
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.progress import duration
+from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.features.plan import (
     Wishes,
     Work,
     clip_facts,
@@ -16,12 +20,8 @@ from pipeline.features_plan import (
     read_nouns,
     resolve,
 )
-from pipeline.ledger import Ledger
-from pipeline.progress import duration
-from pipeline.shards import StageReport, run_stage, show_report
-from pipeline.storage import Storage
-from pipeline.vocabulary_table import vocabulary_fingerprint, vocabulary_settings
-from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.pipeline.stream.vocabulary_table import vocabulary_fingerprint, vocabulary_settings
+from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = Wishes()
 
@@ -116,8 +116,8 @@ def run_features(
     _refuse_missing_gpu(resources)
     if work.features.pending:
         announce(root, work, resources, device, force=force)
-    from pipeline.features import FeaturesWorker  # these load torch
-    from pipeline.vocabulary import VocabularyWorker
+    from codeseg.pipeline.features.vocabulary import VocabularyWorker
+    from codeseg.pipeline.features.worker import FeaturesWorker  # these load torch
 
     ledger = Ledger(root)
     options = {"features": settings, "device": device, "threads": int(resources.cpus)}

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cluster import Resources
-from pipeline.ledger import Ledger, plan
-from pipeline.nouns import NounSettings, NounWorker, resolve_tagger
-from pipeline.shards import StageReport, run_stage, show_report
-from pipeline.storage import Storage
-from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.pipeline.engine.cluster import Resources
+from codeseg.pipeline.engine.ledger import Ledger, plan
+from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.nouns.tagger import NounSettings, NounWorker, resolve_tagger
+from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 
 def nouns(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cluster import Resources
+from codeseg.pipeline.engine.cluster import Resources
 
 RayAddress = Annotated[
     str | None,

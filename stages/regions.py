@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from model.region_config import CLIP, Grouping
-from pipeline.cluster import Resources
-from pipeline.ledger import Ledger, plan
-from pipeline.region_settings import RegionSettings, read_feature_settings, weights_sha256
-from pipeline.shards import StageReport, run_stage, show_report
-from pipeline.storage import Storage
-from stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.model.regions.config import CLIP, Grouping
+from codeseg.pipeline.engine.cluster import Resources
+from codeseg.pipeline.engine.ledger import Ledger, plan
+from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
+from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = Grouping()
 
@@ -77,7 +77,7 @@ def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -
     Raises:
         ValueError, FileNotFoundError: the features cannot be grouped, or not with these weights.
     """
-    from pipeline.regions import RegionsWorker
+    from codeseg.pipeline.regions.worker import RegionsWorker
 
     views = int(read_feature_settings(root)["views"])
     settings = replace(settings, views=views)
@@ -99,7 +99,7 @@ def write_sheet(root: Storage, file: Path, pictures: int) -> None:
     Raises:
         ValueError, FileNotFoundError: there is nothing to show.
     """
-    from pipeline.region_sheet import contact_sheet, first_pictures
+    from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures
 
     file.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(first_pictures(root, pictures)).save(file)

@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.benchmark import Benchmark
-from stages import figures
-from stages.report_curve import threshold_section
-from stages.report_data import data_sections, loss_section
-from stages.report_parts import Evaluation, Section, names_apart
-from stages.report_pictures import decomposition_section, picture_section
-from stages.report_words import words_section
+from codeseg.pipeline.benchmark.manifest import Benchmark
+from codeseg.stages.pages import figures
+from codeseg.stages.pages.report_curve import threshold_section
+from codeseg.stages.pages.report_data import data_sections, loss_section
+from codeseg.stages.pages.report_parts import Evaluation, Section, names_apart
+from codeseg.stages.pages.report_pictures import decomposition_section, picture_section
+from codeseg.stages.pages.report_words import words_section
 
 MOST_BARS = 40  # classes of the per-class chart; of more, those that differ most are shown
 
@@ -65,7 +65,9 @@ def write_report(
     path: Path, sections: Sequence[Section], *, title: str, subtitle: str = ""
 ) -> None:
     """Write the page; pictures and styles are inside, so it can be moved and mailed."""
-    template = string.Template((files("stages") / "report.html").read_text(encoding="utf-8"))
+    template = string.Template(
+        (files("codeseg.stages.pages") / "report.html").read_text(encoding="utf-8")
+    )
     body, links = "", ""
     for number, section in enumerate(sections):
         note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""

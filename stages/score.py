@@ -21,10 +21,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.metrics import Confusion, Scores, confusion_matrix
-from pipeline.benchmark import Benchmark, BenchmarkData, load_benchmark
-from pipeline.predictions import prediction_paths, read_prediction
-from stages.progress import progress
+from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
+from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix
+from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
+from codeseg.stages.progress import progress
 
 FAILURES_SHOWN = 5
 

@@ -17,16 +17,16 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from pipeline.benchmark import load_benchmark
-from pipeline.predictions import palette_image
-from stages.options import Clip, Device, Pretrained, choose_clip
-from stages.overlay import OPACITY, Colour, colours, overlay, with_legend
-from stages.progress import progress
-from stages.score import write_json
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.benchmark.predictions import palette_image
+from codeseg.stages.options import Clip, Device, Pretrained, choose_clip
+from codeseg.stages.pages.overlay import OPACITY, Colour, colours, overlay, with_legend
+from codeseg.stages.progress import progress
+from codeseg.stages.score import write_json
 
 if TYPE_CHECKING:
-    from model.pixels import Pixels
-    from model.segmenter import Segmentation, Segmenter
+    from codeseg.model.inference.segmenter import Segmentation, Segmenter
+    from codeseg.model.pictures.pixels import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 BACKGROUND: Colour = (0, 0, 0)
@@ -60,7 +60,7 @@ def segment(
 
     Example: codeseg segment photo.jpg --text "red car" --text dog --run runs/code
     """
-    from model.pixels import rgb_pixels
+    from codeseg.model.pictures.pixels import rgb_pixels
 
     console = Console()
     texts = wanted_texts(text, classes_from)
@@ -137,9 +137,9 @@ def load(
     device: str,
 ) -> "Segmenter":
     """Load the segmenter; say so when it is the embedded one."""
-    from model.segmenter import Segmenter
-    from stages.config import override, parse_assignments
-    from stages.processes import Processes
+    from codeseg.model.inference.segmenter import Segmenter
+    from codeseg.stages.training.config import override, parse_assignments
+    from codeseg.stages.training.processes import Processes
 
     with Processes.start(device) as processes:
         place = processes.device

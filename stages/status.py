@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.overview import StageView, look
-from pipeline.progress import duration
-from pipeline.storage import Storage
+from codeseg.pipeline.engine.overview import StageView, look
+from codeseg.pipeline.engine.progress import duration
+from codeseg.pipeline.engine.storage import Storage
 
 CELLS = 40  # of the matrix; each stands for one shard or for a run of them
 REASONS_SHOWN = 4

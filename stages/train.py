@@ -2,7 +2,8 @@
 
 Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
 that was killed goes on from its last checkpoint and ends with the same bits (on a CPU) as one that
-was not. Under torchrun every process reads its part of each batch; see stages/processes.py.
+was not. Under torchrun every process reads its part of each batch
+(stages/training/processes.py).
 """
 
 import json
@@ -19,13 +20,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from model.codecomposition import CoDe
-from pipeline.batches import Batch, FeatureStream, Position
-from stages.flops import peak_flops
-from stages.optimizer import build_optimizer
-from stages.processes import Processes
-from stages.recipes import RECIPES, Recipe, TrainConfig, resolve
-from stages.run import (
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.pipeline.stream.batches import Batch, FeatureStream, Position
+from codeseg.stages.training.flops import peak_flops
+from codeseg.stages.training.optimizer import build_optimizer
+from codeseg.stages.training.processes import Processes
+from codeseg.stages.training.recipes import RECIPES, Recipe, TrainConfig, resolve
+from codeseg.stages.training.run import (
     State,
     check_run,
     load_clip,
@@ -34,8 +35,8 @@ from stages.run import (
     save,
     write_config,
 )
-from stages.runlog import Meter, RunLog
-from stages.stepper import Stepper
+from codeseg.stages.training.runlog import Meter, RunLog
+from codeseg.stages.training.stepper import Stepper
 
 
 def train(

@@ -27,17 +27,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else clusters of tests stand still
 
 NEEDED = {
-    "ray": ("deploy/*", "pipeline/test_doctor_reach.py", "pipeline/test_download.py",
-            "pipeline/test_faults.py", "pipeline/test_features.py", "pipeline/test_nouns.py",
-            "pipeline/test_regions.py", "pipeline/test_shards.py", "test_demo.py",
-            "docs/test_run_pages.py", "test_regions_command.py", "test_train_regions.py"),
-    "spacy": ("pipeline/test_doctor.py", "stages/test_doctor.py"),
-    "duckdb": ("test_audit*.py", "test_report.py"),
-    "moto": ("pipeline/test_object_store.py", "pipeline/test_remote_stream.py"),
-    "webdataset": ("pipeline/test_tars.py",),
-    "cv2": ("test_image_header.py",),
+    "ray": ("deploy/*", "pipeline/engine/test_doctor_reach.py", "pipeline/engine/test_faults.py",
+            "pipeline/engine/test_shards.py", "pipeline/download/test_download.py",
+            "pipeline/nouns/test_tagger.py", "pipeline/features/*", "pipeline/regions/*",
+            "stages/test_demo.py", "stages/test_regions.py", "stages/training/test_regions.py",
+            "docs/test_run_pages.py"),
+    "spacy": ("pipeline/engine/test_doctor.py", "stages/test_doctor.py"),
+    "duckdb": ("pipeline/audit/*", "stages/test_report.py"),
+    "moto": ("pipeline/engine/test_object_store.py", "pipeline/stream/test_remote_stream.py"),
+    "webdataset": ("pipeline/download/test_tars.py",),
+    "cv2": ("model/pictures/test_header.py",),
     "onnxruntime": ("stages/test_export.py",),
-    "torchmetrics": ("test_metrics.py", "test_score.py"),
+    "torchmetrics": ("pipeline/benchmark/test_metrics.py", "stages/test_score.py"),
     "check_jsonschema": ("test_repository.py",),
     "build": ("test_package.py",),
     "mkdocs": ("docs/test_site.py",),
@@ -119,7 +120,7 @@ def image_server():
 @pytest.fixture(scope="session")
 def ray_session():
     """One Ray for all tests that schedule: starting it costs five seconds."""
-    from pipeline.cluster import Resources, ray_session
+    from codeseg.pipeline.engine.cluster import Resources, ray_session
 
     with ray_session(Resources(workers=2)):
         yield
@@ -137,7 +138,7 @@ def quick_demo(tmp_path_factory):
     """The quick demo, run once, undisturbed; its folder is not to be changed."""
     folder = tmp_path_factory.mktemp("demo") / "demo-run"
     began = time.monotonic()
-    command = [sys.executable, "-m", "stages.cli", "demo", "--quick", "--out", str(folder)]
+    command = [sys.executable, "-m", "codeseg", "demo", "--quick", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return Demo(folder, time.monotonic() - began)

@@ -31,9 +31,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import cluster, shards, storybook
-from stages.cli import main as main_of_codeseg
-from stages.demo import QuietHandler
+from codeseg.pipeline.engine import cluster, shards
+from codeseg.pipeline.storybook import scenes as storybook
+from codeseg.stages.cli import main as main_of_codeseg
+from codeseg.stages.demo import QuietHandler
 
 FORK = multiprocessing.get_context("fork")
 
@@ -43,7 +44,13 @@ COMMITS = {"download": "pairs"}  # the ledger's folder, where it is not named as
 KILLS_A_STAGE = 7
 SHARD_SIZE = 6
 # the heavy ones, so that a fork is at work at once
-IMPORTED_BEFORE = ("ray.data", "spacy", "img2dataset.downloader", "open_clip", "pipeline.features")
+IMPORTED_BEFORE = (
+    "ray.data",
+    "spacy",
+    "img2dataset.downloader",
+    "open_clip",
+    "codeseg.pipeline.features.worker",
+)
 
 
 class QuietServer(http.server.ThreadingHTTPServer):

@@ -5,7 +5,7 @@ describes, fills them by the rule below, and prints the largest difference of ev
 gradient norm of the two files; exit status 1 if any is out of tolerance, 2 on a wrong use.
 
 The rule: for each parameter, x = standard normal from PCG64(crc32(f"{seed_tag}:{name}")), scaled by
-its kind, rounded through float16. Letters are those of `model.codecomposition`.
+its kind, rounded through float16. Letters are those of `codeseg.model.code.codecomposition`.
 """
 
 import json
@@ -23,10 +23,10 @@ import open_clip
 import torch
 from torch import Tensor
 
-from model.clip import FrozenClip
-from model.codecomposition import CoDe, CoDeConfig, Losses
-from model.masks import window_masks
-from model.prompts import TEMPLATES, encode_template, template_embeddings
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.prompts import TEMPLATES, encode_template, template_embeddings
+from codeseg.model.code.codecomposition import CoDe, CoDeConfig, Losses
+from codeseg.model.inference.masks import window_masks
 
 ARRAY_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5

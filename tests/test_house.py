@@ -1,18 +1,20 @@
 """The house keeps its lines: every file is introduced, imports run one way, light stays light."""
 
 import ast
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("pipeline", "model", "stages", "bench")
-FILES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 ENGINES = {"ray", "spacy", "img2dataset", "duckdb", "pandas"}
 
 
 def imports(path: Path, everywhere: bool) -> set[str]:
-    """First two parts of what a file imports: at its top, or anywhere in it."""
+    """Rooms and packages that a file imports: at its top, or anywhere in it."""
     tree = ast.parse(path.read_text())
     nodes = ast.walk(tree) if everywhere else iter(tree.body)
     names = set()
@@ -21,36 +23,50 @@ def imports(path: Path, everywhere: bool) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return {".".join(name.split(".")[:2]) for name in names}
+    return {name.removeprefix("codeseg.").split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_file_says_what_it_does_and_is_listed(path):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_what_it_does(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
-    if path.name != "__init__.py":
-        assert f"`{path.name}`" in (ROOT / "docs/house.md").read_text()
+
+
+def test_no_folder_is_crowded_and_each_is_installed():
+    folders = Counter(path.parent for path in FILES if path.relative_to(ROOT).parts[0] != "bench")
+    crowded = {f: n for f, n in folders.items() if n > (20 if f == ROOT / "stages" else 13)}
+    assert not crowded
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    names = {"codeseg." + ".".join(f.relative_to(ROOT).parts) for f in folders}
+    names = names - {"codeseg.stages.public"} | {"codeseg", "codeseg.data_manifests"}
+    assert sorted(packages) == sorted(names)
 
 
 def test_model_imports_neither_pipeline_nor_stages_nor_engines():
-    for path in (ROOT / "model").glob("*.py"):
-        rooms = {name.split(".")[0] for name in imports(path, everywhere=True)}
+    for path in (ROOT / "model").rglob("*.py"):
+        rooms = imports(path, everywhere=True)
         assert not rooms & ({"pipeline", "stages"} | ENGINES), path.name
 
 
 def test_pipeline_never_imports_stages():
-    for path in (ROOT / "pipeline").glob("*.py"):
-        rooms = {name.split(".")[0] for name in imports(path, everywhere=True)}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        rooms = imports(path, everywhere=True)
         assert "stages" not in rooms, path.name
 
 
 def test_light_files_import_no_engine():
-    for path in (ROOT / "pipeline").glob("*.py"):
+    for path in (ROOT / "pipeline").rglob("*.py"):
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
         if "Light" in first:
-            rooms = {name.split(".")[0] for name in imports(path, everywhere=True)}
+            rooms = imports(path, everywhere=True)
             assert not rooms & ENGINES, path.name
 
 
+def test_nothing_outside_tests_imports_tests():
+    for path in FILES:
+        assert "tests" not in imports(path, everywhere=True), path
+
+
 def test_no_room_is_named_for_nothing():
-    names = {path.stem for path in FILES}
+    names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not names & {"utils", "common", "helpers", "misc"}

@@ -35,8 +35,9 @@ def run_without_engines(modules, then=""):
 
 
 def test_model_and_light_commands_import_without_any_engine():
-    modules = [f"model.{path.stem}" for path in sorted((ROOT / "model").glob("[!_]*.py"))]
-    modules += [f"stages.{name}" for name in COMMANDS]
+    paths = sorted((ROOT / "model").rglob("[!_]*.py"))
+    modules = ["codeseg." + ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
+    modules += [f"codeseg.stages.{name}" for name in COMMANDS]
     done = run_without_engines(modules)
     assert done.returncode == 0, done.stderr
 
@@ -44,12 +45,12 @@ def test_model_and_light_commands_import_without_any_engine():
 def test_training_runs_without_any_engine(tmp_path):
     then = f"""
 from pathlib import Path
-from stages.train import fit
-from tests.tiny_run import make_root, tiny_recipe
+from codeseg.stages.train import fit
+from tests.helpers.tiny_run import make_root, tiny_recipe
 root = make_root(Path({str(tmp_path)!r}))
 assert fit(root, Path({str(tmp_path)!r}) / "run", tiny_recipe(root, "train.steps=2"))
 """
-    done = run_without_engines(["stages.train"], then)
+    done = run_without_engines(["codeseg.stages.train"], then)
     assert done.returncode == 0, done.stderr
 
 

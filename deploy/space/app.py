@@ -8,10 +8,10 @@ import os
 
 from rich.console import Console
 
-from stages.app import model_line
-from stages.app_page import build
-from stages.app_serve import serve
-from stages.segment import load
+from codeseg.stages.app import model_line
+from codeseg.stages.browser.page import build
+from codeseg.stages.browser.serve import serve
+from codeseg.stages.segment import load
 
 if __name__ == "__main__":
     run = os.environ.get("CODESEG_RUN") or None

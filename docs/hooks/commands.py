@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/commands.md"
 sys.path.insert(0, str(ROOT))  # a source tree need not be installed to be documented
 
-from stages.cli import COMMANDS, load_command  # noqa: E402 - found by the line above
+from codeseg.stages.cli import COMMANDS, load_command  # noqa: E402 - found by the line above
 
 PLACEHOLDERS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 HEAD = """# Command reference
@@ -36,7 +36,7 @@ def page() -> str:
 def section(name: str) -> str:
     """One command: its help, its line of use, its arguments and options."""
     command = load_command(name)
-    function = getattr(importlib.import_module(f"stages.{name}"), name)
+    function = getattr(importlib.import_module(f"codeseg.stages.{name}"), name)
     hints = get_type_hints(function)
     arguments = [p for p in command.params if not is_option(p)]
     options = [p for p in command.params if is_option(p)]

@@ -11,7 +11,7 @@ import ray
 import yaml
 from typer.main import get_command
 
-from stages.cli import COMMANDS, app, load_command
+from codeseg.stages.cli import COMMANDS, app, load_command
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.app_serve import PlainBlocks
+from codeseg.stages.browser.serve import PlainBlocks
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "deploy" / "space"
@@ -28,7 +28,7 @@ def test_its_card_names_the_gradio_that_the_tests_run_with():
 
 def test_it_serves_the_page_to_the_proxy_of_its_container(monkeypatch):
     served = []
-    monkeypatch.setattr("stages.app_serve.serve", lambda *given: served.append(given))
+    monkeypatch.setattr("codeseg.stages.browser.serve.serve", lambda *given: served.append(given))
     monkeypatch.setattr(PlainBlocks, "block_thread", lambda self: None)
     monkeypatch.delenv("CODESEG_RUN", raising=False)
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")

@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-from stages.cli import COMMANDS, load_command
-from tests.docs.pages import ROOT
+from codeseg.stages.cli import COMMANDS, load_command
+from tests.helpers.pages import ROOT
 
 
 def test_the_reference_is_current():

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark import load_benchmark
-from pipeline.manifests import load_manifest, parse_manifest
-from stages.cli import COMMANDS, load_command
-from stages.recipes import resolve
-from tests.docs.pages import MARK, PAGES, ROOT, blocks, commands, inline_code
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.manifests import load_manifest, parse_manifest
+from codeseg.stages.cli import COMMANDS, load_command
+from codeseg.stages.training.recipes import resolve
+from tests.helpers.pages import MARK, PAGES, ROOT, blocks, commands, inline_code
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [
@@ -30,7 +30,8 @@ def codeseg_words(words: list[str]) -> list[str] | None:
     """What follows `codeseg`, however it is called; None for another program."""
     if words[0].rpartition("/")[2] == "codeseg":
         return words[1:]
-    return words[words.index("stages.cli") + 1 :] if "stages.cli" in words else None
+    module = words[0].startswith(("python", "torchrun")) and "codeseg" in words
+    return words[words.index("codeseg") + 1 :] if module else None
 
 
 CODESEG = [(page, given) for page, words in SHELL if (given := codeseg_words(words)) is not None]

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.helpers.pages import PAGES, ROOT, Block, blocks
 
 MADE = {
     "quickstart.md": ("audit.html", "runs/mine/config.json", "segments/000000/overlay.png",
@@ -30,7 +30,7 @@ def shell(tmp_path, monkeypatch):
     programs = tmp_path / "programs"
     programs.mkdir()
     command = programs / "codeseg"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stages.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m codeseg "$@"\n')
     command.chmod(0o755)
     places = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(places))

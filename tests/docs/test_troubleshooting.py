@@ -29,7 +29,7 @@ def messages() -> frozenset[str]:
     """Every string of the three rooms that no documentation is made of."""
     found = set()
     for room in ROOMS:
-        for path in (ROOT / room).glob("*.py"):
+        for path in (ROOT / room).rglob("*.py"):
             tree = ast.parse(path.read_text())
             bare = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
             texts = (wording(n) for n in ast.walk(tree) if id(n) not in bare)

@@ -4,7 +4,7 @@ import json
 
 from typer.testing import CliRunner
 
-from stages.cli import app
+from codeseg.stages.cli import app
 
 EMBEDDED = ("--clip", "storybook", "--pretrained", "storybook")
 

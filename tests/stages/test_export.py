@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from model import export_check
-from model.checkpoint import save_checkpoint
-from model.clip import FrozenClip
-from model.segmenter import Segmenter
-from stages.cli import app
-from tests.small_code import TINY, small_code
+from codeseg.model import export_check
+from codeseg.model.checkpoint import save_checkpoint
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.inference.segmenter import Segmenter
+from codeseg.stages.cli import app
+from tests.helpers.small_code import TINY, small_code
 
 TEXTS = ("red car", "dog")
 WORDS = [part for text in TEXTS for part in ("--text", text)]
@@ -143,7 +143,7 @@ def test_without_onnx_the_error_names_the_extra(tmp_path):
         "import sys\n"
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name: None if name == 'onnxscript' else find(name)\n"
-        "from stages.cli import main\n"
+        "from codeseg.stages.cli import main\n"
         "sys.argv = ['codeseg', 'export']\nmain()"
     )
     command = [sys.executable, "-c", code]

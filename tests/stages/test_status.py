@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.ledger import Ledger, ShardRecord, fingerprint
-from pipeline.overview import look
-from pipeline.progress import Heartbeat
-from pipeline.storage import Storage
-from stages.cli import app, load_command
-from stages.status import matrix
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.progress import Heartbeat
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.stages.cli import app, load_command
+from codeseg.stages.status import matrix
 
 
 def record(stage, shard, made_from, settings="s"):

@@ -1,0 +1,111 @@
+"""Trunk tokens of the frozen CLIP -> one joint embedding a patch, with no training (METHOD §11).
+
+Each variant changes only what the last block's attention does; the weights stay CLIP's own:
+
+    maskclip   every token sees itself alone; residual and MLP kept (Zhou et al., ECCV 2022)
+    sclip      softmax(q·q) + softmax(k·k), on v; residual and MLP kept (Wang et al., ECCV 2024)
+    clearclip  softmax(q·q) on v; no residual, no MLP (Lan et al., ECCV 2024)
+    naclip     softmax(k·k + Gaussian of the patch distance) on v; no residual, no MLP
+               (Hajimiri et al., WACV 2025)
+
+Letters: B images, P = 1 + h·w tokens (class token first), D width, H heads, d width of a head,
+C joint width, h w patch grid.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
+
+from codeseg.model.clip.blocks import feed_forward, run_dense_block
+from codeseg.model.clip.encoder import FrozenClip
+
+NACLIP_SIGMA = 5.0
+"""Standard deviation of NACLIP's neighbourhood, in patches (the authors' value)."""
+
+Variant = Callable[[ResidualAttentionBlock, Tensor, int, int], Tensor]
+
+
+def dense_embedding(
+    clip: FrozenClip, tokens_BPD: Tensor, grid: tuple[int, int], variant: str
+) -> Tensor:
+    """Run the last block in one of the dense forms and project every patch.
+
+    Args:
+        clip: the frozen CLIP.
+        tokens_BPD: the trunk's output, class token included.
+        grid: (h, w) patches.
+        variant: a key of VARIANTS.
+
+    Returns:
+        Patch embeddings (B, C, h, w), L2-normalised over C.
+
+    Raises:
+        ValueError: the variant is unknown.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown method {variant!r}; training-free ones: {', '.join(VARIANTS)}")
+    tokens_BPD = VARIANTS[variant](clip.last_block, tokens_BPD, *grid)
+    patches_BPC = F.normalize(clip.project(tokens_BPD[:, 1:]), dim=-1)
+    return patches_BPC.transpose(1, 2).reshape(len(tokens_BPD), -1, *grid)
+
+
+def maskclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+    """Attend to oneself only."""
+    return run_dense_block(block, x_BPD)
+
+
+def sclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+    """Correlative self-attention: queries with queries plus keys with keys."""
+    q, k, v = _heads(block, x_BPD)
+    attended = F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
+    return feed_forward(block, x_BPD + _join(block, attended))
+
+
+def clearclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+    """Queries with queries; the residual stream and the MLP, which blur places, are left out."""
+    q, _, v = _heads(block, x_BPD)
+    return _join(block, F.scaled_dot_product_attention(q, q, v))
+
+
+def naclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+    """Keys with keys, nearby patches favoured; no residual, no MLP."""
+    _, k, v = _heads(block, x_BPD)
+    neighbours_PP = F.pad(neighbourhood(h, w).to(x_BPD), (1, 0, 1, 0))  # 0 for the class token
+    return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))
+
+
+def neighbourhood(h: int, w: int, sigma: float = NACLIP_SIGMA) -> Tensor:
+    """Gaussian of the distance between patches, peak 1: float (h·w, h·w)."""
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], dim=1).float()
+    squared = (places[:, None] - places[None]).square().sum(-1)
+    return torch.exp(-squared / (2 * sigma**2))
+
+
+VARIANTS: dict[str, Variant] = {
+    "maskclip": maskclip,
+    "sclip": sclip,
+    "clearclip": clearclip,
+    "naclip": naclip,
+}
+
+
+def _heads(block: ResidualAttentionBlock, x_BPD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of the block's attention, each (B, H, P, d)."""
+    attention = block.attn
+    B, P, D = x_BPD.shape
+    H = attention.num_heads
+    qkv = F.linear(block.ln_1(x_BPD), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.view(B, P, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _join(block: ResidualAttentionBlock, x_BHPd: Tensor) -> Tensor:
+    """Heads back into (B, P, D), through the output projection."""
+    joined_BPD = x_BHPd.transpose(1, 2).flatten(2)
+    out = block.attn.out_proj
+    projected_BPD: Tensor = block.ls_1(F.linear(joined_BPD, out.weight, out.bias))
+    return projected_BPD

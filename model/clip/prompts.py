@@ -1,0 +1,115 @@
+"""What is learnt in front of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
+
+Noun tokens in, noun embeddings out; pixels or token embeddings and a mask in, highlighted ones out.
+Letters: U distinct nouns, M noun tokens, T text width, C joint width, N image–noun pairs, L caption
+tokens, H W pixels, K templates.
+"""
+
+import torch
+import torch.nn.functional as F
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor, nn
+
+from codeseg.model.clip.encoder import FrozenClip
+
+TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+CONTEXT_START = "A photo of"
+
+
+class NounPrompt(nn.Module):
+    """KgCoOp's learnable context: [SOS] + context + noun + [EOS] through the frozen text encoder.
+
+    The context starts as the token embeddings of "A photo of x x x …".
+    """
+
+    def __init__(self, clip: FrozenClip, context_tokens: int) -> None:
+        super().__init__()
+        fillers = " x" * (context_tokens - len(CONTEXT_START.split()))
+        ids = clip.tokenizer.encode(CONTEXT_START + fillers)[:context_tokens]
+        with torch.no_grad():
+            self.context = nn.Parameter(clip.embed_tokens(torch.tensor(ids)).clone())
+
+    def forward(self, clip: FrozenClip, tokens_UM: Tensor, lengths_U: Tensor) -> Tensor:
+        """Return n (U, C), unit.
+
+        Args:
+            clip: the frozen encoder.
+            tokens_UM: BPE ids without SOS and EOS, zero-padded.
+            lengths_U: BPE tokens of each noun.
+        """
+        tokenizer = clip.tokenizer
+        sos = clip.embed_tokens(tokens_UM.new_tensor([tokenizer.sot_token_id]))
+        nouns = clip.embed_tokens(_append(tokens_UM, lengths_U, [tokenizer.eot_token_id]))
+        return clip.encode_after_prefix(torch.cat([sos, self.context]), nouns, lengths_U)
+
+
+def _append(tokens_UM: Tensor, lengths_U: Tensor, ids: list[int]) -> Tensor:
+    """Write `ids` right after each row's tokens: (U, M + len(ids))."""
+    out = F.pad(tokens_UM, (0, len(ids)))
+    index = lengths_U[:, None] + torch.arange(len(ids), device=tokens_UM.device)
+    return out.scatter(1, index, tokens_UM.new_tensor(ids).expand(len(tokens_UM), -1))
+
+
+@torch.no_grad()
+def encode_template(
+    clip: FrozenClip, template: str, tokens_UM: Tensor, lengths_U: Tensor
+) -> Tensor:
+    """Embed nouns, given as BPE ids as in `NounPrompt`, in one template: n' (U, C), unit."""
+    before, _, after = template.partition("{}")
+    tokenizer = clip.tokenizer
+    head = [tokenizer.sot_token_id, *tokenizer.encode(before)]
+    tail = [*tokenizer.encode(after), tokenizer.eot_token_id]
+    rows = _append(tokens_UM, lengths_U, tail)
+    sequence = torch.cat([tokens_UM.new_tensor(head).expand(len(rows), -1), rows], dim=1)
+    return clip.encode_text(sequence, lengths_U + len(head) + len(tail))
+
+
+@torch.no_grad()
+def template_embeddings(
+    clip: FrozenClip, names: list[str], templates: tuple[str, ...] = TEMPLATES
+) -> Tensor:
+    """Embed names in every template: (U, K, C), unit.
+
+    Their mean over K, not normalised, is the vocabulary's knowledge embedding (METHOD §3); the
+    mean made unit again is the zero-shot class embedding (METHOD §8).
+    """
+    device = clip.mean.device
+    rows = [
+        clip.encode_text(clip.tokenize([t.format(name) for t in templates]).to(device))
+        for name in names
+    ]
+    return torch.stack(rows)
+
+
+def highlight_region(images_NCHW: Tensor, mask_N1HW: Tensor, prompt_CHW: Tensor) -> Tensor:
+    """Keep what the mask keeps and put the prompt elsewhere: H^v = X·M + P^v·(1 − M).
+
+    Args:
+        images_NCHW: normalised images.
+        mask_N1HW: 0..1, at any resolution; upsampled to the images' (nearest).
+        prompt_CHW: P^v, resized to the images' size (bilinear) where it differs.
+    """
+    size = (images_NCHW.shape[-2], images_NCHW.shape[-1])
+    mask = F.interpolate(mask_N1HW, size, mode="nearest")
+    prompt = prompt_CHW[None]
+    if prompt.shape[-2:] != size:
+        prompt = F.interpolate(prompt, size, mode="bilinear", align_corners=False)
+    return torch.lerp(prompt.to(images_NCHW.dtype), images_NCHW, mask)
+
+
+def highlight_words(
+    embeddings_NLT: Tensor, mask_NL: Tensor, lengths_N: Tensor, prompt_LT: Tensor
+) -> Tensor:
+    """Keep the words the mask keeps: H^t = T·M + P^t·(1 − M), SOS, EOS and padding always kept.
+
+    Args:
+        embeddings_NLT: token embeddings, positions not added.
+        mask_NL: 0..1.
+        lengths_N: tokens up to and including EOS.
+        prompt_LT: P^t for every position of the context; cut to L.
+    """
+    L = embeddings_NLT.shape[1]
+    position_L = torch.arange(L, device=mask_NL.device)
+    kept_NL = (position_L == 0) | (position_L >= lengths_N[:, None] - 1)
+    mask_NL1 = mask_NL.masked_fill(kept_NL, 1.0)[:, :, None]
+    return torch.lerp(prompt_LT[:L].expand_as(embeddings_NLT), embeddings_NLT, mask_NL1)

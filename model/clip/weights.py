@@ -1,0 +1,167 @@
+"""A CLIP by name: model name and weights in, a supported open_clip model out.
+
+Hub tags, files and random weights alike; what the method has no meaning for is refused in one line.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import nn
+
+from codeseg.model.clip.hub import hub_or_cache
+
+BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
+    """Build a CLIP and fill it; the arguments are those of `FrozenClip.load`.
+
+    Raises:
+        ValueError: the model or the weights are unknown, unsupported or cannot be had.
+    """
+    config = _model_config(model)
+    if pretrained.split(":")[0] == "random":
+        seed = pretrained.partition(":")[2] or "0"
+        if not seed.isdigit():
+            raise ValueError(f"pretrained {pretrained!r}: random[:seed] takes a number")
+        return _build(config, model, int(seed))
+    path, quick_gelu = _find_weights(model, pretrained)
+    config["quick_gelu"] = config.get("quick_gelu", False) or quick_gelu
+    other = f"{model}-quickgelu"
+    if Path(pretrained).is_file() and not config["quick_gelu"] and other in open_clip.list_models():
+        warnings.warn(
+            f"{pretrained} runs with GELU; if it was trained with QuickGELU, as OpenAI's, "
+            f"MetaCLIP's and DFN's CLIPs were, name the model {other}",
+            stacklevel=2,
+        )
+    clip = _build(config, model, 0)
+    _fill(clip, path, model)
+    return clip
+
+
+def _model_config(model: str) -> dict[str, Any]:
+    """Find an open_clip config by name or JSON path."""
+    path = WEIGHTS / "storybook.json" if model == "storybook" else Path(model)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ValueError(f"CLIP config {path} does not exist")
+        try:
+            config = json.loads(path.read_text())
+            config = dict(config.get("model_cfg", config))
+        except (ValueError, TypeError, AttributeError):
+            config = {}
+        if not all(isinstance(config.get(name), dict) for name in ("vision_cfg", "text_cfg")):
+            raise ValueError(f"{path} is no open_clip config: it lacks vision_cfg or text_cfg")
+        return config
+    config = open_clip.get_model_config(model) if ":" not in model else None
+    if config is None:
+        raise ValueError(
+            f"unknown CLIP {model!r}: name a model of open_clip (open_clip.list_models()), "
+            "a JSON config, or storybook"
+        )
+    return dict(config)
+
+
+def _find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
+    """Return the weights' file and whether the tag says they were trained with QuickGELU."""
+    if pretrained == "storybook":
+        return WEIGHTS / "storybook.safetensors", False
+    if Path(pretrained).is_file():
+        return Path(pretrained), False
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ValueError(
+            f"weights {pretrained!r} of {model} are neither a file nor a known tag ({known})"
+        )
+    # The hub's client tells of every retry; a user without a network gets one line, ours.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    try:
+        with hub_or_cache():
+            path = open_clip.download_pretrained(tag)
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(
+            f"the weights {pretrained!r} of {model} cannot be fetched from the hub "
+            f"({type(error).__name__}): mend the network, or give a file of them, or random"
+        ) from error
+    return Path(path), bool(tag.get("quick_gelu", False))
+
+
+def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
+    """Build a random CLIP from a config, the same for the same seed."""
+    unsupported = {
+        "timm_model_name": config["vision_cfg"].get("timm_model_name"),
+        "hf_model_name": config["text_cfg"].get("hf_model_name"),
+        "hf_tokenizer_name": config["text_cfg"].get("hf_tokenizer_name"),
+        "custom_text": config.get("custom_text"),
+        "multimodal_cfg": config.get("multimodal_cfg"),
+    }
+    for key, value in unsupported.items():
+        if value:
+            raise _unsupported(model, f"its config has {key}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+
+
+def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
+    """Load weights from a .safetensors or pickle-free .pt file."""
+    if not path.is_file():
+        raise ValueError(f"CLIP weights {path} do not exist")
+    try:
+        open_clip.load_checkpoint(clip, str(path), weights_only=True)
+    except Exception as error:  # torch, safetensors and open_clip raise many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"CLIP weights {path} do not fit {model}: {reason}") from error
+
+
+def refuse_unsupported(clip: Any, name: str) -> None:
+    """Refuse what the method has no meaning for, in one line.
+
+    Raises:
+        ValueError: not a plain ViT with a class token, or not a causal transformer read at EOS.
+    """
+    visual = getattr(clip, "visual", None)
+    if type(clip) is not open_clip.CLIP or not isinstance(visual, VisionTransformer):
+        raise _unsupported(name, f"it is a {type(clip).__name__} with {type(visual).__name__}")
+    blocks = [*visual.transformer.resblocks, *clip.transformer.resblocks]
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        raise _unsupported(name, "its transformer blocks are not the standard ones")
+    if visual.pool_type != "tok" or visual.attn_pool is not None or visual.proj is None:
+        raise _unsupported(name, "its image embedding is not a projected class token")
+    if clip.attn_mask is None or clip.text_pool_type not in ("argmax", "eos"):
+        raise _unsupported(name, "its text encoder is not causal and read at EOS")
+    if not isinstance(clip.text_projection, nn.Parameter):
+        raise _unsupported(name, "its text projection is not a plain matrix")
+    if clip.vocab_size < BPE_VOCABULARY:
+        raise _unsupported(name, "its vocabulary is not CLIP's byte pairs")
+    if visual.transformer.layers < 2:
+        raise _unsupported(name, "it has fewer than two vision blocks")
+
+
+def _unsupported(name: str, why: str) -> ValueError:
+    return ValueError(
+        f"CLIP {name!r} is not supported ({why}): take a plain ViT with CLIP's own text encoder"
+    )
+
+
+def hash_weights(clip: open_clip.CLIP) -> str:
+    """Return the SHA-256 over the names, shapes and fp32 bytes of all weights, and QuickGELU.
+
+    The activation is no weight, and no file of weights tells it, yet it is another model.
+    """
+    digest = hashlib.sha256()
+    if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU):
+        digest.update(b"QuickGELU")
+    for name, weight in sorted(clip.state_dict().items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

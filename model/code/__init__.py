@@ -1,0 +1,1 @@
+"""CoDe: segmenters, prompts, losses."""

@@ -1,0 +1,390 @@
+"""CoDe (METHOD §2–6): a batch in, weighted loss terms out. This file only wires the modules.
+
+Letters: B images of this rank, J nouns an image, N = J*B pairs of this rank (noun-major: all first
+nouns, then all second), A = pairs of all ranks, U distinct nouns, M noun tokens, L caption tokens,
+P = 1 + h*w trunk tokens, D vision width, T text width, C joint width, H W mask rows and columns,
+K = 1+J word classes. Images are (B, 3, pixel rows, pixel columns).
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codeseg.model import distributed
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.prompts import (
+    TEMPLATES,
+    NounPrompt,
+    encode_template,
+    highlight_region,
+    highlight_words,
+)
+from codeseg.model.code import losses
+from codeseg.model.code.composition import (
+    CaptionParts,
+    Composition,
+    Losses,
+    argmax_labels,
+    by_noun,
+    harden,
+)
+from codeseg.model.code.config import CoDeConfig
+from codeseg.model.code.image_segmenter import MASK_PIXELS, ImageSegmenter
+from codeseg.model.code.text_segmenter import TextSegmenter
+from codeseg.model.regions.recognition import RegionRecogniser, noun_keys
+
+__all__ = ["CoDe", "CoDeConfig", "Losses"]
+
+LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
+
+
+class CoDe(nn.Module):
+    """The whole model: a frozen CLIP and everything that is trained around it."""
+
+    def __init__(self, clip: FrozenClip, config: CoDeConfig) -> None:
+        super().__init__()
+        if clip.context_length < config.context_tokens + 3:
+            raise ValueError(
+                f"{config.context_tokens} context tokens, SOS, a noun and EOS do not fit the "
+                f"{clip.context_length} tokens of {clip.name}: lower context_tokens"
+            )
+        if not config.masks and (config.co_decomposition or not config.region_weight):
+            raise ValueError(
+                "without masks there are only regions to learn from: set model.region_weight "
+                "above 0 and model.co_decomposition=false"
+            )
+        self.clip = clip
+        self.config = config
+        self.noun_prompt = NounPrompt(clip, config.context_tokens)
+        if config.region_weight:
+            self.region_recogniser = RegionRecogniser(clip, config.region_pool)
+        if config.masks:
+            self.image_segmenter = ImageSegmenter(clip)
+            self.region_prompt = nn.Parameter(
+                torch.zeros(3, clip.image_size, clip.image_size), requires_grad=config.region_prompt
+            )
+            self.tcl_feature_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+            self.tcl_image_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+        if config.co_decomposition:
+            self.text_segmenter = TextSegmenter(clip)
+            self.word_prompt = nn.Parameter(
+                torch.zeros(clip.context_length, clip.text_width), requires_grad=config.word_prompt
+            )
+            self.hcl_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
+
+    # -- what is trained --------------------------------------------------------------------------
+
+    def set_phase(self, phase: Literal[1, 2]) -> None:
+        """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7).
+
+        The region recogniser has no decoder to wait for: its copy trains from the start.
+        """
+        if self.config.masks:
+            self.image_segmenter.block.requires_grad_(phase == 2)
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Return every weight that is not the frozen CLIP's."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if not name.startswith("clip.")}
+
+    def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `trainable_state_dict` returned.
+
+        Raises:
+            ValueError: a weight is missing, unknown or of another shape.
+        """
+        own = self.trainable_state_dict()
+        for name in sorted(own.keys() | state.keys()):
+            if name not in state or name not in own:
+                where = "lacks" if name in own else "has an unknown"
+                raise ValueError(f"the checkpoint {where} weight {name}: it is of another model")
+            if own[name].shape != state[name].shape:
+                raise ValueError(
+                    f"the checkpoint's weight {name} has shape {tuple(state[name].shape)}, "
+                    f"the model's {tuple(own[name].shape)}: it is of another model"
+                )
+        self.load_state_dict(state, strict=False)
+
+    # -- inference --------------------------------------------------------------------------------
+
+    def noun_embeddings(self, noun_tokens_UM: Tensor, noun_lengths_U: Tensor) -> Tensor:
+        """Return n (U, C), unit, from BPE ids without SOS and EOS (METHOD §3)."""
+        embeddings: Tensor = self.noun_prompt(self.clip, noun_tokens_UM, noun_lengths_U)
+        return embeddings
+
+    def pixel_embedding(self, images_BCHW: Tensor, tokens_BPD: Tensor | None = None) -> Tensor:
+        """Return x^v (B, C, H, W), unit, from normalised images (or their trunk tokens)."""
+        if tokens_BPD is None:
+            with torch.no_grad():
+                tokens_BPD = self.clip.trunk(images_BCHW)
+        embedding: Tensor = self.image_segmenter(tokens_BPD, self.clip.grid(images_BCHW))
+        return embedding
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def mask_noise(self, seed: int, images: int, size: tuple[int, int]) -> Tensor:
+        """Draw the Gumbel noise of one step for this rank's pairs.
+
+        The same (seed, pair of the global batch) gets the same noise on any number of ranks of the
+        same kind of device.
+
+        Args:
+            seed: of the run, the step and the micro-batch.
+            images: of this rank.
+            size: the images' rows and columns.
+
+        Returns:
+            Difference of two Gumbel draws (a logistic draw), (J, B, H, W).
+        """
+        device = self.clip.mean.device
+        generator = torch.Generator(device).manual_seed(seed)
+        H, W = (MASK_PIXELS * (side // self.clip.patch_size) for side in size)
+        shape = (self.config.nouns_per_image, images * distributed.world_size(), H, W)
+        noise = torch.rand(shape, generator=generator, device=device)
+        noise = torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
+        return noise[:, images * distributed.rank() :][:, :images]
+
+    def forward(self, *, regions_BQ: Tensor | None = None, **batch: Any) -> Losses:
+        """Return the weighted loss terms of a batch.
+
+        Args:
+            regions_BQ: int64 region maps, flat, on the patch grid; wanted with region_weight.
+            batch: the arguments of `decompose`.
+        """
+        if not self.config.masks:
+            return self._region_losses(regions_BQ, **batch)
+        composition = self.decompose(**batch)
+        with torch.autocast(composition.pixels_BCHW.device.type, enabled=False):
+            terms = self.losses(composition)
+        if self.config.region_weight:
+            terms["region"] = self._region_loss(regions_BQ, composition.nouns_NC, **batch)
+        return terms
+
+    def _region_losses(self, regions_BQ: Tensor | None, **batch: Any) -> Losses:
+        """The terms of region recognition alone (METHOD §9): L_kg and noun→region."""
+        nouns_UC = self.noun_embeddings(batch["noun_tokens_UM"], batch["noun_lengths_U"])
+        index_N = batch["noun_index_N"]
+        with torch.autocast(nouns_UC.device.type, enabled=False):
+            distance = losses.knowledge_distance(
+                nouns_UC[index_N].float(),
+                batch["knowledge_UC"][index_N],
+                squared=self.config.squared_knowledge,
+            )
+        return Losses(
+            kg=self.config.knowledge_weight * distance,
+            region=self._region_loss(regions_BQ, nouns_UC[index_N], **batch),
+        )
+
+    def _region_loss(self, regions_BQ: Tensor | None, nouns_NC: Tensor, **batch: Any) -> Tensor:
+        """The weighted one-way loss between nouns and regions (METHOD §9)."""
+        if regions_BQ is None:
+            raise ValueError("region_weight needs the region maps of the batch")
+        tokens_BPD = _trunk_tokens(**batch)
+        if tokens_BPD is None:
+            with torch.no_grad():
+                tokens_BPD = self.clip.trunk(self.clip.normalise(batch["pixels_BCHW"]))
+        noun_N = noun_keys(batch["noun_tokens_UM"])[batch["noun_index_N"]]
+        loss = self.region_recogniser.loss(tokens_BPD.float(), regions_BQ, nouns_NC, noun_N)
+        return self.config.region_weight * loss
+
+    def decompose(
+        self,
+        *,
+        pixels_BCHW: Tensor,
+        caption_tokens_BL: Tensor,
+        caption_lengths_B: Tensor,
+        labels_BL: Tensor,
+        noun_tokens_UM: Tensor,
+        noun_lengths_U: Tensor,
+        noun_index_N: Tensor,
+        knowledge_UC: Tensor,
+        image_tokens_BPD: Tensor | None = None,
+        image_tokens_int8_BPD: Tensor | None = None,
+        image_token_scale_BP: Tensor | None = None,
+        caption_states_BLT: Tensor | None = None,
+        mask_noise_JBHW: Tensor | None = None,
+        template: int | None = None,
+    ) -> Composition:
+        """Decompose this rank's share of a batch into regions and words.
+
+        Args:
+            pixels_BCHW: uint8 RGB, or float already normalised.
+            caption_tokens_BL: SOS, words, EOS, zeros.
+            caption_lengths_B: tokens up to and including EOS.
+            labels_BL: −1 ignored, 0 a noun that was not selected, 1..J the selected ones.
+            noun_tokens_UM: BPE ids of the distinct nouns, without SOS and EOS, zero-padded.
+            noun_lengths_U: their token counts.
+            noun_index_N: into U, noun-major.
+            knowledge_UC: un-normalised mean of the template embeddings (METHOD §3).
+            image_tokens_BPD: the trunk's output; None computes it from the pixels.
+            image_tokens_int8_BPD: the same as int8, times image_token_scale_BP.
+            image_token_scale_BP: float, one scale a token.
+            caption_states_BLT: hidden states before ln_final; None computes them.
+            mask_noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
+            template: index of the step's template where the config says random_template.
+
+        Raises:
+            ValueError: random_template without a template.
+        """
+        config = self.config
+        if config.random_template != (template is not None):
+            raise ValueError("random_template and the template of the step must come together")
+        if template is not None:
+            knowledge_UC = encode_template(
+                self.clip, TEMPLATES[template], noun_tokens_UM, noun_lengths_U
+            )
+        image_tokens_BPD = _trunk_tokens(
+            image_tokens_BPD=image_tokens_BPD,
+            image_tokens_int8_BPD=image_tokens_int8_BPD,
+            image_token_scale_BP=image_token_scale_BP,
+        )
+        images = pixels_BCHW
+        if not images.is_floating_point():
+            images = self.clip.normalise(pixels_BCHW)
+        nouns_UC = self.noun_embeddings(noun_tokens_UM, noun_lengths_U)
+        nouns_NC = nouns_UC[noun_index_N]
+        captions = None
+        if config.co_decomposition:
+            captions = self._decompose_captions(
+                caption_tokens_BL, caption_lengths_B, labels_BL, caption_states_BLT, nouns_NC
+            )
+        return self._decompose_images(
+            images,
+            image_tokens_BPD,
+            nouns_NC,
+            knowledge_UC[noun_index_N],
+            mask_noise_JBHW,
+            captions,
+        )
+
+    def _decompose_images(
+        self,
+        images: Tensor,
+        tokens_BPD: Tensor | None,
+        nouns_NC: Tensor,
+        knowledge_NC: Tensor,
+        noise_JBHW: Tensor | None,
+        captions: CaptionParts | None,
+    ) -> Composition:
+        """Segment the images with all nouns, and encode what each pair's mask highlights."""
+        B, J = len(images), self.config.nouns_per_image
+        pixels_BCHW = self.pixel_embedding(
+            images, None if tokens_BPD is None else tokens_BPD.float()
+        )
+        nouns_AC = self._gather_pairs(nouns_NC)
+        with torch.autocast(images.device.type, enabled=False):
+            logits_BAHW = self.image_segmenter.mask_logits(pixels_BCHW, nouns_AC)
+            soft_BAHW = torch.sigmoid(logits_BAHW)
+            own = torch.arange(B, device=images.device)
+            first = distributed.rank() * B
+            pairs = (own, slice(None), first + own)
+            logits_JBHW = by_noun(logits_BAHW, J)[pairs].transpose(0, 1)
+            soft_JBHW = by_noun(soft_BAHW, J)[pairs].transpose(0, 1)
+            hard_JBHW = harden(logits_JBHW, noise_JBHW)
+            highlighted = highlight_region(
+                images.repeat(J, 1, 1, 1), hard_JBHW.flatten(0, 1)[:, None], self.region_prompt
+            )
+        return Composition(
+            pixels_BCHW=pixels_BCHW,
+            nouns_NC=nouns_NC,
+            nouns_AC=nouns_AC,
+            knowledge_NC=knowledge_NC,
+            soft_BAHW=soft_BAHW,
+            soft_JBHW=soft_JBHW,
+            hard_JBHW=hard_JBHW,
+            regions_NC=self.clip.encode_image(highlighted),
+            captions=captions,
+        )
+
+    def _decompose_captions(
+        self,
+        tokens_BL: Tensor,
+        lengths_B: Tensor,
+        labels_BL: Tensor,
+        states_BLT: Tensor | None,
+        nouns_NC: Tensor,
+    ) -> CaptionParts:
+        """Segment the captions with their own nouns, and encode what each mask highlights."""
+        clip, J = self.clip, self.config.nouns_per_image
+        if self.config.attend_padding:  # cached states end at EOS, padding's must be computed
+            padding = (0, clip.context_length - tokens_BL.shape[1])
+            tokens_BL, labels_BL = F.pad(tokens_BL, padding), F.pad(labels_BL, padding, value=-1)
+            states_BLT = None
+        embeddings_BLT = clip.embed_tokens(tokens_BL)
+        if states_BLT is None:
+            states_BLT = clip.text_states(tokens_BL)
+        words_BLC = self.text_segmenter(
+            states_BLT.float(),
+            None if self.config.attend_padding else lengths_B,
+            clip.text_projection,
+        )
+        with torch.autocast(tokens_BL.device.type, enabled=False):
+            nouns_JBC = nouns_NC.float().view(J, -1, clip.embed_dim)
+            logits_BKL = self.text_segmenter.word_logits(words_BLC, nouns_JBC)
+            masks_NL = logits_BKL.softmax(dim=1)[:, 1:].transpose(0, 1).flatten(0, 1)
+            if self.config.argmax_labels:
+                labels_BL = argmax_labels(logits_BKL, lengths_B)
+            lengths_N = lengths_B.repeat(J)
+            highlighted = highlight_words(
+                embeddings_BLT.repeat(J, 1, 1), masks_NL, lengths_N, self.word_prompt
+            )
+        return CaptionParts(
+            words_BLC=words_BLC,
+            logits_BKL=logits_BKL,
+            masks_NL=masks_NL,
+            labels_BL=labels_BL,
+            embeddings_NC=clip.encode_embeddings(highlighted, lengths_N - 1),
+        )
+
+    def losses(self, c: Composition) -> Losses:
+        """Weigh every term of METHOD §6."""
+        config, J = self.config, self.config.nouns_per_image
+        pooled_BA = losses.pooled_similarity(c.pixels_BCHW, c.soft_BAHW, c.nouns_AC)
+        # An image stands in one row for each of its J nouns.
+        pooled_AA = distributed.gather(pooled_BA).repeat(J, 1)
+        regions_AC = self._gather_pairs(c.regions_NC)
+        positive, negative = losses.areas(c.soft_BAHW, c.soft_JBHW, config.area_prior)
+        terms = Losses(
+            kg=config.knowledge_weight
+            * losses.knowledge_distance(
+                c.nouns_NC, c.knowledge_NC, squared=config.squared_knowledge
+            ),
+            tcl_feature=config.tcl_feature_weight
+            * losses.info_nce(pooled_AA, self.tcl_feature_temperature),
+            tcl_image=config.tcl_image_weight
+            * losses.info_nce(regions_AC @ c.nouns_AC.T, self.tcl_image_temperature),
+            tv_embedding=config.tv_embedding_weight * losses.total_variation(c.pixels_BCHW),
+            tv_mask=config.tv_mask_weight * losses.total_variation(c.soft_BAHW),
+            area_positive=config.area_positive_weight * positive,
+            area_negative=config.area_negative_weight * negative,
+        )
+        if c.captions is not None:
+            words = losses.word_segmentation(
+                c.captions.logits_BKL, c.captions.labels_BL, config.none_class_weight
+            )
+            texts_AC = self._gather_pairs(c.captions.embeddings_NC)
+            terms["word"] = config.word_weight * words
+            terms["hcl"] = config.hcl_weight * losses.info_nce(
+                regions_AC @ texts_AC.T, self.hcl_temperature
+            )
+        return terms
+
+    def _gather_pairs(self, x_NC: Tensor) -> Tensor:
+        """Gather (N, C) of this rank to (A, C) of all, keeping the noun-major order."""
+        J = self.config.nouns_per_image
+        return distributed.gather(x_NC.float().view(J, -1, x_NC.shape[1]), dim=1).flatten(0, 1)
+
+
+def _trunk_tokens(
+    *,
+    image_tokens_BPD: Tensor | None = None,
+    image_tokens_int8_BPD: Tensor | None = None,
+    image_token_scale_BP: Tensor | None = None,
+    **_: Any,
+) -> Tensor | None:
+    """The batch's trunk tokens, dequantised; None when they are not stored."""
+    if image_tokens_int8_BPD is not None and image_token_scale_BP is not None:
+        return image_tokens_int8_BPD.float() * image_token_scale_BP[..., None]
+    return image_tokens_BPD

@@ -1,0 +1,61 @@
+"""The settings of CoDe: what is trained, in which form and with which weights (METHOD §3–6)."""
+
+from dataclasses import dataclass
+
+from codeseg.model.regions.config import Pool
+
+
+@dataclass(frozen=True)
+class CoDeConfig:
+    """What is trained and with which weights; the defaults are the reference's (METHOD §6)."""
+
+    nouns_per_image: int = 2
+    """Nouns drawn from each caption (J)."""
+    context_tokens: int = 16
+    """Learnable context vectors in front of a noun."""
+
+    co_decomposition: bool = True
+    """Ablation switch C: segment the caption too and contrast both highlights (L_seg^t, L_hcl)."""
+    word_prompt: bool = True
+    """Ablation switch W: learn P^t; off keeps it at zero."""
+    region_prompt: bool = True
+    """Ablation switch R: learn P^v; off keeps it at zero."""
+
+    masks: bool = True
+    """Learn masks (CoDe, or its baseline); off leaves the recognition of regions alone (SCG)."""
+    region_weight: float = 0.0
+    """Weight of the one-way loss between nouns and regions (SCG); 0 learns nothing of regions."""
+    region_pool: Pool = "max"
+    """A noun's score in a picture: that of its best region, or a softmax-weighted mean of all."""
+
+    knowledge_weight: float = 8.0
+    """Weight of L_kg."""
+    tcl_feature_weight: float = 0.1
+    """Weight of the InfoNCE between mask-pooled pixel embeddings and nouns."""
+    tcl_image_weight: float = 0.1
+    """Weight of the InfoNCE between highlighted images and nouns."""
+    tv_embedding_weight: float = 1.0
+    """Weight of the pixel embedding's total variation."""
+    tv_mask_weight: float = 1.0
+    """Weight of the masks' total variation."""
+    area_positive_weight: float = 0.5
+    """Weight of the area prior on masks of an image's own nouns."""
+    area_negative_weight: float = 0.05
+    """Weight of the empty-mask prior on masks of all other nouns."""
+    word_weight: float = 1.0
+    """Weight of L_seg^t."""
+    hcl_weight: float = 0.5
+    """Weight of the InfoNCE between highlighted images and highlighted captions."""
+    area_prior: float = 0.25
+    """Share of an image that a noun is expected to cover."""
+    none_class_weight: float = 0.5
+    """Weight of the class "none" in L_seg^t; a noun's is 1."""
+
+    squared_knowledge: bool = False
+    """Paper's form of L_kg: squared distance, twice the reference's."""
+    argmax_labels: bool = False
+    """Paper's pseudo labels of words: the argmax of the probabilities themselves."""
+    random_template: bool = False
+    """Reference's L_kg: one template a step, passed to forward, instead of the expectation."""
+    attend_padding: bool = False
+    """Reference's text segmenter: all positions of the context attend and are attended to."""

@@ -1,0 +1,85 @@
+"""Every loss of METHOD §6, a function each: embeddings, masks or logits in, a scalar out.
+
+Letters: N image–noun pairs of the global batch (noun-major), B images, J nouns an image, L tokens,
+C joint width, H W mask rows and columns. "Global" tensors are gathered from all ranks (in
+`codeseg.model.distributed`), so that every rank returns the same value.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeseg.model.distributed import total
+
+MAX_SCALE = 100.0
+
+
+def knowledge_distance(nouns_NC: Tensor, knowledge_NC: Tensor, *, squared: bool = False) -> Tensor:
+    """L_kg (METHOD §3): mean of 1 − <n, n'>, or of ‖n − n'‖² = 2 (1 − <n, n'>) as in the paper.
+
+    Args:
+        nouns_NC: learned-prompt embeddings, unit.
+        knowledge_NC: template embeddings, or their un-normalised mean over templates, which gives
+            the expectation over templates exactly in both forms.
+        squared: the paper's form.
+    """
+    distance = (1 - (nouns_NC * knowledge_NC).sum(-1)).mean()
+    return 2 * distance if squared else distance
+
+
+def info_nce(similarity_NN: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE: mean of both directions, the diagonal is right, scale at most 100."""
+    logits_NN = similarity_NN * log_scale.exp().clamp(max=MAX_SCALE)
+    target_N = torch.arange(len(logits_NN), device=logits_NN.device)
+    return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.T, target_N)) / 2
+
+
+def pooled_similarity(pixels_BCHW: Tensor, soft_BNHW: Tensor, nouns_NC: Tensor) -> Tensor:
+    """Compare each noun with what its soft mask pools from each image: s (B, N) for TCL-feature.
+
+    s_ij = <pool(x_i, mask_ij), n_j> with the pooled pixel embedding made unit.
+    """
+    mask_BNP = soft_BNHW.flatten(2)
+    pooled_BNC = mask_BNP @ pixels_BCHW.flatten(2).transpose(1, 2)
+    pooled_BNC = pooled_BNC / (mask_BNP.sum(-1, keepdim=True) + 1e-6)
+    return torch.einsum("bnc,nc->bn", F.normalize(pooled_BNC, dim=-1), nouns_NC)
+
+
+def total_variation(x_BNHW: Tensor) -> Tensor:
+    """Return the mean absolute difference of vertical plus that of horizontal neighbours."""
+    vertical = (x_BNHW[:, :, 1:] - x_BNHW[:, :, :-1]).abs().mean()
+    horizontal = (x_BNHW[:, :, :, 1:] - x_BNHW[:, :, :, :-1]).abs().mean()
+    return vertical + horizontal
+
+
+def areas(soft_BNHW: Tensor, positive_JBHW: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+    """Return |mean(M^v) − prior| over positives and |mean| over negatives of the global batch.
+
+    Args:
+        soft_BNHW: this rank's images masked with all nouns; an image counts once for each of its J
+            nouns, so its mask with noun i is a negative of every pair but pair i.
+        positive_JBHW: the masks of this rank's own pairs.
+        prior: the share of an image that a noun is expected to cover.
+    """
+    J, _, H, W = positive_JBHW.shape
+    N = soft_BNHW.shape[1]
+    sums = total(torch.stack([positive_JBHW.sum(), J * soft_BNHW.sum()]))
+    positive = sums[0] / (N * H * W)
+    negative = (sums[1] - sums[0]) / max(1, N * (N - 1) * H * W)
+    return (positive - prior).abs(), negative.abs()
+
+
+def word_segmentation(logits_BKL: Tensor, labels_BL: Tensor, none_weight: float) -> Tensor:
+    """L^t_seg (METHOD §4): class-weighted cross-entropy averaged over the global batch.
+
+    Args:
+        logits_BKL: class 0 is "none", classes 1..J the selected nouns.
+        labels_BL: −1 is ignored.
+        none_weight: class 0's weight; the nouns' is 1.
+    """
+    weight_K = torch.ones_like(logits_BKL[0, :, 0])
+    weight_K[0] = none_weight
+    loss = F.cross_entropy(logits_BKL, labels_BL, weight=weight_K, ignore_index=-1, reduction="sum")
+    weight_BL = torch.where(labels_BL > 0, 1.0, none_weight) * (labels_BL >= 0)
+    sums = total(torch.stack([loss, weight_BL.sum()]))
+    return sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)

@@ -1,0 +1,104 @@
+"""Soft masks of one window (METHOD §8): images and class embeddings in, masks at image size out.
+
+Letters: B images, K classes, C joint width, H W image rows and columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.inference.pamr import refine
+
+KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
+
+
+@torch.no_grad()
+def window_masks(
+    code: CoDe,
+    images_BCHW: Tensor,
+    class_KC: Tensor,
+    template_KC: Tensor,
+    *,
+    knowledge_weight: float = 0.3,
+    pamr: bool = True,
+) -> Tensor:
+    """Mix the segmenter's masks with MaskCLIP's: (B, K, H, W), 0..1, no background score.
+
+    Refinement and mixing happen at the segmenter's resolution, then the mix is upsampled.
+
+    Args:
+        code: the trained model.
+        images_BCHW: normalised images of any size.
+        class_KC: learned-prompt embeddings of the classes, unit.
+        template_KC: their template embeddings, unit.
+        knowledge_weight: share of the frozen CLIP's dense masks.
+        pamr: refine the segmenter's masks by the image before mixing.
+    """
+    padded, (left, right, top, bottom) = pad_to_patches(images_BCHW, code.clip.patch_size)
+    tokens_BPD = code.clip.trunk(padded)
+    masks = segmenter_masks(code, padded, class_KC, pamr=pamr, tokens_BPD=tokens_BPD)
+    if knowledge_weight > 0:
+        knowledge = dense_masks(code.clip.dense(padded), template_KC)
+        masks = torch.lerp(masks, resize(knowledge, masks), knowledge_weight)
+    masks = resize(masks, padded)
+    H, W = padded.shape[-2:]
+    return masks[:, :, top : H - bottom, left : W - right]
+
+
+def segmenter_masks(
+    code: CoDe,
+    images_BCHW: Tensor,
+    class_KC: Tensor,
+    *,
+    pamr: bool,
+    tokens_BPD: Tensor,
+) -> Tensor:
+    """Return the trained segmenter's masks (B, K, 4h, 4w), refined where wished.
+
+    Args:
+        code: the trained model.
+        images_BCHW: normalised, sides multiples of the patch size.
+        class_KC: embeddings of the classes, unit.
+        pamr: refine.
+        tokens_BPD: the trunk's output.
+    """
+    segmenter = code.image_segmenter
+    bands = segmenter.bands(tokens_BPD, code.clip.grid(images_BCHW))
+    logits = [segmenter.mask_logits(band, class_KC) for band in bands]
+    masks = torch.sigmoid(torch.cat(logits, dim=2))
+    return refine(masks, images_BCHW) if pamr else masks
+
+
+def dense_masks(
+    dense_BChw: Tensor,
+    template_KC: Tensor,
+    scale: float = KNOWLEDGE_SCALE,
+    threshold: float = KNOWLEDGE_THRESHOLD,
+) -> Tensor:
+    """Return sigmoid(scale · (cosine − threshold)) of patch and text embeddings: (B, K, h, w)."""
+    return torch.sigmoid(dense_logits(dense_BChw, template_KC, scale, threshold))
+
+
+def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshold: float) -> Tensor:
+    """Return scale · (cosine − threshold) of patch and text embeddings: (B, K, h, w)."""
+    similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC)
+    return scale * (similarity - threshold)
+
+
+def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Zero-pad both sides symmetrically to a multiple of the patch size.
+
+    Returns:
+        The padded images, and the padding (left, right, top, bottom); an odd pixel goes last.
+    """
+    missing_rows, missing_columns = (-side % patch for side in images_BCHW.shape[-2:])
+    top, left = missing_rows // 2, missing_columns // 2
+    padding = (left, missing_columns - left, top, missing_rows - top)
+    return F.pad(images_BCHW, padding), padding
+
+
+def resize(masks_BKHW: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Resize bilinearly to the rows and columns of `like_BCHW`."""
+    size = (like_BCHW.shape[-2], like_BCHW.shape[-1])
+    return F.interpolate(masks_BKHW, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,94 @@
+"""Regions at inference (METHOD §9): label them, or average masks inside them.
+
+Letters: W windows of a picture, K texts, P = 1 + Q image tokens, Q = h*w patches, R regions of the
+window that has most, C joint width, H W rows and columns of a mask.
+Regions come from the frozen CLIP's own keys, window by window: no second model, nothing stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.inference.masks import resize
+from codeseg.model.inference.pamr import refine
+from codeseg.model.regions.config import Grouping
+from codeseg.model.regions.grouping import group_patches
+from codeseg.model.regions.patch_features import clip_keys
+from codeseg.model.regions.recognition import RegionRecogniser, members, recognise
+
+MASK_PIXELS = 4  # rows, and columns, of a refined membership a patch, as of the segmenter's masks
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of some windows."""
+
+    patches_WRQ: Tensor
+    """bool, which patches belong to which region; none: padding."""
+    shares_WRHW: Tensor
+    """How much of each pixel belongs to each region, 0..1, summing to 1 over R."""
+
+
+def find_regions(
+    clip: FrozenClip,
+    tokens_WPD: Tensor,
+    windows_WCHW: Tensor,
+    grouping: Grouping,
+    *,
+    follow_edges: bool,
+) -> Regions:
+    """Group each window's patches.
+
+    Args:
+        clip: the frozen CLIP.
+        tokens_WPD: its trunk's output for the windows.
+        windows_WCHW: normalised, sides multiples of the patch size.
+        grouping: how.
+        follow_edges: refine the regions by the picture's colours (PAMR), four rows a patch; off
+            leaves them made of whole patches.
+    """
+    grid = clip.grid(windows_WCHW)
+    maps = [group_patches(keys_QD, grid, grouping) for keys_QD in clip_keys(clip, tokens_WPD)]
+    regions_WQ = torch.stack([torch.from_numpy(m).flatten() for m in maps]).long()
+    patches_WRQ = members(regions_WQ.to(tokens_WPD.device))
+    shares_WRHW = patches_WRQ.to(tokens_WPD.dtype).view(*patches_WRQ.shape[:2], *grid)
+    if follow_edges:
+        shares_WRHW = F.interpolate(shares_WRHW, scale_factor=MASK_PIXELS, mode="bilinear")
+        shares_WRHW = refine(shares_WRHW, windows_WCHW)
+    return Regions(patches_WRQ, shares_WRHW)
+
+
+def embed_regions(
+    clip: FrozenClip, recogniser: RegionRecogniser | None, tokens_WPD: Tensor, regions: Regions
+) -> Tensor:
+    """Region embeddings (W, R, C), unit: the trained recogniser's, else the frozen CLIP's own."""
+    if recogniser is not None:
+        trained: Tensor = recogniser(tokens_WPD, regions.patches_WRQ)
+        return trained
+    copies_WRD = recognise([clip.last_block], tokens_WPD, regions.patches_WRQ)
+    return F.normalize(clip.project(copies_WRD), dim=-1)
+
+
+def label_regions(
+    regions: Regions, embeddings_WRC: Tensor, texts_KC: Tensor, scale: float, threshold: float
+) -> Tensor:
+    """Masks (W, K, H, W'): each region scores sigmoid(scale · (cosine − threshold)) everywhere."""
+    cosines_WRK = embeddings_WRC @ texts_KC.T
+    return _paint(torch.sigmoid(scale * (cosines_WRK - threshold)), regions)
+
+
+def average_inside(masks_WKHW: Tensor, regions: Regions) -> Tensor:
+    """Masks (W, K, H, W') that are constant within a region: their mean there."""
+    shares_WRHW = regions.shares_WRHW
+    masks_WKHW = resize(masks_WKHW, shares_WRHW)
+    sums_WRK = torch.einsum("wrxy,wkxy->wrk", shares_WRHW, masks_WKHW)
+    areas_WR1 = shares_WRHW.sum(dim=(-2, -1))[..., None]
+    return _paint(sums_WRK / areas_WR1.clamp(min=1e-6), regions)
+
+
+def _paint(values_WRK: Tensor, regions: Regions) -> Tensor:
+    """Give every pixel the values of its regions, by their shares."""
+    return torch.einsum("wrk,wrxy->wkxy", values_WRK, regions.shares_WRHW)

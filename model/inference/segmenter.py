@@ -1,0 +1,358 @@
+"""Pictures and words in, label map and masks out: the public inference API (METHOD §8).
+
+    segmenter = Segmenter.from_pretrained("runs/code")         # a RUN, a checkpoint or a hub id
+    segmenter = Segmenter.training_free("naclip")              # CLIP alone, no training
+    result = segmenter.segment("photo.jpg", ["red car", "dog"], background=True)
+    result.label_map, result.masks, result.scores
+
+Letters: K texts, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeseg.model.clip.dense import dense_embedding
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.prompts import template_embeddings
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
+from codeseg.model.inference.pamr import refine
+from codeseg.model.inference.region_masks import (
+    average_inside,
+    embed_regions,
+    find_regions,
+    label_regions,
+)
+from codeseg.model.inference.settings import SENTENCES, PredictionSettings
+from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
+from codeseg.model.inference.word_segments import WordSegments, segment_words
+from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One picture's result, at its own size (upright)."""
+
+    texts: tuple[str, ...]
+    """What was asked for; "background" first where it was wanted."""
+    label_map: npt.NDArray[np.uint8]
+    """uint8 H×W: index into texts."""
+    masks: npt.NDArray[np.float32]
+    """float32 K×H×W, 0..1, a soft mask a text that was asked for (none for the background)."""
+    scores: tuple[float, ...]
+    """Highest mask value of each text asked for: how sure it is to be there at all, 0..1."""
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What is looked for, unit vectors."""
+
+    words_KC: Tensor
+    """For the segmenter's own masks: the learned prompt's, or the templates' again."""
+    templates_KC: Tensor
+    """For dense CLIP masks: the mean over the templates."""
+
+
+class Segmenter:
+    """Segments pictures by any words.
+
+    Examples:
+        >>> import numpy as np
+        >>> from codeseg.model.clip.encoder import FrozenClip
+        >>> segmenter = Segmenter(FrozenClip.load("ViT-B-32", "random"))
+        >>> noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        >>> result = segmenter.segment(noise, ["red car", "dog"], background=True)
+        >>> result.texts, result.label_map.shape, result.masks.shape
+        (('background', 'red car', 'dog'), (60, 80), (2, 60, 80))
+    """
+
+    def __init__(
+        self,
+        clip: FrozenClip,
+        code: CoDe | None = None,
+        settings: PredictionSettings | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            clip: the frozen CLIP.
+            code: the trained parts; None allows the training-free methods only.
+            settings: None: the CLIP's defaults, method code where there is one, else maskclip.
+
+        Raises:
+            ValueError: settings that make no sense, or method code without `code`.
+        """
+        self.clip = clip
+        self.code = code
+        method = "code" if code else "maskclip"
+        self.settings = settings or PredictionSettings.for_clip(clip, method=method)
+        self.settings.check()
+        if self.settings.masks_by == "code" and (code is None or not code.config.masks):
+            raise ValueError(
+                f"method {self.settings.method} needs a trained model that makes masks: give such "
+                "a RUN, or another method (scg for one trained on regions alone)"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        device: str | torch.device = "cpu",
+        pretrained: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a trained segmenter.
+
+        Args:
+            place: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id.
+            device: where to run.
+            pretrained: the CLIP's weights, where they lie elsewhere than at training.
+            settings: fields of PredictionSettings.
+
+        Raises:
+            ValueError: there is no checkpoint, or its CLIP cannot be had.
+        """
+        from codeseg.model.checkpoint import load_model
+
+        code = load_model(place, device, pretrained).eval().requires_grad_(False)
+        return cls(code.clip, code, PredictionSettings.for_clip(code.clip, **settings))
+
+    @classmethod
+    def training_free(
+        cls,
+        method: str = "maskclip",
+        model: str = "storybook",
+        pretrained: str = "storybook",
+        device: str | torch.device = "cpu",
+        **settings: Any,
+    ) -> Self:
+        """Segment with a CLIP alone, by one of the training-free methods.
+
+        Args:
+            method: maskclip, sclip, clearclip or naclip, scg, or one of those and "+scg".
+            model: the CLIP; the default is the tiny one that comes with codeseg.
+            pretrained: its weights.
+            device: where to run.
+            settings: fields of PredictionSettings.
+        """
+        clip = FrozenClip.load(model, pretrained, device)
+        return cls(clip, None, PredictionSettings.for_clip(clip, method=method, **settings))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.mean.device
+
+    # -- the public face --------------------------------------------------------------------------
+
+    def segment(
+        self, picture: Picture, texts: Sequence[str], *, background: bool = False
+    ) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            picture: a path, a PIL image or an RGB array (see `codeseg.model.pictures.pixels`).
+            texts: what to look for, any words.
+            background: let pixels at which no text scores above the threshold be background.
+
+        Raises:
+            ValueError: no text, a blank, repeated or too long one; or a damaged picture.
+        """
+        return next(self.segment_many([picture], texts, background=background))
+
+    def segment_many(
+        self, pictures: Iterable[Picture], texts: Sequence[str], *, background: bool = False
+    ) -> Iterator[Segmentation]:
+        """Segment pictures one after the other, the texts encoded once."""
+        embeddings = self.embed_texts(texts)
+        names = ("background", *texts) if background else tuple(texts)
+        threshold = self.settings.background_threshold if background else None
+        for picture in pictures:
+            pixels = rgb_pixels(picture)
+            size = pixels.shape[:2]
+            chunks = [maps.cpu() for _, maps in self.maps(pixels, embeddings)]
+            masks = torch.cat(chunks)
+            label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
+            scores = tuple(masks.flatten(1).amax(1).tolist())
+            yield Segmentation(names, label.numpy(), masks.numpy(), scores)
+
+    def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
+        """Say which words of a caption belong to which noun.
+
+        Args:
+            caption: a sentence.
+            nouns: the nouns, in any words.
+
+        Raises:
+            ValueError: a training-free segmenter, or a caption or noun that cannot be.
+        """
+        if self.code is None or self.settings.method != "code":
+            raise ValueError("word segments need a trained model: give a RUN")
+        return segment_words(self.code, caption, self.embed_texts(nouns).words_KC, tuple(nouns))
+
+    def label_map(
+        self, pixels: Pixels, embeddings: TextEmbeddings, background: bool
+    ) -> npt.NDArray[np.uint8]:
+        """Predict the label map alone, whose memory does not grow with the number of classes.
+
+        Args:
+            pixels: uint8 H×W×3.
+            embeddings: from `embed_texts`.
+            background: class 0 is the background, the texts follow it.
+
+        Returns:
+            uint8 H×W.
+        """
+        threshold = self.settings.background_threshold if background else None
+        maps = self.maps(pixels, embeddings)
+        label: npt.NDArray[np.uint8] = best_class(maps, pixels.shape[:2], threshold).cpu().numpy()
+        return label
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> TextEmbeddings:
+        """Encode what to look for, once for many pictures.
+
+        Raises:
+            ValueError: no text, a blank, repeated or too long one.
+        """
+        settings = self.settings
+        self._check_texts(texts)
+        mean_KC = template_embeddings(self.clip, list(texts), SENTENCES[settings.templates]).mean(1)
+        templates = F.normalize(mean_KC, dim=-1)
+        learned = settings.masks_by == "code" or settings.by_regions
+        if self.code is None or not learned or settings.prompts == "templates":
+            return TextEmbeddings(templates, templates)
+        ids = [torch.tensor(self.clip.tokenizer.encode(text)) for text in texts]
+        lengths = torch.tensor([len(row) for row in ids]).to(self.device)
+        tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
+        return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates)
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
+        if isinstance(texts, str) or not texts:
+            raise ValueError("give a list of at least one text to look for")
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"a text is given twice: {', '.join(texts)}")
+        prompt = self.code.config.context_tokens if self.code else 16
+        room = self.clip.context_length - prompt - 2
+        for text in texts:
+            tokens = len(self.clip.tokenizer.encode(text))
+            if not tokens:
+                raise ValueError(f"the text {text!r} is blank")
+            if tokens > room:
+                raise ValueError(
+                    f"the text {text[:40]!r}… has {tokens} tokens; at most {room} fit the CLIP's "
+                    f"context of {self.clip.context_length} beside the prompt: shorten it"
+                )
+
+    # -- METHOD §8 --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (range of classes, their maps (k, H, W)) of one picture."""
+        settings = self.settings
+        height, width = pixels.shape[:2]
+        size = working_size(height, width, settings.short_side, settings.long_side)
+        image_CHW = self.clip.normalise(resize_pixels(pixels, size).to(self.device))[0]
+        windows = layout(*size, settings.window, settings.stride)
+        crops, (left, _, top, _) = pad_to_patches(windows.crops(image_CHW), self.clip.patch_size)
+        padded = (crops.shape[-2], crops.shape[-1])
+        # One window at a time holds the least memory and is as fast where there is no GPU.
+        together = 1 if self.device.type == "cpu" else len(crops)
+        parts = torch.split(crops, together)
+        masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
+        yield from stitched(masks, windows, padded, (top, left), (height, width))
+
+    @torch.no_grad()
+    def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:
+        """Run the networks on padded windows.
+
+        Args:
+            windows_WCHW: normalised, sides multiples of the patch size.
+            embeddings: what to look for.
+
+        Returns:
+            Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows a patch)
+            or, of a training-free method without refinement, of the patches.
+        """
+        tokens_WPD = self.clip.trunk(windows_WCHW)
+        masks = None
+        if self.settings.masks_by is not None:
+            masks = self._masks(windows_WCHW, tokens_WPD, self.settings.masks_by, embeddings)
+            if not self.settings.by_regions:
+                return masks
+        return self._region_masks(masks, windows_WCHW, tokens_WPD, embeddings)
+
+    def _masks(
+        self, windows_WCHW: Tensor, tokens_WPD: Tensor, method: str, embeddings: TextEmbeddings
+    ) -> Tensor:
+        """Masks (W, K, rows, columns) of a method that knows no regions."""
+        settings = self.settings
+        if method != "code":
+            masks = self._dense_masks(windows_WCHW, tokens_WPD, method, embeddings)
+            if not settings.pamr:
+                return masks
+            return refine(F.interpolate(masks, scale_factor=4, mode="bilinear"), windows_WCHW)
+        assert self.code is not None
+        masks = segmenter_masks(
+            self.code,
+            windows_WCHW,
+            embeddings.words_KC,
+            pamr=settings.pamr,
+            tokens_BPD=tokens_WPD,
+        )
+        if settings.knowledge_weight > 0:
+            dense = self._dense_masks(
+                windows_WCHW, tokens_WPD, settings.knowledge_dense, embeddings
+            )
+            masks = torch.lerp(masks, resize(dense, masks), settings.knowledge_weight)
+        return masks
+
+    def _region_masks(
+        self,
+        masks: Tensor | None,
+        windows_WCHW: Tensor,
+        tokens_WPD: Tensor,
+        embeddings: TextEmbeddings,
+    ) -> Tensor:
+        """Label regions, and mix with masks averaged inside them where there are any (§9)."""
+        settings, code = self.settings, self.code
+        regions = find_regions(
+            self.clip, tokens_WPD, windows_WCHW, settings.grouping, follow_edges=settings.pamr
+        )
+        recogniser = code.region_recogniser if code and code.config.region_weight else None
+        found_WRC = embed_regions(self.clip, recogniser, tokens_WPD, regions)
+        texts_KC = embeddings.templates_KC if recogniser is None else embeddings.words_KC
+        labels = label_regions(
+            regions, found_WRC, texts_KC, settings.region_scale, settings.region_threshold
+        )
+        if masks is None:
+            return labels
+        return torch.lerp(average_inside(masks, regions), labels, settings.region_weight)
+
+    def _dense_masks(
+        self, windows_WCHW: Tensor, tokens_WPD: Tensor, variant: str, embeddings: TextEmbeddings
+    ) -> Tensor:
+        """Masks (W, K, h, w) of the frozen CLIP alone."""
+        settings = self.settings
+        dense = dense_embedding(self.clip, tokens_WPD, self.clip.grid(windows_WCHW), variant)
+        scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
+        return dense_masks(dense, embeddings.templates_KC, scale, threshold)
+
+
+def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Tensor:
+    """Resize to (H, W), bilinear and antialiased, in 8 bits on the CPU: uint8 (1, 3, H, W).
+
+    The reference's resize does not antialias; the two differ only where a picture shrinks.
+    """
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,128 @@
+"""Any picture a user may hand over -> RGB pixels, uint8 H×W×3. The only place that does it.
+
+Turned upright by its EXIF tag; grey, palette, CMYK and 16-bit pictures become 8-bit RGB; what is
+transparent becomes white. Damaged, empty and huge pictures are refused with one line.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from codeseg.model.pictures.header import MAX_EXIF_BYTES, HeaderError, read_header
+
+MAX_PIXELS = 100_000_000
+"""8000×6000 is 48 million; beyond the limit a picture is more likely an attack than a photo."""
+
+EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
+
+Pixels = npt.NDArray[np.uint8]
+Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
+
+SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""What bytes from a stranger may be; Pillow knows formats that start another program (EPS), or
+that take a thousand times their size to open (TIFF)."""
+
+
+def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
+    """Read a picture.
+
+    Args:
+        picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; or an array H×W, H×W×1,
+            H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1.
+        max_pixels: of a file or image, more are refused before they are decoded; None: MAX_PIXELS.
+
+    Returns:
+        uint8 H×W×3, RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, is damaged, empty or over the limit.
+    """
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if max_pixels is None:
+        max_pixels = MAX_PIXELS
+    if isinstance(picture, Image.Image):
+        return _from_image(picture, "the image", max_pixels)
+    sent = isinstance(picture, bytes)
+    name = "the picture" if sent else str(picture)
+    try:
+        if isinstance(picture, bytes):
+            read_header(picture)
+        with Image.open(
+            io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture),
+            formats=SENT_FORMATS if sent else None,
+        ) as image:
+            return _from_image(image, name, max_pixels)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such image") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name}: {_over_limit(max_pixels)}") from None
+    except (OSError, SyntaxError, HeaderError) as error:
+        reason = f"not one of {', '.join(SENT_FORMATS)}, or damaged" if sent else error
+        raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
+
+
+def _over_limit(max_pixels: int) -> str:
+    return f"more than {max_pixels // 1_000_000} million pixels; make it smaller first"
+
+
+def _from_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")
+    if image.width * image.height == 0:
+        raise ValueError(f"{name}: the image is empty")
+    image.load()  # a PNG may have its EXIF after the pixels
+    if any(len(image.info.get(key, b"")) > MAX_EXIF_BYTES for key in EXIF_KEYS):
+        raise ValueError(f"{name}: over {MAX_EXIF_BYTES >> 10} KB of EXIF; save it without")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return _from_array(_sixteen_bits(np.asarray(upright), name))
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        over = upright.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, over)
+    pixels: Pixels = np.asarray(upright.convert("RGB"))
+    return pixels
+
+
+def _sixteen_bits(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """PIL's 32-bit modes hold 16-bit files; anything else in them has no agreed white."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{name}: pixel values outside 0..65535; convert it to 8 or 16 bits first")
+    return values.astype(np.uint16)
+
+
+def _from_array(array: npt.NDArray[Any]) -> Pixels:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        shape = "×".join(map(str, array.shape))
+        raise ValueError(f"an image array must be H×W, H×W×1, H×W×3 or H×W×4, not {shape}")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ValueError(f"the image array has {_over_limit(MAX_PIXELS)}")
+    array = _eight_bits(array)
+    if array.shape[2] == 4:
+        alpha = array[:, :, 3:].astype(np.float32) / 255
+        array = np.rint(array[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pixels: Pixels = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return pixels
+
+
+def _eight_bits(array: npt.NDArray[Any]) -> Pixels:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        eight: Pixels = (array >> 8).astype(np.uint8)
+    elif array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        eight = np.rint(array * 255).astype(np.uint8)
+    else:
+        raise ValueError(
+            f"an image array must be uint8, uint16 or float in 0..1, not {array.dtype} "
+            f"in {array.min()}..{array.max()}"
+        )
+    return eight

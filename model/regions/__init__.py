@@ -1,0 +1,1 @@
+"""SCG: grouping and region recognition."""

@@ -1,0 +1,204 @@
+"""Regions of a picture recognised in one forward, and the one-way noun->region loss (METHOD §9).
+
+    tokens (B, P, D) entering the last block(s), regions (B, h*w) -> region embeddings (B, R, C)
+
+Letters: B images, P = 1 + h*w image tokens (class token first), D width, H heads, d width of a
+head, R regions of the picture that has most, C joint width, N nouns (noun-major).
+Every region has its own copy of the class token, which sees the region's patches and itself; the
+ordinary tokens run beside the copies, untouched, so patches keep seeing everything and no region
+knows of another. A region that covers the picture gives the image embedding.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from codeseg.model import distributed
+from codeseg.model.clip.blocks import feed_forward, run_block
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.regions.config import Pool
+
+LOG_SCALE = torch.tensor(1 / 0.07).log().item()
+MAX_SCALE = 100.0
+NO_REGION = -1e4  # score of a picture without regions: finite, so that no gradient is NaN
+
+
+class RegionRecogniser(nn.Module):
+    """Trainable copies of CLIP's last block and projection that read regions, not pictures.
+
+    Args:
+        clip: whose weights they start from.
+        pool: how a noun's score is made of its scores with a picture's regions.
+    """
+
+    def __init__(self, clip: FrozenClip, pool: Pool = "max") -> None:
+        super().__init__()
+        self.block = copy.deepcopy(clip.last_block).requires_grad_(True)
+        self.ln_post = copy.deepcopy(clip.clip.visual.ln_post).requires_grad_(True)
+        self.proj = nn.Parameter(clip.clip.visual.proj.detach().clone())
+        self.log_scale = nn.Parameter(torch.tensor(LOG_SCALE))
+        self.pool = pool
+
+    def forward(self, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
+        """Region embeddings (B, R, C), unit, from trunk tokens and `members`."""
+        copies_BRD = recognise([self.block], tokens_BPD, members_BRQ)
+        return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
+
+    def loss(
+        self, tokens_BPD: Tensor, regions_BQ: Tensor, nouns_NC: Tensor, noun_N: Tensor
+    ) -> Tensor:
+        """The one-way loss over the pictures of all ranks; equal on every rank.
+
+        Nouns travel to every rank and scores come back: N·B numbers, whatever R is.
+
+        Args:
+            tokens_BPD: trunk tokens of this rank's pictures.
+            regions_BQ: their region maps, int64.
+            nouns_NC: unit embeddings of this rank's nouns, noun-major: N = J·B.
+            noun_N: int64, equal for equal nouns on any rank.
+        """
+        B, N = len(tokens_BPD), len(nouns_NC)
+        members_BRQ = members(regions_BQ)
+        regions_BRC = self(tokens_BPD, members_BRQ)
+        with torch.autocast(tokens_BPD.device.type, enabled=False):
+            scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+            scores_AB = noun_region_scores(
+                distributed.gather(nouns_NC.float()),
+                regions_BRC,
+                members_BRQ.any(dim=-1),
+                pool=self.pool,
+                temperature=1 / scale,
+            )
+            ranks = torch.arange(distributed.world_size(), device=noun_N.device)
+            own_N = torch.arange(N, device=noun_N.device) % B
+            image_A = (ranks[:, None] * B + own_N).flatten()
+            scores_AA = distributed.gather(scores_AB, dim=1)
+            return noun_region_loss(scores_AA, image_A, distributed.gather(noun_N), scale)
+
+
+def noun_keys(tokens_UM: Tensor) -> Tensor:
+    """One int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
+    powers = [pow(1_000_003, i + 1, 2**62) for i in range(tokens_UM.shape[1])]
+    return (tokens_UM * tokens_UM.new_tensor(powers)).sum(dim=-1)  # wraps around, as a hash may
+
+
+def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
+    """Which patches belong to which region.
+
+    Args:
+        regions_BQ: region numbers of the Q = h*w patches, int64; negative is no region.
+        count: R; None takes the most that occur.
+
+    Returns:
+        (B, R, Q) bool. A region without patches is padding.
+    """
+    count = int(regions_BQ.max()) + 1 if count is None else count
+    numbers_R1 = torch.arange(count, device=regions_BQ.device)[:, None]
+    return regions_BQ[:, None] == numbers_R1
+
+
+def recognise(
+    blocks: Sequence[ResidualAttentionBlock], tokens_BPD: Tensor, members_BRQ: Tensor
+) -> Tensor:
+    """Run every region's copy of the class token through the last block(s).
+
+    Args:
+        blocks: the last vision blocks, in order; all but the last also advance the ordinary tokens.
+        tokens_BPD: tokens that enter the first of them, class token first.
+        members_BRQ: bool, the patches of each region.
+
+    Returns:
+        The copies (B, R, D) after the last block, before ln_post. A region without patches gives
+        its class token attending to itself alone: finite, and to be masked by the caller.
+    """
+    copies_BRD = tokens_BPD[:, :1].expand(-1, members_BRQ.shape[1], -1)
+    for number, block in enumerate(blocks):
+        copies_BRD = _advance(block, copies_BRD, tokens_BPD[:, 1:], members_BRQ)
+        if number < len(blocks) - 1:
+            tokens_BPD = run_block(block, tokens_BPD)
+    return copies_BRD
+
+
+def _advance(
+    block: ResidualAttentionBlock, copies_BRD: Tensor, patches_BQD: Tensor, members_BRQ: Tensor
+) -> Tensor:
+    """One block for the copies: each attends to its region's patches and to itself."""
+    copies_normed, patches_normed = block.ln_1(copies_BRD), block.ln_1(patches_BQD)
+    itself_BRR = torch.eye(copies_BRD.shape[1], dtype=torch.bool, device=members_BRQ.device)
+    seen = torch.cat([members_BRQ, itself_BRR.expand(len(members_BRQ), -1, -1)], dim=-1)
+    keys_BLD = torch.cat([patches_normed, copies_normed], dim=1)
+    attended_BRD = _cross_attend(block.attn, copies_normed, keys_BLD, seen[:, None])
+    return feed_forward(block, copies_BRD + block.ls_1(attended_BRD))
+
+
+def _cross_attend(
+    attention: nn.MultiheadAttention, queries_BRD: Tensor, keys_BLD: Tensor, seen: Tensor
+) -> Tensor:
+    """Multi-head attention of (B, R, D) to (B, L, D); `seen` (B, 1, R, L) bool."""
+    B, R, D = queries_BRD.shape
+    heads = attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    q_BRD = F.linear(queries_BRD, weight[:D], None if bias is None else bias[:D])
+    kv = F.linear(keys_BLD, weight[D:], None if bias is None else bias[D:])
+    q_BHRd = q_BRD.view(B, R, heads, D // heads).transpose(1, 2)
+    k_BHLd, v_BHLd = kv.view(B, -1, 2, heads, D // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    y_BHRd = F.scaled_dot_product_attention(q_BHRd, k_BHLd, v_BHLd, attn_mask=seen)
+    y_BRD = y_BHRd.transpose(1, 2).reshape(B, R, D)
+    return F.linear(y_BRD, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def noun_region_scores(
+    nouns_NC: Tensor,
+    regions_BRC: Tensor,
+    real_BR: Tensor,
+    *,
+    pool: Pool = "max",
+    temperature: float | Tensor = 0.07,
+) -> Tensor:
+    """How well each noun finds a region in each picture.
+
+    Args:
+        nouns_NC: unit noun embeddings.
+        regions_BRC: unit region embeddings.
+        real_BR: bool, false for padding.
+        pool: "max" takes the best region; "soft" the mean over regions weighted by the softmax of
+            similarity / temperature, so that every region near the best one learns too.
+        temperature: of "soft", cosine units.
+
+    Returns:
+        Scores (N, B), cosines; `NO_REGION` where a picture has no region.
+    """
+    similarity_NBR = torch.einsum("nc,brc->nbr", nouns_NC, regions_BRC).float()
+    if pool == "max":
+        return similarity_NBR.masked_fill(~real_BR, NO_REGION).amax(dim=-1)
+    logits_NBR = (similarity_NBR / temperature).masked_fill(~real_BR, NO_REGION)
+    soft_NB = (logits_NBR.softmax(dim=-1) * similarity_NBR).sum(dim=-1)
+    return soft_NB.masked_fill(~real_BR.any(dim=-1), NO_REGION)
+
+
+def noun_region_loss(
+    scores_NB: Tensor, image_N: Tensor, noun_N: Tensor, scale: Tensor | float
+) -> Tensor:
+    """One-way InfoNCE: each noun must find its own picture among all; a region owes nothing.
+
+    A picture that names the same noun is no negative of it: with few distinct nouns it would
+    otherwise be the commonest one.
+
+    Args:
+        scores_NB: of all nouns and all pictures of the (global) batch.
+        image_N: int64, the picture each noun comes from.
+        noun_N: int64, equal for equal nouns.
+        scale: inverse temperature of the logits.
+
+    Returns:
+        Scalar, the mean over nouns.
+    """
+    own_NB = F.one_hot(image_N, scores_NB.shape[1]).float()
+    same_NN = (noun_N[:, None] == noun_N).float()
+    also_names_NB = (same_NN @ own_NB > 0) & (own_NB == 0)
+    logits_NB = (scale * scores_NB).masked_fill(also_names_NB, float("-inf"))
+    return F.cross_entropy(logits_NB, image_N)

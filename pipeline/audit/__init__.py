@@ -1,0 +1,1 @@
+"""All tables and the ledger -> DuckDB views, checks, a page."""

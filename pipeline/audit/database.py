@@ -1,0 +1,216 @@
+"""Questions to a dataset, answered by DuckDB from tables and ledger alone, out of core.
+
+    dataset root (local or s3://) + audit_sql/*.sql  ->  findings: pass / warn / fail / skip
+
+Read-only by construction: an in-memory database whose views are exactly the committed files; access
+to anything else is switched off and locked, and only SELECT statements are run. Thresholds stand in
+audit_sql/thresholds.sql. This is the only file that imports duckdb.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from codeseg.pipeline.audit import values as audit_values
+from codeseg.pipeline.audit.inventory import Inventory, take_inventory
+from codeseg.pipeline.audit.questions import COUNTED, Question, check_names, questions
+from codeseg.pipeline.audit.views import AuditOptions, open_views
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.engine.storage import Storage
+
+VIEWS = ("pairs", "nouns", "features", "vocabulary", "ledger", "metrics")
+FIRST_KEYS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a check."""
+
+    check: str
+    sentence: str
+    verdict: str  # pass, warn, fail or skip
+    figures: dict[str, Any]
+    keys: list[str]  # the first offending keys, hosts, files … in order
+    seconds: float
+
+
+class Audit:
+    """The named views of one dataset, to be asked and closed."""
+
+    def __init__(self, root: Storage, options: AuditOptions) -> None:
+        """Take the inventory and open the views; reads no row yet.
+
+        Raises:
+            ValueError: when the root is no dataset, or an option names what does not exist.
+        """
+        self.inventory: Inventory = take_inventory(root, options.hashes)
+        self._root = root
+        self._options = options
+        self._spill = tempfile.TemporaryDirectory(prefix="codeseg-audit-")
+        self._prepared: set[str] = set()
+        self._benchmark_images = [
+            opened.image_path(image_id)
+            for name, data in options.benchmarks
+            if data is not None
+            for opened in [load_benchmark(name).open(data)]
+            for image_id in opened.ids
+        ]
+        config: dict[str, Any] = {
+            "memory_limit": options.memory,
+            "temp_directory": self._spill.name,
+            "python_enable_replacements": False,
+            "autoinstall_known_extensions": False,
+            "preserve_insertion_order": False,
+        }
+        if options.threads:
+            config["threads"] = options.threads
+        try:
+            self._database = duckdb.connect(":memory:", config=config)
+        except duckdb.Error as error:  # the memory limit is the one thing a user gives
+            raise ValueError(f"memory {options.memory!r}: {_one_line(error)}") from None
+        open_views(self._database, root, self.inventory, options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._database.close()
+        self._spill.cleanup()
+
+    # Prepared tables: made the first time that something names them
+
+    def _prepare(self, sql: str) -> None:
+        """Make the prepared tables that a statement names."""
+        makers: dict[str, Callable[[], Iterator[pa.RecordBatch]]] = {
+            "feature_values": self._feature_values,
+            "vocabulary_values": self._vocabulary_values,
+            "picture_values": self._picture_values,
+            "benchmark_pictures": self._benchmark_pictures,
+        }
+        schemas = {
+            "feature_values": audit_values.FEATURE_VALUES,
+            "vocabulary_values": audit_values.VOCABULARY_VALUES,
+            "picture_values": audit_values.PICTURE_VALUES,
+            "benchmark_pictures": audit_values.PICTURE_VALUES,
+        }
+        for name, maker in makers.items():
+            if name in sql and name not in self._prepared:
+                reader = pa.RecordBatchReader.from_batches(schemas[name], maker())
+                self._database.register("stream", reader)
+                self._database.execute(f"CREATE TABLE {name} AS FROM stream")
+                self._database.unregister("stream")
+                self._prepared.add(name)
+        for name in COUNTED:
+            if name in sql and name not in self._prepared:
+                self._prepared.add(name)
+                self._prepare(questions()[name].sql)  # a counted table may ask another
+                self._database.execute(f"CREATE TABLE {name} AS {questions()[name].sql}")
+
+    def _feature_values(self) -> Iterator[pa.RecordBatch]:
+        paths = self.inventory.data["features"]
+        return audit_values.feature_values(self._root, paths, self._options.feature_rows)
+
+    def _vocabulary_values(self) -> Iterator[pa.RecordBatch]:
+        return audit_values.vocabulary_values(self._root, self.inventory.data["vocabulary"])
+
+    def _picture_values(self) -> Iterator[pa.RecordBatch]:
+        paths = self.inventory.data["pairs"]
+        a_file = -(-self._options.pictures // max(1, len(paths)))
+        return audit_values.picture_values(self._root, paths, a_file)
+
+    def _benchmark_pictures(self) -> Iterator[pa.RecordBatch]:
+        return audit_values.benchmark_picture_values(self._benchmark_images)
+
+    # Asking
+
+    def query(self, sql: str) -> pa.Table:
+        """Run somebody's SELECT on the named views.
+
+        Raises:
+            ValueError: when it is not one SELECT statement, or DuckDB refuses it.
+        """
+        try:
+            statements = self._database.extract_statements(sql)
+            kinds = [statement.type.name for statement in statements]
+            if kinds != ["SELECT"]:
+                raise ValueError(
+                    f"the audit only reads: one SELECT statement, not {', '.join(kinds) or 'none'}"
+                )
+            self._prepare(sql)
+            return self._database.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise ValueError(f"{_one_line(error)} (views: {', '.join(VIEWS)})") from None
+
+    def check(self, name: str) -> Finding:
+        """Answer one check; a table that cannot be read fails it and says why."""
+        question = questions()[name]
+        started = time.perf_counter()
+        missing = [view for view in question.needs if not self._has_rows(view)]
+        verdict, figures, keys = "skip", {"no rows in": ", ".join(missing)}, list[str]()
+        if not missing:
+            try:
+                verdict, figures, keys = self._answer(question)
+            except (duckdb.Error, OSError, pa.ArrowException) as error:
+                verdict, figures, keys = "fail", {"error": _one_line(error)}, []
+        seconds = time.perf_counter() - started
+        return Finding(name, question.sentence, verdict, figures, keys, seconds)
+
+    def _has_rows(self, view: str) -> bool:
+        if view in self.inventory.data:
+            return bool(self.inventory.data[view])
+        if view == "metrics":
+            return self._options.run is not None
+        if view == "benchmark_pictures":
+            return bool(self._benchmark_images)
+        return True
+
+    def _answer(self, question: Question) -> tuple[str, dict[str, Any], list[str]]:
+        """Verdict, figures and keys: the first, the middle and the last column of one row."""
+        self._prepare(question.sql)
+        cursor = self._database.execute(question.sql)
+        names = [column[0] for column in cursor.description]
+        (row,) = cursor.fetchall()
+        assert names[0] == "verdict" and names[-1] == "keys", question.name
+        keys = [str(key) for key in row[-1] or []][:FIRST_KEYS]
+        return row[0], dict(zip(names[1:-1], row[1:-1], strict=True)), keys
+
+    def figures(self, question: Question) -> list[dict[str, Any]]:
+        """Rows of a figure of the report; none where its views are empty or cannot be read."""
+        if not all(self._has_rows(view) for view in question.needs):
+            return []
+        try:
+            self._prepare(question.sql)
+            rows: list[dict[str, Any]] = (
+                self._database.sql(question.sql).to_arrow_table().to_pylist()
+            )
+        except (duckdb.Error, OSError, pa.ArrowException):
+            return []  # the checks say so
+        return rows
+
+    def pictures(self, keys: list[str]) -> dict[str, bytes]:
+        """The stored JPEG of some pairs, by key."""
+        rows = self._database.execute(
+            "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
+        ).fetchall()
+        return dict(rows)
+
+    def checks(self, names: Iterable[str] | None = None) -> Iterator[Finding]:
+        """Answer the checks one by one, in the order of the data flow."""
+        for name in names or check_names():
+            yield self.check(name)
+
+
+def _one_line(error: BaseException) -> str:
+    """DuckDB's message without its drawing of the statement."""
+    return " ".join(str(error).split("\n\nLINE")[0].split())

@@ -1,0 +1,222 @@
+"""What lies under a dataset root, as Arrow tables for the audit. Light: pyarrow and the ledger.
+
+    ledger/<stage>/NNNNN.json, <table>/NNNNN.*  ->  Inventory(ledger, files, data, settings)
+
+Reads records, footers and, on request, every byte (hashes); never writes. Only committed files
+that can be opened and have their table's schema count as data: a stage may be running meanwhile.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codeseg.pipeline import schema
+from codeseg.pipeline.audit.schemas import declared_schema, difference
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.feature_table import features_inputs
+from codeseg.pipeline.stream.vocabulary_table import vocabulary_input
+
+READERS = 16  # parallel reads: on an object store each is a round trip
+HASH_BYTES = 8 << 20
+
+LEDGER = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("shard", pa.int32()),
+        ("input", pa.string()),
+        ("expected_input", pa.string()),  # of today's upstream shard; null where none is known
+        ("settings", pa.string()),
+        ("output", pa.string()),
+        ("rows_in", pa.int64()),
+        ("rows_out", pa.int64()),
+        ("rejected", pa.map_(pa.string(), pa.int64())),  # reason -> rows
+        ("bytes", pa.int64()),
+        ("seconds", pa.float64()),
+        ("versions", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+FILES = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("shard", pa.int32()),
+        ("path", pa.string()),
+        ("recorded_bytes", pa.int64()),  # null: the ledger does not know the file
+        ("bytes", pa.int64()),  # null: the file is missing
+        ("recorded_sha256", pa.string()),
+        ("sha256", pa.string()),  # null unless hashes were asked for
+        ("rows", pa.int64()),  # from the footer; null when unreadable
+        ("pictures", pa.int64()),  # rows of pairs whose jpg is not null, from the footer
+        ("problem", pa.string()),  # null, or why the file cannot be read
+        ("schema_problem", pa.string()),  # null, or how it differs from the table's schema
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything the audit knows before it reads a row."""
+
+    ledger: pa.Table  # LEDGER
+    files: pa.Table  # FILES
+    data: dict[str, list[str]]  # table -> sound, committed data files, relative to the root
+    settings: pa.Table  # (stage, name, value): nested names joined by dots, values as JSON
+    embed_dim: int  # C of the vocabulary's knowledge embeddings; 1 where nobody knows
+
+
+def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
+    """List the records and the files of every table and hold them together.
+
+    Args:
+        root: the dataset root.
+        hashes: read every file whole and compare its SHA-256 with the record.
+
+    Raises:
+        ValueError: when the folder is no dataset root, or a record cannot be read.
+    """
+    ledger = Ledger(root)
+    records = {table: ledger.records(table) for table in schema.TABLES}
+    found = {table: set(root.names(table)) for table in schema.TABLES}
+    if not any(records.values()) and not any(found.values()):
+        raise ValueError(
+            f"{root.uri} is no dataset root: it has neither a ledger nor any table; "
+            "give the folder that `codeseg download` filled"
+        )
+    settings = {table: ledger.read_settings(table) or {} for table in schema.TABLES}
+    jobs = [
+        (table, path, recorded)
+        for table in schema.TABLES
+        for path, recorded in _paths(table, records[table], found[table])
+    ]
+    with ThreadPoolExecutor(READERS) as pool:
+        files = list(pool.map(lambda job: _examine(root, job, settings["features"], hashes), jobs))
+    data: dict[str, list[str]] = {table: [] for table in schema.TABLES}
+    for file in files:
+        committed = file["recorded_bytes"] is not None
+        if committed and not file["problem"] and not file["schema_problem"]:
+            data[file["stage"]].append(file["path"])
+    return Inventory(
+        ledger=pa.Table.from_pylist(_ledger_rows(records), schema=LEDGER),
+        files=pa.Table.from_pylist(files, schema=FILES),
+        data=data,
+        settings=_settings_table(settings),
+        embed_dim=settings["features"].get("clip", {}).get("embed_dim", 1),
+    )
+
+
+def _paths(
+    table: str, records: Mapping[int, ShardRecord], names: set[str]
+) -> list[tuple[str, dict[str, Any] | None]]:
+    """(path, what the ledger says of it or None) of every file recorded or found."""
+    recorded = {
+        path: dict(info) | {"shard": record.shard}
+        for record in records.values()
+        for path, info in record.files.items()
+        if path.startswith(f"{table}/")
+    }
+    found = {f"{table}/{name}" for name in names}
+    return [(path, recorded.get(path)) for path in sorted(found | set(recorded))]
+
+
+def _examine(
+    root: Storage,
+    job: tuple[str, str, dict[str, Any] | None],  # table, path, what the ledger says of it
+    features_settings: Mapping[str, Any],
+    hashes: bool,
+) -> dict[str, Any]:
+    """One row of FILES."""
+    table, path, recorded = job
+    stem = PurePosixPath(path).stem
+    file: dict[str, Any] = dict.fromkeys(FILES.names) | {
+        "stage": table,
+        "shard": recorded["shard"] if recorded else int(stem) if stem.isdigit() else None,
+        "path": path,
+        "recorded_bytes": recorded["bytes"] if recorded else None,
+        "recorded_sha256": recorded["sha256"] if recorded else None,
+    }
+    try:
+        with root.open_input(path) as source:
+            file["bytes"] = source.size()
+            if hashes:
+                file["sha256"] = _sha256(source)
+                source.seek(0)
+            if PurePosixPath(path).suffix in (".parquet", ".arrow"):
+                file["rows"], file["pictures"], actual = _footer(source, path)
+                declared = declared_schema(table, features_settings)
+                file["schema_problem"] = declared and difference(actual, declared)
+    except FileNotFoundError:
+        file["problem"] = "missing"
+    except (OSError, pa.ArrowInvalid) as error:  # includes an empty file, which cannot be mapped
+        file["problem"] = "unreadable: " + " ".join(str(error).split())[:120]
+    return file
+
+
+def _footer(source: pa.NativeFile, path: str) -> tuple[int, int | None, pa.Schema]:
+    """Rows, pictures and schema of a Parquet or Arrow IPC file, without reading its data."""
+    if path.endswith(".arrow"):
+        reader = pa.ipc.open_file(source)
+        return reader.count_rows(), None, reader.schema
+    parquet = pq.ParquetFile(source)
+    return parquet.metadata.num_rows, _pictures(parquet.metadata), parquet.schema_arrow
+
+
+def _pictures(footer: pq.FileMetaData) -> int | None:
+    """Rows whose jpg is not null; None where there is no such column or no statistics."""
+    names = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    if "jpg" not in names:
+        return None
+    groups = [footer.row_group(i).column(names.index("jpg")) for i in range(footer.num_row_groups)]
+    if any(group.statistics is None for group in groups):
+        return None
+    return sum(int(group.num_values - group.statistics.null_count) for group in groups)
+
+
+def _sha256(source: pa.NativeFile) -> str:
+    digest = hashlib.sha256()
+    while block := source.read(HASH_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _ledger_rows(records: Mapping[str, Mapping[int, ShardRecord]]) -> list[dict[str, Any]]:
+    """Rows of LEDGER, with the input each shard would be made from today."""
+    pairs, nouns = records["pairs"], records["nouns"]
+    expected: dict[str, dict[int, str]] = {
+        "nouns": {shard: record.output for shard, record in pairs.items()},
+        "features": features_inputs(pairs, nouns),
+        "vocabulary": {0: vocabulary_input(nouns)},
+        "regions": {shard: record.output for shard, record in records["features"].items()},
+    }
+    rows = []
+    for stage, shards in records.items():
+        for shard, record in shards.items():
+            row = {name: getattr(record, name, None) for name in LEDGER.names}
+            row["expected_input"] = expected.get(stage, {}).get(shard)
+            row["rejected"] = list(record.rejected.items())
+            row["versions"] = list(record.versions.items())
+            rows.append(row)
+    return rows
+
+
+def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    rows: list[dict[str, str]] = []
+
+    def flatten(stage: str, prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                flatten(stage, f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            rows.append({"stage": stage, "name": prefix, "value": json.dumps(value)})
+
+    for stage, value in settings.items():
+        flatten(stage, "", value)
+    form = pa.schema([(name, pa.string()) for name in ("stage", "name", "value")])
+    return pa.Table.from_pylist(rows, schema=form)

@@ -1,0 +1,87 @@
+"""The questions of the audit: audit_sql/*.sql, one a file, read and put in order. Light.
+
+A file opens with comments: the sentence it proves, then `Needs:` (views that must have rows) and
+`Chart:` (how the report draws it). Names starting with "show_" are figures for the report; the rest
+are checks, whose SELECT gives one row: verdict, figures …, keys.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow as pa
+
+from codeseg.pipeline.benchmark.manifest import benchmark_names, load_benchmark
+
+STAGE_ORDER = (
+    "ledger", "keys", "pairs", "picture", "duplicates", "leakage", "caption", "noun",
+    "vocabulary", "feature", "metrics",
+)  # fmt: skip
+COUNTED = ("noun_counts", "class_coverage", "near_pictures", "near_benchmark")
+"""Tables made by a query of the same name and kept, since several questions ask them."""
+NOT_CHECKS = ("macros", "thresholds", "show_", *COUNTED)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One file of audit_sql/: its first comment is the sentence it proves."""
+
+    name: str
+    sentence: str
+    needs: tuple[str, ...]  # views that must have rows
+    chart: str
+    sql: str
+
+
+@cache
+def questions() -> dict[str, Question]:
+    """Every file of audit_sql/ by name, in the order of the data flow."""
+    found = [
+        _parse(file.name.removesuffix(".sql"), file.read_text())
+        for file in (files("codeseg.pipeline.audit") / "sql").iterdir()
+        if file.name.endswith(".sql")
+    ]
+
+    def order(question: Question) -> tuple[int, str]:
+        stage = question.name.split("_")[0]
+        known = stage in STAGE_ORDER
+        return STAGE_ORDER.index(stage) if known else len(STAGE_ORDER), question.name
+
+    return {question.name: question for question in sorted(found, key=order)}
+
+
+def check_names() -> list[str]:
+    """Names of the checks, in the order of the data flow."""
+    return [name for name in questions() if not name.startswith(NOT_CHECKS)]
+
+
+def _parse(name: str, text: str) -> Question:
+    comments = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        comments.append(line.removeprefix("--").strip())
+    headers = {"Needs": "", "Chart": ""}
+    sentence = []
+    for comment in comments:
+        title, _, value = comment.partition(": ")
+        if title in headers:
+            headers[title] = value
+        else:
+            sentence.append(comment)
+    return Question(
+        name, " ".join(sentence), tuple(headers["Needs"].split()), headers["Chart"], text
+    )
+
+
+def class_names(benchmarks: tuple[tuple[str, Path | None], ...]) -> pa.Table:
+    """(benchmark, class): the names that are asked for by text, of the benchmarks given or all."""
+    names = [name for name, _ in benchmarks] or benchmark_names()
+    rows = [
+        {"benchmark": name, "class": text, "judged": bool(benchmarks)}
+        for name in names
+        for text in load_benchmark(name).texts
+    ]
+    form = pa.schema([("benchmark", pa.string()), ("class", pa.string()), ("judged", pa.bool_())])
+    return pa.Table.from_pylist(rows, schema=form)

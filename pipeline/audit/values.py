@@ -1,0 +1,237 @@
+"""What SQL cannot see: numbers inside tensors and pictures, one small row each.
+
+    features/NNNNN.arrow -> FEATURE_VALUES; vocabulary/nouns.arrow -> VOCABULARY_VALUES
+    pairs/NNNNN.parquet, a benchmark's images -> PICTURE_VALUES (perceptual hashes by imagehash)
+
+Every function streams record batches: memory is bounded by one batch of a file.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.schema import noun_id
+
+FEATURE_VALUES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image_nonfinite", pa.int64()),  # values of image_tokens that are NaN or infinite
+        ("image_norm_min", pa.float32()),  # L2 norm of a token over D, over the row's V·P tokens
+        ("image_norm_mean", pa.float32()),
+        ("image_norm_max", pa.float32()),
+        (
+            "saturated",
+            pa.float32(),
+        ),  # share of int8 values at ±127, one a token set aside
+        ("state_values", pa.int64()),  # length of caption_states; L·T is declared
+        ("state_nonfinite", pa.int64()),
+        ("state_norm_min", pa.float32()),  # L2 norm of a state over T
+        ("state_norm_mean", pa.float32()),
+    ]
+)
+
+VOCABULARY_VALUES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("expected_id", pa.int64()),  # noun_id(text)
+        ("knowledge_norm", pa.float32()),  # NaN when a value is not finite
+    ]
+)
+
+PICTURE_VALUES = pa.schema(
+    [
+        ("key", pa.string()),  # of the pair, or path of the benchmark image
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),  # as decoded; null when undecodable
+        ("height", pa.int32()),
+        ("deviation", pa.float32()),  # standard deviation of the grey values, 0..255
+        ("phash", pa.uint64()),  # perceptual hash, 64 bits
+        ("dhash", pa.uint64()),  # gradient hash, 64 bits: confirms what phash finds
+        ("problem", pa.string()),
+    ]
+)
+
+INT8_LIMIT = 127
+DRAFT_SIDE = 256  # pixels: JPEGs far larger are decoded at a fraction of their size
+PICTURES_A_BATCH = 256
+NOUNS_A_BATCH = 65_536  # the vocabulary is a single record batch
+
+
+def feature_values(root: Storage, paths: Iterable[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Measure the tensors of every feature row.
+
+    Args:
+        root: the dataset root.
+        paths: features files, relative to it.
+        rows: at most so many rows of each file, 0 for all.
+    """
+    for path in paths:
+        with root.open_input(path) as source:
+            reader = pa.ipc.open_file(source)
+            left = rows or reader.count_rows()
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index).slice(0, left)
+                left -= batch.num_rows
+                if batch.num_rows:
+                    yield _measure_features(batch)
+
+
+def _measure_features(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns: dict[str, Any] = {"key": batch.column("key")}
+    columns |= _state_values(batch)
+    if "image_tokens" in batch.schema.names:
+        columns |= _image_values(batch)
+    absent = pa.nulls(batch.num_rows)
+    arrays = [
+        pa.array(columns.get(field.name, absent)).cast(field.type) for field in FEATURE_VALUES
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=FEATURE_VALUES)
+
+
+def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Statistics of image_tokens by column name; needs D, which the table's settings hold."""
+    settings = json.loads((batch.schema.metadata or {}).get(b"codeseg", b"{}"))
+    tokens = batch.column("image_tokens").flatten().to_numpy()
+    scales = None
+    if tokens.dtype == np.int8:
+        scales = batch.column("image_scales").flatten().to_numpy()
+    width = settings.get("clip", {}).get("width") or len(tokens) // batch.num_rows
+    names = ("nonfinite", "norm_min", "norm_mean", "norm_max", "saturated")
+    rows: dict[str, list[float]] = {name: [] for name in names[: 4 + (scales is not None)]}
+    for row, values in enumerate(tokens.reshape(batch.num_rows, -1)):  # a row at a time: 1 MB
+        tokens_PD = values.reshape(-1, width).astype(np.float32)
+        if scales is not None:
+            at_limit = int((np.abs(tokens_PD) >= INT8_LIMIT).sum())  # one a token sets its scale
+            rows["saturated"].append(max(0, at_limit - len(tokens_PD)) / tokens_PD.size)
+            tokens_PD *= scales.reshape(batch.num_rows, -1)[row, :, None]
+        nonfinite, norms_P = _norms(tokens_PD)
+        rows["nonfinite"].append(int(nonfinite.sum()))
+        rows["norm_min"].append(float(norms_P.min()))
+        rows["norm_mean"].append(float(norms_P.mean()))
+        rows["norm_max"].append(float(norms_P.max()))
+    return {name if name == "saturated" else f"image_{name}": rows[name] for name in rows}
+
+
+def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Statistics of caption_states by column name; norms only where whole states are there."""
+    states = batch.column("caption_states")
+    lengths = states.value_lengths().to_numpy()
+    values = states.flatten().to_numpy().astype(np.float32)
+    width = int((batch.schema.metadata or {}).get(b"text_width", 0))
+    starts = np.cumsum(lengths) - lengths
+    whole = bool(width) and bool((lengths > 0).all()) and not (lengths % width).any()
+    if not whole:
+        broken = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+        return {
+            "state_values": lengths,
+            "state_nonfinite": broken[starts + lengths] - broken[starts],
+        }
+    nonfinite, norms = _norms(values.reshape(-1, width))
+    starts //= width
+    return {
+        "state_values": lengths,
+        "state_nonfinite": np.add.reduceat(nonfinite, starts),
+        "state_norm_min": np.minimum.reduceat(norms, starts),
+        "state_norm_mean": np.add.reduceat(norms, starts) / (lengths // width),
+    }
+
+
+def _norms(values_PD: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Non-finite values of every row, and its L2 norm over the finite ones."""
+    squares_P = np.einsum("pd,pd->p", values_PD, values_PD)  # in one pass when all is finite
+    if np.isfinite(squares_P).all():
+        return np.zeros(len(squares_P), np.int64), np.sqrt(squares_P)
+    finite = np.isfinite(values_PD)
+    squares_P = np.square(values_PD, where=finite, out=np.zeros_like(values_PD)).sum(1)
+    return (~finite).sum(1), np.sqrt(squares_P)
+
+
+def vocabulary_values(root: Storage, paths: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    """Hash every noun again and measure its knowledge embedding."""
+    for path in paths:
+        with root.open_input(path) as source:
+            reader = pa.ipc.open_file(source)
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                for start in range(0, batch.num_rows, NOUNS_A_BATCH):
+                    yield _measure_nouns(batch.slice(start, NOUNS_A_BATCH))
+
+
+def _measure_nouns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    knowledge_UC = batch.column("knowledge_embedding").flatten().to_numpy()
+    norms_U = np.linalg.norm(knowledge_UC.reshape(batch.num_rows, -1), axis=1)
+    expected = [noun_id(text) for text in batch.column("text").to_pylist()]
+    arrays = [batch.column("id"), pa.array(expected, pa.int64()), pa.array(norms_U, pa.float32())]
+    return pa.RecordBatch.from_arrays(arrays, schema=VOCABULARY_VALUES)
+
+
+def picture_values(root: Storage, paths: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Decode and hash the pictures of pairs.
+
+    Args:
+        root: the dataset root.
+        paths: pairs files, relative to it.
+        rows: how many pictures of each file, its first ones; 0 for all.
+    """
+    columns = ["key", "sha256", "jpg"]
+    size = min(rows, PICTURES_A_BATCH) or PICTURES_A_BATCH
+    with ThreadPoolExecutor() as pool:
+        for path in paths:
+            left = rows
+            with root.open_input(path) as source:
+                for batch in pq.ParquetFile(source).iter_batches(size, columns=columns):
+                    kept = batch.filter(batch.column("jpg").is_valid())
+                    kept = kept.slice(0, left) if rows else kept
+                    left -= kept.num_rows
+                    measured = pool.map(lambda row: _measure(**row), kept.to_pylist())
+                    yield pa.RecordBatch.from_pylist(list(measured), schema=PICTURE_VALUES)
+                    if rows and left <= 0:
+                        break
+
+
+def benchmark_picture_values(images: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    """Decode and hash a benchmark's images; `key` is the path, sha256 that of the file."""
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(_measure_file, images))
+    yield pa.RecordBatch.from_pylist(rows, schema=PICTURE_VALUES)
+
+
+def _measure_file(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return _measure(str(path), hashlib.sha256(data).hexdigest(), data)
+
+
+def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:
+    """One row of PICTURE_VALUES; an undecodable picture has a problem instead of hashes."""
+    import imagehash
+
+    row: dict[str, Any] = {"key": key, "sha256": sha256, "bytes": len(jpg)}
+    try:
+        with Image.open(io.BytesIO(jpg)) as image:
+            row["width"], row["height"] = image.size
+            image.draft("L", (DRAFT_SIDE, DRAFT_SIDE))
+            grey = image.convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return row | {"problem": str(error)[:120], "width": None, "height": None}
+    return row | {
+        "deviation": float(np.asarray(grey).std()),
+        "phash": _bits(imagehash.phash(grey).hash),
+        "dhash": _bits(imagehash.dhash(grey).hash),
+    }
+
+
+def _bits(hash_: NDArray[np.bool_]) -> int:
+    """The 8×8 bits of a hash as one number."""
+    return int.from_bytes(np.packbits(hash_.reshape(-1)).tobytes(), "big")

@@ -1,0 +1,1 @@
+"""Benchmark manifests, label maps and their scores; light."""

@@ -1,0 +1,270 @@
+"""data_manifests/benchmarks/NAME.toml + a data folder -> image paths and label maps. Light.
+
+A benchmark is data: classes, palette, folders, label rule, published scores. Adding one is adding a
+TOML file; `load_benchmark` also takes the path of a file that lies elsewhere.
+"""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from codeseg.pipeline.benchmark.labels import (
+    IGNORE,
+    RULES,
+    CocoInstances,
+    LabelForm,
+    LabelMap,
+    apply_rule,
+    read_raw_label,
+)
+
+MAX_CLASSES = 254
+"""Label maps are 8-bit PNGs and 255 means "not scored"."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number somebody published for this benchmark; protocols differ between rows."""
+
+    method: str
+    miou: float
+    protocol: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark manifest."""
+
+    name: str
+    title: str
+    background: bool
+    """Class 0 is "background": no text names it, a constant score stands for it (METHOD §8)."""
+    images: int
+    """Images of the official split."""
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    roots: tuple[str, ...]
+    image_pattern: str
+    split: str | None
+    forms: tuple[LabelForm, ...]
+    published: tuple[Published, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """[evaluate]: prediction settings this benchmark asks for in place of the defaults."""
+    source: str = ""
+    """What it was loaded from: its name, or the path of a file."""
+    sha256: str = ""
+    """Of the manifest file: says which class list a number belongs to."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The class names that are asked for by text, in class order, without "background"."""
+        return self.classes[1:] if self.background else self.classes
+
+    def open(self, data: Path) -> "BenchmarkData":
+        """Find the split and the labels below `data`; FileNotFoundError says what is missing."""
+        return BenchmarkData(self, data)
+
+    def expected_layout(self) -> str:
+        """The folder as it should look, for messages."""
+        lines = [f"{self.image_pattern}    ({self.images} images)"]
+        lines += [form.pattern for form in self.forms[:1]]
+        lines += [f"{form.pattern}    (instead)" for form in self.forms[1:]]
+        if self.split:
+            lines.append(self.split)
+        return "\n".join(f"  DIR/{line}" for line in lines)
+
+
+class BenchmarkData:
+    """A benchmark's files in a folder: which images, where, and their label maps."""
+
+    def __init__(self, benchmark: Benchmark, data: Path) -> None:
+        self.benchmark = benchmark
+        self.folder = data
+        if not data.is_dir():
+            raise FileNotFoundError(f"{data}: no such data folder")
+        self.root = self._find_root(data)
+        self.form = self._find_form()
+        self._coco = (
+            CocoInstances(self.root / self.form.pattern, self.form.mapping)
+            if self.form.rule == "coco_instances"
+            else None
+        )
+
+    def _find_root(self, data: Path) -> Path:
+        probe = self.benchmark.split or self.benchmark.image_pattern.split("{id}")[0]
+        for root in self.benchmark.roots:
+            if (data / root / probe).exists() or any((data / root).glob(probe.rstrip("/"))):
+                return data / root
+        raise FileNotFoundError(
+            f"{data}: {probe} is missing; expected layout of {self.benchmark.name}:\n"
+            + self.benchmark.expected_layout()
+        )
+
+    def _find_form(self) -> LabelForm:
+        for form in self.benchmark.forms:
+            if any(self.root.glob(form.pattern.replace("{id}", "*"))):
+                return form
+        raise FileNotFoundError(
+            f"{self.root}: no label maps; expected layout of {self.benchmark.name}:\n"
+            + self.benchmark.expected_layout()
+        )
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Image ids of the split: its own order, or sorted where there is no split file."""
+        if self.benchmark.split:
+            lines = (self.root / self.benchmark.split).read_text().splitlines()
+            ids = [line.strip() for line in lines if line.strip()]
+            if not ids:
+                raise ValueError(f"{self.root / self.benchmark.split}: the split lists no image")
+            return tuple(ids)
+        ids = self._coco.ids if self._coco else sorted(self._images)
+        if not ids:
+            raise FileNotFoundError(f"{self.root}: no image matches {self.benchmark.image_pattern}")
+        return tuple(ids)
+
+    @cached_property
+    def _images(self) -> dict[str, Path]:
+        return index(self.root, self.benchmark.image_pattern)
+
+    @cached_property
+    def _labels(self) -> dict[str, Path]:
+        return index(self.root, self.form.pattern)
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of the image; it need not exist."""
+        return locate(self.root, self.benchmark.image_pattern, image_id, lambda: self._images)
+
+    def label_path(self, image_id: str) -> Path:
+        """Path of the label file (for COCO-Object the annotation file); it need not exist."""
+        return locate(self.root, self.form.pattern, image_id, lambda: self._labels)
+
+    def label(self, image_id: str) -> LabelMap:
+        """The label map, uint8 H×W, 0..K−1 or 255.
+
+        Raises:
+            FileNotFoundError: There is no label for this image.
+            ValueError: The file is damaged or holds a label outside the class list.
+        """
+        if self._coco:
+            return self._coco.label(image_id)
+        path = self.label_path(image_id)
+        return apply_rule(read_raw_label(path), self.form, len(self.benchmark.classes), path)
+
+
+def index(root: Path, pattern: str) -> dict[str, Path]:
+    """All files that match a pattern with {id} and *, by id."""
+    expression = re.escape(pattern).replace(r"\{id\}", "(?P<id>[^/]+)").replace(r"\*", "[^/]+")
+    found = {}
+    for path in sorted(root.glob(pattern.replace("{id}", "*"))):
+        match = re.fullmatch(expression, path.relative_to(root).as_posix())
+        if match:
+            found[match["id"]] = path
+    return found
+
+
+def locate(root: Path, pattern: str, image_id: str, indexed: Any) -> Path:
+    """Path of one file; a pattern with * is looked up in its index."""
+    if "*" in pattern:
+        found: Path | None = indexed().get(image_id)
+        return found or root / pattern.replace("{id}", image_id)
+    return root / pattern.replace("{id}", image_id)
+
+
+def benchmark_names() -> list[str]:
+    """Names of the benchmarks that come with codeseg."""
+    folder = files("codeseg.data_manifests") / "benchmarks"
+    return sorted(
+        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+    )
+
+
+def load_benchmark(name: str | Path) -> Benchmark:
+    """Read and check a benchmark manifest.
+
+    Args:
+        name: One of `benchmark_names()`, or the path of a TOML file.
+
+    Raises:
+        ValueError: Unknown name, or a manifest that is wrong (one line says how).
+    """
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such benchmark manifest")
+        content = path.read_bytes()
+    elif str(name) in benchmark_names():
+        content = (files("codeseg.data_manifests") / "benchmarks" / f"{name}.toml").read_bytes()
+    else:
+        raise ValueError(
+            f"unknown benchmark {str(name)!r}; there are {', '.join(benchmark_names())}, "
+            "or give the path of a .toml file"
+        )
+    try:
+        return _parse(tomllib.loads(content.decode()), content, str(name))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name}: not a TOML file ({error})") from None
+    except KeyError as error:
+        raise ValueError(f"{name}: the manifest lacks {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
+    layout, labels = content["layout"], dict(content["labels"])
+    also = labels.pop("also", [])
+    forms = [_form({"labels": layout["labels"], **labels})] + [_form(other) for other in also]
+    benchmark = Benchmark(
+        name=content["name"],
+        title=content["title"],
+        background=content["background"],
+        images=content["images"],
+        classes=tuple(content["classes"]),
+        palette=tuple((r, g, b) for r, g, b in content["palette"]),
+        roots=tuple(layout.get("roots", ["."])),
+        image_pattern=layout["images"],
+        split=layout.get("split"),
+        forms=tuple(forms),
+        published=tuple(Published(**row) for row in content.get("published") or ()),
+        settings=content.get("evaluate", {}),
+        source=source,
+        sha256=hashlib.sha256(stored).hexdigest(),
+    )
+    _check(benchmark)
+    return benchmark
+
+
+def _form(table: dict[str, Any]) -> LabelForm:
+    return LabelForm(
+        pattern=table["labels"],
+        rule=table["rule"],
+        ignore=table.get("ignore", IGNORE),
+        mapping={int(raw): train for raw, train in table.get("map", {}).items()},
+        raw_max=table.get("raw_max", IGNORE),
+    )
+
+
+def _check(benchmark: Benchmark) -> None:
+    classes = len(benchmark.classes)
+    if not benchmark.texts:
+        raise ValueError("the class list is empty: name at least one class besides background")
+    if classes > MAX_CLASSES:
+        raise ValueError(f"{classes} classes, but 8-bit label maps hold at most {MAX_CLASSES}")
+    if len(set(benchmark.classes)) < classes:
+        raise ValueError("a class name occurs twice")
+    if any(not name.strip() for name in benchmark.classes):
+        raise ValueError("a class name is blank")
+    if len(benchmark.palette) != classes:
+        raise ValueError(f"{classes} classes but {len(benchmark.palette)} palette colours")
+    for form in benchmark.forms:
+        if form.rule not in RULES:
+            raise ValueError(f"unknown label rule {form.rule!r}; rules: {', '.join(RULES)}")
+        if any(not 0 <= train < classes for train in form.mapping.values()):
+            raise ValueError("[labels.map] names a class outside the class list")

@@ -1,0 +1,108 @@
+"""A folder of predicted label maps: OUT/labels/ID.png and OUT/settings.json. Light.
+
+One 8-bit palette PNG per image, written under a temporary name and renamed, so an image is either
+done or not. The settings that made the folder lie beside it: a run with the same ones resumes image
+by image, a run with different ones is refused. Anyone's folder of ID.png files can be scored.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from codeseg.pipeline.benchmark.labels import LabelMap, read_raw_label
+
+
+class PredictionFolder:
+    """Label maps of one run of `codeseg evaluate`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.labels = root / "labels"
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or check that they are those the folder was made with.
+
+        Raises:
+            ValueError: The folder holds predictions made with other settings; names what differs.
+        """
+        path = self.root / "settings.json"
+        wanted = json.loads(json.dumps(settings))
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+            except ValueError:
+                raise ValueError(
+                    f"{path}: not JSON; delete the folder or choose another --out"
+                ) from None
+            changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+            if changed:
+                differences = "; ".join(
+                    f"{key} was {found.get(key)!r}, now {wanted.get(key)!r}" for key in changed
+                )
+                raise ValueError(
+                    f"{self.root} holds predictions made with other settings ({differences}): "
+                    "choose another --out, or delete it"
+                )
+            return
+        self.labels.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+
+    def pending(self, ids: Iterable[str]) -> list[str]:
+        """The ids that have no label map yet, in the given order."""
+        return [image_id for image_id in ids if not self.path(image_id).is_file()]
+
+    def path(self, image_id: str) -> Path:
+        """Where an image's label map lies."""
+        return self.labels / f"{image_id}.png"
+
+    def write(
+        self, image_id: str, label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Save one label map as a palette PNG, whole or not at all."""
+        path = self.path(image_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        palette_image(label_HW, palette).save(temporary, format="PNG")
+        os.replace(temporary, path)
+
+
+def prediction_paths(folder: Path) -> Path:
+    """The folder that holds the ID.png files: OUT/labels of `evaluate`, or the folder itself."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of predictions")
+    return folder / "labels" if (folder / "labels").is_dir() else folder
+
+
+def read_prediction(path: Path) -> LabelMap:
+    """Read anybody's predicted label map: single-channel, values 0..K−1 (checked when scored).
+
+    Raises:
+        FileNotFoundError: There is no prediction for this image.
+        ValueError: The file is damaged or not a label map.
+    """
+    raw = read_raw_label(path)
+    if raw.dtype == np.bool_ or raw.dtype == np.uint8:
+        return raw.astype(np.uint8)
+    if raw.size and (raw.min() < 0 or raw.max() > 255):
+        raise ValueError(f"{path}: label {int(raw.max())} is not 0..255")
+    return raw.astype(np.uint8)
+
+
+def palette_image(label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """An 8-bit palette image; colours beyond the palette are white."""
+    image = Image.fromarray(label_HW)
+    colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
+    image.putpalette([channel for colour in colours for channel in colour])
+    return image
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

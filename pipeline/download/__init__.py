@@ -1,0 +1,1 @@
+"""URL list or tars -> pairs."""

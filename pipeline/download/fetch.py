@@ -1,0 +1,327 @@
+"""The guarded fetch: an untrusted URL -> the bytes of an image, or a reason that groups. Light.
+
+What a URL list can do to whoever downloads it is bounded here: http and https only, public
+addresses only (checked again at each of at most five redirects), a total deadline, a cap on bytes
+while they stream, a cap on pixels from the image's header before anything is decoded, few requests
+at a time to one host, and a publisher's X-Robots-Tag is honoured.
+"""
+
+import http.client
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+from codeseg.model.pictures.header import HeaderError, read_header
+from codeseg.pipeline.download.addresses import (
+    DnsError,
+    PrivateAddressError,
+    Resolver,
+    TooMuchError,
+    connect,
+    connect_socket,
+    remaining,
+)
+from codeseg.pipeline.download.outage import OutageWatch
+
+CHUNK_BYTES = 64 << 10
+USER_AGENT = "codeseg"
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
+MAX_ALPHA_PIXELS = 16_000_000  # img2dataset lays them over white in float64: 70 bytes a pixel
+MAX_RATIO = 20  # of the sides: beyond, a shorter side that is not reduced makes rows of megabytes
+NETWORK = frozenset({"dns", "timeout", "connection"})  # what an outage looks like
+ANSWERED = frozenset(
+    {"success", "not_an_image", "bomb", "too_long", "unsupported", "opt_out", "too_large"}
+)
+PROBE_SECONDS = 3.0
+KNOWN_HOSTS = 1024  # at which the idle ones are forgotten
+RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def is_retryable(reason: str) -> bool:
+    """Whether `--retry-failed` should try a row that failed for this reason again."""
+    status = re.fullmatch(r"http_(\d{3})", reason)
+    if status:
+        return int(status[1]) in RETRIED_STATUS or int(status[1]) >= 500
+    return reason in NETWORK
+
+
+class FetchError(Exception):
+    """A URL gave no image; `reason` groups, `again` says whether another try may help."""
+
+    def __init__(self, reason: str, again: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.again = again
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """How far one URL may go."""
+
+    # seconds from the first look-up to the last byte, redirects included, waits for a turn not
+    deadline: float = 20.0
+    max_bytes: int = 32 << 20
+    max_pixels: int = 64_000_000  # width x height as the header says
+    redirects: int = 5
+    retries: int = 2  # after the first attempt, of what can be retried
+    backoff: float = 0.5  # seconds before the first retry, doubling, with jitter
+    host_connections: int = 8  # at a time to one host
+    host_delay: float = 0.02  # seconds between two request starts to one host
+    workers: int = 1  # that share these two limits, an equal part each
+    allow_private: bool = False  # loopback and private addresses too, without host limits
+
+
+class Fetcher:
+    """Fetches images by URL; one object serves all threads of a worker."""
+
+    def __init__(self, limits: FetchLimits, outage: OutageWatch | None = None) -> None:
+        self._limits = limits
+        self._resolver = Resolver(limits.allow_private)
+        self._hosts = _Hosts(limits)
+        self._outage = outage
+
+    def fetch(self, url: str | None) -> bytes:
+        """The bytes of the image at the URL, whose header has been looked at.
+
+        Raises:
+            FetchError: with the reason, after the retries.
+        """
+        attempt = 0
+        while True:
+            try:
+                content = self._attempt(url)
+                check_image(content, self._limits.max_pixels)
+            except FetchError as error:
+                if self._held_by_outage(url, error.reason):
+                    continue  # an outage is not the URL's fault and costs it no attempt
+                if not error.again or attempt == self._limits.retries:
+                    raise
+                # jitter only moves the moment of a request, never a result
+                time.sleep(self._limits.backoff * 2**attempt * random.uniform(0.5, 1.5))
+                attempt += 1
+            else:
+                self._held_by_outage(url, "success")
+                return content
+
+    def answers(self, host: tuple[str, int]) -> bool:
+        """Whether a host accepts a connection, under the same guard as a fetch."""
+        deadline = time.monotonic() + PROBE_SECONDS
+        try:
+            connect_socket(self._resolver.resolve(*host, PROBE_SECONDS), deadline).close()
+        except (OSError, DnsError, PrivateAddressError):
+            return False
+        return True
+
+    def _held_by_outage(self, url: str | None, reason: str) -> bool:
+        """Tell the outage watch how it went; True when an outage began and ended meanwhile."""
+        answered = reason in ANSWERED or reason.startswith("http_")
+        if self._outage is None or not (answered or reason in NETWORK):
+            return False
+        _, host, port, _ = split_url(url or "")
+        return self._outage.report((host, port), reason in NETWORK, self.answers)
+
+    def _attempt(self, url: str | None) -> bytes:
+        """Follow redirects, each hop checked like the first."""
+        deadline = time.monotonic() + self._limits.deadline
+        current = url or ""
+        for _ in range(self._limits.redirects + 1):
+            scheme, host, port, target = split_url(current)
+            try:
+                with self._hosts.turn(host) as waited:
+                    deadline += waited
+                    answer = self._request(scheme, host, port, target, deadline)
+            except FetchError:
+                raise
+            except PrivateAddressError:
+                raise FetchError("private_address") from None
+            except DnsError as error:
+                raise FetchError("dns", again=error.temporary) from None
+            except TimeoutError:
+                raise FetchError("timeout", again=True) from None
+            except TooMuchError:
+                raise FetchError("too_large") from None
+            except ssl.SSLCertVerificationError:
+                raise FetchError("certificate") from None
+            except (http.client.InvalidURL, UnicodeError):
+                raise FetchError("bad_url") from None
+            except (http.client.RemoteDisconnected, http.client.IncompleteRead):
+                raise FetchError("connection", again=True) from None
+            except (http.client.HTTPException, ValueError):  # http.client raises both
+                raise FetchError("bad_response") from None
+            except OSError:
+                raise FetchError("connection", again=True) from None
+            if isinstance(answer, bytes):
+                return answer
+            try:
+                current = urljoin(current, answer)
+            except ValueError:
+                raise FetchError("bad_url") from None
+        raise FetchError("too_many_redirects")
+
+    def _request(
+        self, scheme: str, host: str, port: int, target: str, deadline: float
+    ) -> bytes | str:
+        """One request: the body, or where it redirects to."""
+        addresses = self._resolver.resolve(host, port, remaining(deadline))
+        connection = connect(scheme, host, port, addresses, deadline, self._limits.max_bytes)
+        try:
+            headers = {"User-Agent": f"{USER_AGENT} (image fetch)", "Accept": "image/*,*/*;q=0.5"}
+            connection.request("GET", target, headers=headers)
+            with connection.getresponse() as response:
+                return self._answer(response)
+        finally:
+            connection.close()
+
+    def _answer(self, response: http.client.HTTPResponse) -> bytes | str:
+        location = response.headers.get("Location")
+        if response.status in (301, 302, 303, 307, 308) and location:
+            return location
+        if response.status != 200:
+            reason = f"http_{response.status}"
+            raise FetchError(reason, again=is_retryable(reason))
+        if opted_out(response.headers.get_all("X-Robots-Tag") or []):
+            raise FetchError("opt_out")
+        return self._body(response)
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """Read at most the cap, and exactly the length that was announced."""
+        announced = response.length
+        if announced is not None and announced > self._limits.max_bytes:
+            raise FetchError("too_large")
+        body = bytearray()
+        while chunk := response.read(CHUNK_BYTES):
+            body += chunk
+            if len(body) > self._limits.max_bytes:
+                raise FetchError("too_large")
+        if announced is not None and len(body) < announced:
+            raise FetchError("connection", again=True)  # cut off
+        return bytes(body)
+
+
+def split_url(url: str) -> tuple[str, str, int, str]:
+    """Scheme, ASCII host, port and request target of an http(s) URL.
+
+    Raises:
+        FetchError: empty_url, bad_scheme or bad_url.
+    """
+    if not url.strip():
+        raise FetchError("empty_url")
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        raise FetchError("bad_url") from None
+    if parts.scheme not in ("http", "https"):
+        raise FetchError("bad_scheme")
+    host = parts.hostname or ""
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError:
+            raise FetchError("bad_url") from None
+    if not host or re.search(r"[\x00-\x20\x7f%/\\@]", host):
+        raise FetchError("bad_url")
+    # what is encoded already stays; spaces and non-ASCII characters are what lists really contain
+    try:
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~[]")
+    except UnicodeError:  # half of a surrogate pair
+        raise FetchError("bad_url") from None
+    return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), target
+
+
+def opted_out(values: list[str]) -> bool:
+    """Whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
+
+    A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent holds until the next one.
+    """
+    for value in values:
+        agent = USER_AGENT
+        for part in value.lower().split(","):
+            name, colon, rest = (text.strip() for text in part.partition(":"))
+            # no agent has a space in it, but the second half of a date with a comma has
+            if colon and " " not in name and name not in VALUED | OPT_OUTS:
+                agent, name = name, rest.partition(":")[0].strip()
+            if agent == USER_AGENT and name in OPT_OUTS:
+                return True
+    return False
+
+
+def check_image(content: bytes, max_pixels: int) -> None:
+    """Look at the header only: is it an image, and one that img2dataset can take?
+
+    Raises:
+        FetchError: not_an_image; bomb; too_long, a strip; unsupported, more than 8 bits a sample,
+            which img2dataset would turn white.
+    """
+    try:
+        header = read_header(content)
+    except HeaderError as error:
+        raise FetchError("bomb" if error.bomb else "not_an_image") from None
+    most = min(max_pixels, MAX_ALPHA_PIXELS) if header.alpha else max_pixels
+    if header.width * header.height > most:
+        raise FetchError("bomb")
+    if max(header.width, header.height) > MAX_RATIO * min(header.width, header.height):
+        raise FetchError("too_long")
+    if header.bits > 8:
+        raise FetchError("unsupported")
+
+
+@dataclass
+class _Host:
+    """Who is at one host, and when the next may start."""
+
+    connections: threading.BoundedSemaphore
+    users: int = 0  # that hold a connection or wait for one
+    next_start: float = 0.0  # on time.monotonic()'s clock
+
+
+class _Hosts:
+    """Few requests at a time, and not in one burst, to each host: this worker's part of both."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        self._free = limits.allow_private
+        self._most = max(1, limits.host_connections // limits.workers)
+        self._delay = limits.host_delay * limits.workers
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+
+    @contextmanager
+    def turn(self, host: str) -> Iterator[float]:
+        """Wait for a turn at the host; yields the seconds waited, which are not the URL's fault."""
+        if self._free:
+            yield 0.0
+            return
+        began = time.monotonic()
+        with self._lock:
+            if len(self._hosts) >= KNOWN_HOSTS:
+                self._forget_idle()
+            known = self._hosts.setdefault(host, _Host(threading.BoundedSemaphore(self._most)))
+            known.users += 1
+        try:
+            with known.connections:
+                with self._lock:
+                    start = max(time.monotonic(), known.next_start)
+                    known.next_start = start + self._delay
+                time.sleep(max(0.0, start - time.monotonic()))
+                yield time.monotonic() - began
+        finally:
+            with self._lock:
+                known.users -= 1
+
+    def _forget_idle(self) -> None:
+        """Drop the hosts that nobody uses and that may be asked at once: a list names millions."""
+        now = time.monotonic()
+        self._hosts = {
+            host: known
+            for host, known in self._hosts.items()
+            if known.users or known.next_start > now
+        }

@@ -1,0 +1,1 @@
+"""What runs a stage: storage, ledger, Ray, progress, overview."""

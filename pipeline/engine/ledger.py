@@ -1,0 +1,183 @@
+"""Which shards of which stage are done, from which input and with which settings. Light.
+
+    ledger/<stage>/NNNNN.json      one record per committed shard; comes last and alone says "done"
+    ledger/<stage>/settings.json   the stage's resolved settings, as last used
+
+A shard is current when its record's input and settings fingerprints are today's and its files are
+there in the size it says. Order of a shard's commit: retract the old record, write the data files,
+commit the new record; killed anywhere in between, the shard counts as missing and is done again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from codeseg.pipeline.engine.storage import Storage
+
+READERS = (
+    16  # parallel reads of records where each is a round trip; a local disk has no use for them
+)
+FINGERPRINT_CHARACTERS = 16
+DAMAGED = "its file is gone or damaged"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known of one committed shard.
+
+    rows_in = rows_out + sum(rejected.values()); a pairs row that failed counts as rejected, though
+    it is kept in the table.
+    """
+
+    stage: str
+    shard: int
+    input: str  # fingerprint of what it was made from
+    settings: str  # fingerprint of the settings that matter
+    output: str  # SHA-256 of the main data file
+    files: dict[str, dict[str, Any]]  # path under the root -> {"bytes": …, "sha256": …}
+    rows_in: int
+    rows_out: int
+    rejected: dict[str, int]  # reason -> rows
+    bytes: int  # of all files
+    seconds: float  # wall time of the shard in its worker
+    versions: dict[str, str]  # libraries that made it
+
+
+def fingerprint(value: object) -> str:
+    """The first 16 hex characters of the SHA-256 of the value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
+
+
+class Ledger:
+    """The records of every stage of one dataset root."""
+
+    def __init__(self, root: Storage) -> None:
+        self._root = root
+
+    def records(self, stage: str) -> dict[int, ShardRecord]:
+        """All committed shards of a stage, by shard number, ascending.
+
+        Raises:
+            ValueError: naming the record that cannot be read.
+        """
+        names = self._root.names(f"ledger/{stage}", ".json")
+        shards = [int(stem) for name in names if (stem := PurePath(name).stem).isdigit()]
+        readers = 1 if self._root.is_local else READERS
+        with ThreadPoolExecutor(readers) as pool:
+            found = pool.map(lambda shard: self.record(stage, shard), shards)
+        return {record.shard: record for record in found if record is not None}
+
+    def record(self, stage: str, shard: int) -> ShardRecord | None:
+        """One shard's record, None when it is not committed (or being redone this moment)."""
+        value = self._read(_record_path(stage, shard))
+        if value is None:
+            return None
+        try:
+            return ShardRecord(**value)
+        except TypeError:
+            raise ValueError(self._broken(_record_path(stage, shard))) from None
+
+    def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
+        """Shards whose files are gone or have another size than their record says.
+
+        One listing of each folder, so that it takes a moment on an object store, too.
+        """
+        folders = {path.rpartition("/")[0] for r in records.values() for path in r.files}
+        sizes = {f"{f}/{name}": n for f in folders for name, n in self._root.sizes(f).items()}
+        return [
+            shard
+            for shard, record in records.items()
+            if any(sizes.get(path) != facts["bytes"] for path, facts in record.files.items())
+        ]
+
+    def commit(self, record: ShardRecord) -> None:
+        """Declare a shard done; its data files must be written already."""
+        self._write(_record_path(record.stage, record.shard), asdict(record))
+
+    def retract(self, stage: str, shard: int) -> None:
+        """Declare a shard not done: called before its files are overwritten."""
+        self._root.delete(_record_path(stage, shard))
+
+    def write_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Keep the stage's resolved settings beside its records; unchanged ones are left alone."""
+        if self.read_settings(stage) != settings:
+            self._write(f"ledger/{stage}/settings.json", settings)
+
+    def read_settings(self, stage: str) -> dict[str, Any] | None:
+        """The stage's settings as last used, None when it never ran."""
+        return self._read(f"ledger/{stage}/settings.json")
+
+    def _read(self, path: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads(self._root.read_bytes(path))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise ValueError(self._broken(path)) from None
+        if not isinstance(value, dict):
+            raise ValueError(self._broken(path))
+        return value
+
+    def _write(self, path: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        self._root.write_atomic(path, text.encode() + b"\n")
+
+    def _broken(self, path: str) -> str:
+        return f"{self._root.uri}: {path} is not a ledger file of codeseg; delete it and run again"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage has to do. Shard numbers, ascending; stale ones with the reason."""
+
+    current: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    stale: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards to be done: missing or stale."""
+        return sorted([*self.missing, *self.stale])
+
+
+def plan(ledger: Ledger, stage: str, inputs: Mapping[int, str], settings: str) -> Plan:
+    """Compare the ledger with what there is to do and with the files that there are.
+
+    Args:
+        ledger: of the dataset root.
+        stage: whose records are looked at.
+        inputs: shard number -> fingerprint of its input today.
+        settings: fingerprint of the settings that matter, today.
+    """
+    records = ledger.records(stage)
+    damaged = set(ledger.damaged(records))
+    result = Plan()
+    for shard in sorted(inputs):
+        record = records.get(shard)
+        if record is None:
+            result.missing.append(shard)
+        elif reason := _staleness(record, inputs[shard], settings):
+            result.stale[shard] = reason
+        elif shard in damaged:
+            result.stale[shard] = DAMAGED
+        else:
+            result.current.append(shard)
+    return result
+
+
+def _staleness(record: ShardRecord, shard_input: str, settings: str) -> str:
+    changed = []
+    if record.input != shard_input:
+        changed.append("its input changed")
+    if record.settings != settings:
+        changed.append("its settings changed")
+    return " and ".join(changed)
+
+
+def _record_path(stage: str, shard: int) -> str:
+    return f"ledger/{stage}/{shard:05d}.json"

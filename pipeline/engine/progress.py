@@ -1,0 +1,256 @@
+"""One progress display for every offline stage, and the heartbeat `codeseg status` reads. Light.
+
+ledger/<stage>/progress.json     written every few seconds while a stage runs
+ledger/<stage>/notes/NNNNN.txt   written by a worker that waits ("paused: …"), then removed
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.storage import Storage, is_alive
+
+HEARTBEAT_SECONDS = 5.0
+ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run whose heartbeat is older does not run any more
+LOOK_SECONDS = 1.0  # between two looks at another machine's heartbeat
+LINE_SECONDS = 10.0  # between two plain lines when the output is no terminal
+
+
+@dataclass
+class Heartbeat:
+    """What a running stage says about itself; times are seconds since the epoch."""
+
+    stage: str
+    started: float
+    updated: float
+    shards: int  # to do in this run
+    shards_done: int = 0
+    shards_failed: int = 0
+    rows: int = 0  # expected in all shards to do
+    rows_done: int = 0
+    rows_out: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
+    finished: bool = False
+    host: str = ""  # and process that runs the command
+    pid: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run goes on: heard of lately and, on this machine, its process is there."""
+        if self.finished or abs(time.time() - self.updated) > ALIVE_SECONDS:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        return self.pid != os.getpid() and is_alive(self.pid)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Mean over this run."""
+        return self.rows_done / max(self.updated - self.started, 1e-9)
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until the last row, at the mean rate; None before the first shard is done."""
+        return (self.rows - self.rows_done) / self.rows_per_second if self.rows_done else None
+
+    def line(self) -> str:
+        """One line for people."""
+        parts = [f"{self.rows_per_second:,.0f} rows/s"]
+        if self.rows_done:
+            parts.append(f"{self.rows_out / self.rows_done:.1%} ok")
+        parts += [f"{reason} {n:,}" for reason, n in Counter(self.rejected).most_common(3)]
+        if self.shards_failed:
+            parts.append(f"{self.shards_failed} shards failed")
+        if self.eta_seconds is not None:
+            parts.append(f"{duration(self.eta_seconds)} left")
+        return ", ".join([*parts, *sorted(set(self.notes.values()))])
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as people read them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
+    """The stage's last heartbeat, None when it never ran or the file is unreadable."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return Heartbeat(**json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
+    return None
+
+
+def refuse_second_run(root: Storage, stage: str) -> None:
+    """Let one run of a stage at a time write to a root: two would spoil each other's shards.
+
+    A killed run of this machine is told at once; one of another machine by a heartbeat that stands
+    still, which takes up to half a minute.
+
+    Raises:
+        ValueError: naming the run that is at work.
+    """
+    beat = read_heartbeat(root, stage)
+    if beat is None or not beat.alive:
+        return
+    if beat.host != socket.gethostname():
+        print(f"{stage}: waiting to see whether the run on {beat.host} lives", flush=True)
+        if not _moves(root, beat):
+            return
+    raise ValueError(
+        f"{root.uri}: {stage} is being made already, by process {beat.pid} on {beat.host}; "
+        "wait for its end (codeseg status) or end it"
+    )
+
+
+def _moves(root: Storage, beat: Heartbeat) -> bool:
+    """Whether a heartbeat changes within `ALIVE_SECONDS`, and not for the last time."""
+    deadline = time.monotonic() + ALIVE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        now = read_heartbeat(root, beat.stage)
+        if now is None or now.finished:
+            return False
+        if now.updated != beat.updated:
+            return True
+    return False
+
+
+class StageProgress:
+    """Shows a stage's progress and keeps its heartbeat; a context manager with its own thread."""
+
+    def __init__(self, root: Storage, stage: str, rows: dict[int, int]) -> None:
+        """Prepare the display.
+
+        Args:
+            root: the dataset root.
+            stage: the table being made.
+            rows: expected rows of every shard to do.
+        """
+        now = time.time()
+        self.beat = Heartbeat(
+            stage, now, now, len(rows), rows=sum(rows.values()),
+            host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+        self._root = root
+        self._expected = rows
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
+        terminal = Console().file.isatty()
+        self._bar = _Bar(stage, len(rows)) if terminal else _Lines(stage)
+
+    def __enter__(self) -> Self:
+        for name in self._root.names(self._notes_folder):  # of a killed run
+            self._root.delete(f"{self._notes_folder}/{name}")
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.beat.finished = True
+        with suppress(OSError):  # a full disk must not hide what the stage has to say
+            self._write()
+        self._bar.stop(self.beat)
+
+    def done(self, record: ShardRecord) -> None:
+        """Count a committed shard."""
+        self.beat.shards_done += 1
+        self.beat.rows_done += record.rows_in
+        self.beat.rows_out += record.rows_out
+        self.beat.rows += record.rows_in - self._expected.get(record.shard, 0)
+        counts = Counter(self.beat.rejected) + Counter(record.rejected)
+        self.beat.rejected = dict(counts)
+        self._show()
+
+    def failed(self, shard: int) -> None:
+        """Count a shard that could not be done; its rows are no longer expected."""
+        self.beat.shards_failed += 1
+        self.beat.rows -= self._expected.get(shard, 0)
+        self._show()
+
+    @property
+    def _notes_folder(self) -> str:
+        return f"ledger/{self.beat.stage}/notes"
+
+    def _run(self) -> None:
+        while True:
+            with suppress(OSError):
+                self._write()
+            self._show()
+            if self._stop.wait(HEARTBEAT_SECONDS):
+                return
+
+    def _show(self) -> None:
+        self.beat.updated = time.time()
+        self._bar.update(self.beat)
+
+    def _write(self) -> None:
+        self.beat.notes = {
+            name.removesuffix(".txt"): self._root.read_bytes(
+                f"{self._notes_folder}/{name}"
+            ).decode()
+            for name in self._root.names(self._notes_folder, ".txt")
+        }
+        self.beat.updated = time.time()
+        text = json.dumps(asdict(self.beat), indent=1)
+        self._root.write_atomic(f"ledger/{self.beat.stage}/progress.json", text.encode())
+
+
+class _Bar:
+    """A rich bar on a terminal."""
+
+    def __init__(self, stage: str, shards: int) -> None:
+        self._progress = Progress(
+            TextColumn(f"[bold]{stage}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("shards · {task.fields[line]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        self._task = self._progress.add_task(stage, total=shards, line="starting")
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def update(self, beat: Heartbeat) -> None:
+        done = beat.shards_done + beat.shards_failed
+        self._progress.update(self._task, completed=done, line=beat.line())
+
+    def stop(self, beat: Heartbeat) -> None:
+        self.update(beat)
+        self._progress.stop()
+
+
+class _Lines:
+    """Plain lines in a log, at most one every ten seconds."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._last = time.monotonic()
+
+    def start(self) -> None:
+        return
+
+    def update(self, beat: Heartbeat) -> None:
+        if time.monotonic() - self._last > LINE_SECONDS:
+            self._print(beat)
+
+    def stop(self, beat: Heartbeat) -> None:
+        self._print(beat)
+
+    def _print(self, beat: Heartbeat) -> None:
+        self._last = time.monotonic()
+        print(f"{self._stage}: {beat.shards_done}/{beat.shards} shards, {beat.line()}", flush=True)

@@ -1,0 +1,272 @@
+"""Run one shard function over all pending shards with Ray Data; progress, retries, report.
+
+    shard numbers -> ShardWorker.process in Ray actors -> ledger/<stage>/NNNNN.json
+
+Each pending shard is one Ray Data block of one row, so Ray balances, retries after a lost worker
+or node, and grows the pool; the data themselves never enter Ray's object store. A shard that fails
+is reported at the end and stops no other.
+"""
+
+import errno
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
+from codeseg.pipeline.engine.ledger import Ledger, Plan, ShardRecord
+from codeseg.pipeline.engine.progress import StageProgress, duration, refuse_second_run
+from codeseg.pipeline.engine.storage import Storage
+
+ATTEMPTS = 3  # of a shard whose storage failed, in its worker
+LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
+PASSES = 3  # over the shards that Ray gave up, as it does when their node is gone
+QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
+BACKOFF_SECONDS = 1.0
+FAILURES_SHOWN = 20
+MADE_BY = {"pairs": "download", "nouns": "nouns"}  # table -> command
+
+
+class ShardError(RuntimeError):
+    """A shard must not be committed; the message is for people, and trying at once is no use."""
+
+
+class ShardWorker(Protocol):
+    """One object in each Ray worker: set up once, then called a shard at a time."""
+
+    READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
+    ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
+    MEMORY: ClassVar[int]  # bytes it needs, libraries and a shard of the usual size included
+
+    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
+        """Load what every shard needs."""
+
+    def process(self, shard: int, input: str) -> ShardRecord:
+        """Do one shard: write its files, commit its record, return it."""
+
+
+@dataclass
+class StageReport:
+    """What became of the pending shards."""
+
+    stage: str
+    done: list[ShardRecord] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # shard -> why, one line
+    seconds: float = 0.0
+
+
+def run_stage(
+    stage: str,
+    worker: type[ShardWorker],
+    root: Storage,
+    settings: dict[str, Any],
+    plan: Plan,
+    inputs: Mapping[int, str],
+    resources: Resources,
+    rows: Mapping[int, int],
+) -> StageReport:
+    """Do every pending shard of a plan and show how it goes.
+
+    Args:
+        stage: the table being made.
+        worker: importable class, instantiated once in each Ray worker.
+        root: the dataset root; workers open its URI themselves.
+        settings: handed to every worker.
+        plan: what is pending; with nothing pending Ray is not even imported.
+        inputs: shard -> fingerprint of its input.
+        resources: of each worker.
+        rows: shard -> expected rows, for the progress display.
+
+    Returns:
+        Records of the shards done, reasons of the failed.
+
+    Raises:
+        ValueError: another run of the stage is at work on the root.
+    """
+    report = StageReport(stage)
+    for reason in sorted(set(plan.stale.values())):
+        stale = [shard for shard, why in plan.stale.items() if why == reason]
+        print(f"{stage}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
+    if not plan.pending:
+        return report
+    refuse_second_run(root, stage)
+    start = time.monotonic()
+    root.remove_abandoned(stage)
+    root.remove_abandoned(f"ledger/{stage}")
+    expected = {shard: rows.get(shard, 0) for shard in plan.pending}
+    with StageProgress(root, stage, expected) as progress, ray_session(resources):
+        resources = fit(resources, worker.MEMORY)
+        left = list(plan.pending)
+        constructor = _constructor(stage, worker, root, settings)
+        for number in range(PASSES):
+            tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
+            # what a first pass left may be a shard that kills its worker, and those queued behind
+            # it: from now on each is alone in its worker
+            in_flight = _in_flight(len(tasks), resources) if number == 0 else 1
+            for answer in _answers(tasks, constructor, resources, in_flight):
+                shard = int(answer["shard"])
+                left.remove(shard)
+                if answer["error"]:
+                    report.failed[shard] = answer["error"]
+                    progress.failed(shard)
+                elif (record := Ledger(root).record(stage, shard)) is not None:
+                    report.done.append(record)
+                    progress.done(record)
+            if not left:
+                break
+        for shard in left:
+            report.failed[shard] = "its worker died (killed, out of memory or its node lost)"
+            progress.failed(shard)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def show_report(report: StageReport) -> None:
+    """Print what a stage did, and a table of the shards that failed, grouped by reason."""
+    rows_in = sum(record.rows_in for record in report.done)
+    rows_out = sum(record.rows_out for record in report.done)
+    console = Console()
+    console.print(
+        f"{report.stage}: {len(report.done)} shards done in {duration(report.seconds)}, "
+        f"{rows_out:,} of {rows_in:,} rows kept",
+        highlight=False,
+    )
+    if not report.failed:
+        return
+    table = Table(title=f"{len(report.failed)} shards of {report.stage} failed", title_style="red")
+    table.add_column("shards", justify="right")
+    table.add_column("which")
+    table.add_column("why", overflow="fold")
+    for reason in sorted(set(report.failed.values())):
+        shards = sorted(shard for shard, why in report.failed.items() if why == reason)
+        table.add_row(str(len(shards)), _brief(shards), Text(reason))  # no markup: [/tmp/x]
+    console.print(table)
+
+
+def _in_flight(tasks: int, resources: Resources) -> int:
+    """Shards given to a worker at a time: the one it does, and the next when there are plenty.
+
+    Ray Data looks for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
+    a shard; with few shards a queued one would miss a worker that is free.
+    """
+    return 2 if tasks >= QUEUED_FROM * most_workers(tasks, resources) else 1
+
+
+def _answers(
+    tasks: list[dict[str, Any]], constructor: dict[str, Any], resources: Resources, in_flight: int
+) -> Iterator[dict[str, Any]]:
+    """Yield {"shard", "error"} as shards end, in any order."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a shard whose worker died for good stops no other
+    # grow the pool when every worker has a shard; by default each would need two
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray offers no other way yet to bound the retries of a shard that kills its worker
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    most = min(resources.workers or len(tasks), len(tasks))
+    fixed = resources.workers is not None
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        _RayWorker,
+        fn_constructor_kwargs=constructor,
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=most if fixed else 1, max_size=most, max_tasks_in_flight_per_actor=in_flight
+        ),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        memory=resources.memory,
+        max_task_retries=LOST_WORKER_RETRIES,
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for shard, error in zip(batch["shard"], batch["error"], strict=True):
+            yield {"shard": shard, "error": error}
+
+
+class _RayWorker:
+    """What Ray runs: makes the ShardWorker at its first shard, turns exceptions into answers."""
+
+    def __init__(
+        self, stage: str, worker: type[ShardWorker], root_uri: str, settings: dict[str, Any]
+    ) -> None:
+        self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, settings)
+        self._worker: ShardWorker | None = None
+        self._ledger = Ledger(Storage.open(root_uri))
+        self._stage = stage
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        shard, shard_input = int(batch["shard"][0]), str(batch["input"][0])
+        return {"shard": [shard], "error": [self._attempt(shard, shard_input)]}
+
+    def _attempt(self, shard: int, shard_input: str) -> str:
+        """Empty when the shard is committed, otherwise why it is not."""
+        for attempt in range(ATTEMPTS):
+            try:
+                if self._worker is None:
+                    self._worker = self._make()
+                self._ledger.retract(self._stage, shard)
+                self._worker.process(shard, shard_input)
+                return ""
+            except OSError as error:  # storage or network: worth another try
+                message = describe(error)
+                if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+                    break
+                time.sleep(BACKOFF_SECONDS * 2**attempt)
+            except Exception as error:
+                return describe(error)
+        return message
+
+
+def read_shard(root: Storage, table: str, shard: int, columns: Iterable[str]) -> pa.Table:
+    """A shard of pairs or nouns, for the stage after it.
+
+    Raises:
+        ValueError: the file is damaged; says how it is made again.
+    """
+    path = f"{table}/{shard:05d}.parquet"
+    try:
+        with root.open_input(path) as source:
+            return pq.read_table(source, columns=list(columns))
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{root.uri}/{path} is corrupt, delete it and run codeseg {MADE_BY[table]} again: "
+            f"{error}"
+        ) from error
+
+
+def describe(error: BaseException) -> str:
+    """One line: the kind of error, unless its message is meant for people, and what it says."""
+    text = " ".join(str(error).split())
+    for_people = isinstance(error, ValueError | ShardError) and text
+    return text if for_people else f"{type(error).__name__}: {text}"
+
+
+def _constructor(
+    stage: str, worker: type[ShardWorker], root: Storage, settings: dict[str, Any]
+) -> dict[str, Any]:
+    return {"stage": stage, "worker": worker, "root_uri": root.uri, "settings": settings}
+
+
+def _brief(shards: list[int]) -> str:
+    """Shard numbers as ranges: 0-3, 7, 9-12."""
+    ranges: list[list[int]] = []
+    for shard in sorted(shards):
+        if ranges and ranges[-1][1] == shard - 1:
+            ranges[-1][1] = shard
+        else:
+            ranges.append([shard, shard])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
+    return ", ".join(texts[:FAILURES_SHOWN]) + (" …" if len(texts) > FAILURES_SHOWN else "")

@@ -1,0 +1,149 @@
+"""nouns/*.parquet -> vocabulary/nouns.arrow: every distinct noun and its knowledge embedding.
+
+The embedding is the un-normalised mean over CLIP's 80 templates of unit text embeddings (METHOD
+§3). A noun's templates are encoded together and nothing else with them, so its embedding does not
+depend on the rest of the corpus: embeddings that an older or unfinished file holds are kept, and a
+killed run goes on where it was last saved.
+"""
+
+import json
+import time
+from collections import Counter
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from codeseg.model.clip.prompts import template_embeddings
+from codeseg.pipeline import schema
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.shards import read_shard
+from codeseg.pipeline.engine.storage import FileInfo, Storage
+from codeseg.pipeline.features.encoder import Encoder
+from codeseg.pipeline.stream.vocabulary_table import VOCABULARY_PATH, vocabulary_fingerprint
+
+SAVE_SECONDS = 300  # between savings of an unfinished vocabulary
+PROMPT_TOKENS = 18  # SOS, EOS and METHOD §3's 16 context vectors must fit beside a noun's tokens
+
+Embedding = NDArray[np.float32]
+
+
+class VocabularyWorker:
+    """Makes the vocabulary, as the one shard 0.
+
+    Args:
+        root_uri: of the dataset.
+        options: as of `FeaturesWorker`, and "shards": the nouns shards to count.
+    """
+
+    READS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": ("nouns", "rejected")}
+    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "vocabulary": ("id", "text", "count", "noun_tokens", "knowledge_embedding")
+    }
+    MEMORY: ClassVar[int] = 4_000_000_000
+
+    def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
+        torch.set_num_threads(options["threads"])
+        self._root = Storage.open(root_uri)
+        self._settings: dict[str, Any] = options["features"]
+        self._shards: list[int] = options["shards"]
+        self._encoder = Encoder(self._settings, options["device"])
+        clip = self._encoder.clip
+        made_with = {"made_with": vocabulary_fingerprint(self._settings)}
+        self._schema = schema.vocabulary(clip.embed_dim).with_metadata(
+            {"codeseg": json.dumps(made_with)}
+        )
+
+    def process(self, shard: int, input: str) -> ShardRecord:
+        """Count, embed what is new, write the file, commit the record."""
+        begin = time.monotonic()
+        counts = self._count()
+        embeddings = self._saved(counts)
+        saved = time.monotonic()
+        for text in sorted(counts.keys() - embeddings.keys()):
+            embeddings[text] = self._embed(text)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._write(counts, embeddings)
+                saved = time.monotonic()
+        info = self._write(counts, embeddings)
+        record = ShardRecord(
+            stage="vocabulary",
+            shard=shard,
+            input=input,
+            settings=vocabulary_fingerprint(self._settings),
+            output=info.sha256,
+            files={VOCABULARY_PATH: {"bytes": info.bytes, "sha256": info.sha256}},
+            rows_in=len(counts),
+            rows_out=len(counts),
+            rejected={},
+            bytes=info.bytes,
+            seconds=round(time.monotonic() - begin, 3),
+            versions={name: version(name) for name in ("torch", "open_clip_torch")},
+        )
+        Ledger(self._root).commit(record)
+        return record
+
+    def _count(self) -> Counter[str]:
+        """How many trainable captions name each noun."""
+        counts: Counter[str] = Counter()
+        for shard in self._shards:
+            table = read_shard(self._root, "nouns", shard, self.READS["nouns"])
+            nouns = table.filter(table["rejected"].is_null())["nouns"].combine_chunks().flatten()
+            for pair in pc.value_counts(nouns.field("text")).to_pylist():
+                counts[pair["values"]] += pair["counts"]
+        return counts
+
+    def _saved(self, counts: Counter[str]) -> dict[str, Embedding]:
+        """The embeddings that an earlier file holds, if it was made with the same settings."""
+        try:
+            table = pa.ipc.open_file(self._root.open_input(VOCABULARY_PATH)).read_all()
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return {}
+        if table.schema != self._schema or table.schema.metadata != self._schema.metadata:
+            return {}
+        if not table.num_rows:
+            return {}
+        rows = table.select(["text", "knowledge_embedding"]).combine_chunks()
+        texts = rows["text"].to_pylist()
+        values = rows["knowledge_embedding"].chunk(0).flatten().to_numpy().reshape(len(texts), -1)
+        return {text: row for text, row in zip(texts, values, strict=True) if text in counts}
+
+    @torch.inference_mode()
+    def _embed(self, text: str) -> Embedding:
+        with self._encoder.autocast():
+            embeddings_KC = template_embeddings(self._encoder.clip, [text])[0].float()
+        mean: Embedding = embeddings_KC.mean(dim=0).cpu().numpy()
+        # a mean of unit vectors: its norm says that the text tower works
+        if not 0 < np.linalg.norm(mean) <= 1 + 1e-3:
+            raise FloatingPointError(
+                f"the knowledge embedding of {text!r} is not finite; try --precision fp32"
+            )
+        return mean
+
+    def _write(self, counts: Counter[str], embeddings: dict[str, Embedding]) -> FileInfo:
+        """Write the nouns that have an embedding, by id."""
+        texts = sorted(embeddings, key=schema.noun_id)
+        ids = np.array([schema.noun_id(text) for text in texts], dtype=np.int64)
+        assert (np.diff(ids) > 0).all(), "two nouns of one id"
+        clip = self._encoder.clip
+        most = max(1, clip.context_length - PROMPT_TOKENS)
+        tokens = [clip.tokenizer.encode(text)[:most] for text in texts]
+        values = np.concatenate([embeddings[text] for text in texts] or [np.empty(0, np.float32)])
+        columns = [
+            pa.array(ids),
+            pa.array(texts, pa.string()),
+            pa.array([counts[text] for text in texts], pa.int64()),
+            pa.array(tokens, pa.list_(pa.int32())),
+            pa.FixedSizeListArray.from_arrays(pa.array(values), clip.embed_dim),
+        ]
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+        def write(sink: pa.NativeFile) -> None:
+            with pa.ipc.new_file(sink, self._schema) as writer:
+                writer.write_batch(batch)  # one batch, so that the reader maps whole columns
+
+        return self._root.write_atomic(VOCABULARY_PATH, write)

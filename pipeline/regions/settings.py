@@ -1,0 +1,62 @@
+"""What decides the regions of a root, and what must be there before. Light.
+
+In: the command's options, ROOT's ledger/features/settings.json. Out: settings, checked.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codeseg.model.regions.config import CLIP, Grouping
+from codeseg.pipeline.engine.ledger import Ledger, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+
+
+@dataclass(frozen=True)
+class RegionSettings:
+    """What decides the regions of a root."""
+
+    group_by: str = CLIP  # "clip", or a ViT of timm
+    weights: str | None = None  # file of the ViT's weights; None = the hub's
+    weights_sha256: str | None = None  # of that file
+    views: int = 1  # V of the features
+    grouping: Grouping = field(default_factory=Grouping)
+
+    def fingerprint(self) -> str:
+        """Of what matters: where the weights lie does not, what they are does."""
+        return fingerprint({**asdict(self), "weights": None})
+
+
+def read_feature_settings(root: Storage) -> dict[str, Any]:
+    """Settings of the features that regions are made from.
+
+    Raises:
+        FileNotFoundError: there are no features.
+        ValueError: the features keep no views of the images.
+    """
+    settings = Ledger(root).read_settings("features")
+    if settings is None:
+        raise FileNotFoundError(f"{root.uri} holds no features; run `codeseg features {root.uri}`")
+    if settings["image_tokens"] == "none":
+        raise ValueError(
+            f"{root.uri} keeps no fixed views to cut into regions (--image-tokens none crops anew "
+            f"each time); run `codeseg features {root.uri} --image-tokens int8`"
+        )
+    return settings
+
+
+def weights_sha256(weights: str | None) -> str | None:
+    """SHA-256 of a weights file, so that other weights of the same name make regions stale.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if weights is None:
+        return None
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no weights file {weights}: give a file, or leave it for the hub's"
+        )
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The embedded dataset: drawn scenes with captions and label maps."""

@@ -1,0 +1,1 @@
+"""features, vocabulary, regions -> training batches; light."""

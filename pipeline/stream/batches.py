@@ -1,0 +1,158 @@
+"""features/NNNNN.arrow + vocabulary/nouns.arrow -> training batches, what the trainer reads. Light.
+
+Sample order, noun choice and view choice are pure functions of (seed, epoch, index): batch g of an
+epoch is positions g·GB … (g+1)·GB − 1 of `RowOrder`, cut contiguously among the ranks, and what is
+left over at the epoch's end is dropped (other rows every epoch). So the ranks' batches together are
+the single process's batch, whatever the number of ranks, threads or batches made ahead.
+
+The batch itself is described in `pipeline/stream/collate.py`.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from codeseg.pipeline.engine.ledger import fingerprint
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.collate import Batch, Collate, Position, Sample
+from codeseg.pipeline.stream.feature_table import FeatureTable
+from codeseg.pipeline.stream.order import WINDOW_BLOCKS, Hash, IntArray, RowOrder, mix
+from codeseg.pipeline.stream.region_table import RegionTable
+from codeseg.pipeline.stream.vocabulary_table import Vocabulary
+
+__all__ = ["START", "Batch", "FeatureStream", "Position"]
+
+START = Position(0, 0)
+NOUNS, VIEW = 1, 2  # what a hash is for, so that choices do not depend on each other
+
+
+class FeatureStream:
+    """An endless stream of one rank's batches, epoch after epoch.
+
+    Args:
+        root: of the dataset, a path or URI.
+        batch_size: images a batch of this rank.
+        nouns_per_image: J.
+        seed: of sample order, noun choice and view choice.
+        rank: whose share to make,
+        world_size: of how many.
+        start: where to begin, a batch's `position`.
+        regions: give the batches their region maps, which `codeseg regions` made.
+        skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.
+        prefetch: batches made ahead in threads; 0 makes each when it is asked for.
+        threads: that make batches.
+        pin_memory: gather into pinned memory, for a GPU.
+
+    Attributes:
+        settings: what the features were made with; rows: of the table; fingerprint: of the data;
+        skipped: shard -> why it is left out.
+
+    Raises:
+        ValueError, FileNotFoundError: the table or the arguments are unfit, in one line; also while
+            iterating, for a file that turns out to be corrupt.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        batch_size: int,
+        nouns_per_image: int = 2,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: Position = START,
+        regions: bool = False,
+        skip_corrupt: bool = False,
+        prefetch: int = 2,
+        threads: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        storage = Storage.open(root)
+        self._table = FeatureTable(storage, skip_corrupt=skip_corrupt)
+        self.settings = self._table.settings
+        self.skipped = self._table.skipped
+        self.fingerprint = self._table.fingerprint
+        self._order = RowOrder(self._table.block_sizes, seed)
+        self.rows = self._order.rows
+        self._batch_size, self._nouns = batch_size, nouns_per_image
+        self._global = batch_size * world_size
+        self._seed, self._rank = seed, rank
+        self._start = start
+        self._check(storage.uri)
+        vocabulary = Vocabulary(storage, self.settings)
+        maps = RegionTable(storage) if regions else None
+        if maps is not None:
+            self.fingerprint = fingerprint([self.fingerprint, maps.fingerprint])
+        self._collate = Collate(self.settings, vocabulary, regions=maps, pin_memory=pin_memory)
+        self._prefetch, self._threads = prefetch, threads
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `start` on, without end."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="make-batches") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for position in self._positions():
+                    waiting.append(pool.submit(self._make, position))
+                    if len(waiting) > self._prefetch:
+                        yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _check(self, uri: str) -> None:
+        if self.rows < self._global:
+            raise ValueError(
+                f"{uri} holds {self.rows} trainable pairs, fewer than one batch of {self._global}; "
+                "make the batch smaller or prepare more data"
+            )
+        if (least := self.settings["min_nouns"]) < self._nouns:
+            raise ValueError(
+                f"{uri} holds captions of {least} nouns but {self._nouns} an image are wanted; "
+                f"run `codeseg features {uri} --min-nouns {self._nouns}` or ask for fewer"
+            )
+
+    def _positions(self) -> Iterator[Position]:
+        """Where each batch starts."""
+        epoch, index = self._start.epoch, self._start.index
+        while True:
+            if index + self._global > self.rows:
+                epoch, index = epoch + 1, 0
+            yield Position(epoch, index)
+            index += self._global
+
+    def _make(self, start: Position) -> Batch:
+        """Make this rank's share of the batch that starts there."""
+        samples = self._samples(start.epoch, start.index + self._rank * self._batch_size)
+        index_B = np.array([sample.index for sample in samples])
+        return self._collate(
+            samples,
+            self._choose(samples, mix(self._seed, start.epoch, NOUNS, index_B)),
+            mix(self._seed, start.epoch, VIEW, index_B),
+            Position(start.epoch, start.index + self._global),
+        )
+
+    def _samples(self, epoch: int, first: int) -> list[Sample]:
+        """The rows of this rank's batch; asks for the next window's blocks ahead of time."""
+        window = self._order.window_at(epoch, first)
+        ahead = self._order.window_blocks(epoch, window + 1)
+        self._table.keep([*self._order.window_blocks(epoch, window), *ahead], 2 * WINDOW_BLOCKS)
+        rows = self._order.rows_at(epoch, first, self._batch_size)
+        numbers = np.searchsorted(self._order.block_starts, rows, side="right") - 1
+        within = rows - self._order.block_starts[numbers]
+        return [
+            Sample(self._table.block(number), row, self._table.place(number), first + i)
+            for i, (number, row) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True))
+        ]
+
+    def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
+        """(B, J) indices into each caption's nouns, without replacement."""
+        counts = [sample.noun_count for sample in samples]
+        bits_BK = mix(bits_B[:, None], np.arange(max(counts)))
+        chosen = [
+            np.argsort(bits[:count], kind="stable")[: self._nouns]
+            for bits, count in zip(bits_BK, counts, strict=True)
+        ]
+        return np.stack(chosen)

@@ -1,0 +1,241 @@
+"""Rows of the features table -> one rank's training batch of tensors. Light.
+
+Letters: B images of this rank's batch, J nouns an image, N = J·B (noun-major: all first nouns, then
+all second), U distinct nouns, L caption tokens (the batch's longest), M noun tokens (the longest),
+H W pixels, P image tokens, D vision width, T text width, C joint width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codeseg.pipeline.stream import views
+from codeseg.pipeline.stream.feature_table import Block
+from codeseg.pipeline.stream.order import Hash, IntArray
+from codeseg.pipeline.stream.region_table import RegionTable
+from codeseg.pipeline.stream.vocabulary_table import Vocabulary
+
+NON_FINITE = "has features that are not finite"
+SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream goes on: `index` samples of all ranks are used up in epoch `epoch`."""
+
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a training batch; tensors on the CPU."""
+
+    keys: list[str]
+    position: Position  # after this batch: where to resume
+    pixels_BCHW: Tensor  # uint8 RGB 0..255
+    caption_tokens_BL: Tensor  # int64, SOS … EOS, then zeros
+    caption_lengths_B: Tensor  # int64, SOS and EOS counted
+    caption_states_BLT: Tensor  # fp16, before ln_final; zeros after EOS
+    labels_BL: Tensor  # int64: 1..J selected nouns' tokens, 0 other nouns', −1 ignored (METHOD §4)
+    noun_tokens_UM: Tensor  # int64 BPE ids without SOS and EOS, then zeros
+    noun_lengths_U: Tensor  # int64
+    noun_index_N: Tensor  # int64 into U
+    knowledge_UC: Tensor  # fp32, un-normalised mean over the templates (METHOD §3)
+    image_tokens_BPD: Tensor | None = None  # fp16: trunk output, class token first
+    image_tokens_int8_BPD: Tensor | None = None  # int8, to be multiplied with the scale
+    image_token_scale_BP: Tensor | None = None  # fp32
+    regions_BQ: Tensor | None = None  # int64 region of each patch, scan order (METHOD §9)
+
+    def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
+        """The keyword arguments of `CoDe.forward`, on the device; absent ones left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of the table at its place in the epoch's order."""
+
+    block: Block
+    row: int  # within the block
+    place: str  # the file it lies in, for messages
+    index: int  # position in the epoch's order
+
+    @property
+    def noun_count(self) -> int:
+        """Distinct nouns of the caption."""
+        _, offsets = self.block.noun_ids
+        return int(offsets[self.row + 1] - offsets[self.row])
+
+
+class Collate:
+    """Makes batches.
+
+    Args:
+        settings: of the features.
+        vocabulary: of the same root.
+        regions: of the same root, where the batches shall have them.
+        pin_memory: gather into pinned memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        *,
+        regions: RegionTable | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._regions = regions
+        self._vocabulary = vocabulary
+        self._pin_memory = pin_memory
+
+    def __call__(
+        self, samples: Sequence[Sample], nouns_BJ: IntArray, views_B: Hash, position: Position
+    ) -> Batch:
+        """Make a batch.
+
+        Args:
+            samples: its B rows.
+            nouns_BJ: which of each caption's nouns are selected.
+            views_B: a random number an image that decides its view.
+            position: after this batch.
+
+        Raises:
+            ValueError: a value is corrupt, naming the file.
+        """
+        return Batch(
+            keys=[sample.block.key(sample.row) for sample in samples],
+            position=position,
+            **self._images(samples, views_B),
+            **self._captions(samples, nouns_BJ),
+            **self._noun_table(samples, nouns_BJ),
+        )
+
+    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
+
+    def _full(self, *shape: int, value: int, dtype: torch.dtype) -> Tensor:
+        tensor = self._empty(*shape, dtype=dtype)
+        tensor.numpy().fill(value)  # torch's own fill would queue for the training step's threads
+        return tensor
+
+    def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Tensor]:
+        """Pixels and image tokens of each sample's view."""
+        clip, kind = self._settings["clip"], self._settings["image_tokens"]
+        B, S = len(samples), clip["image_size"]
+        pixels_BHWC = self._empty(B, S, S, 3, dtype=torch.uint8)
+        tensors = {"pixels_BCHW": pixels_BHWC.permute(0, 3, 1, 2)}
+        if kind == "none":
+            for sample, out, view in zip(samples, pixels_BHWC.numpy(), views_B, strict=True):
+                out[:] = self._augmented(sample, view)
+            return tensors
+        chosen = [int(v) for v in views_B % np.uint64(self._settings["views"])]
+        if self._regions is not None:
+            maps = [
+                self._regions.regions(sample.block.key(sample.row), v).ravel()
+                for sample, v in zip(samples, chosen, strict=True)
+            ]
+            tensors["regions_BQ"] = torch.from_numpy(np.stack(maps).astype(np.int64))
+        P, D = samples[0].block.image_tokens_RVPD.shape[2:]
+        half = kind == "fp16"
+        tokens_BPD = self._empty(B, P, D, dtype=torch.float16 if half else torch.int8)
+        tensors["image_tokens_BPD" if half else "image_tokens_int8_BPD"] = tokens_BPD
+        scales_BP = self._empty(B, P, dtype=torch.float32)
+        if not half:
+            tensors["image_token_scale_BP"] = scales_BP
+        out = zip(pixels_BHWC.numpy(), tokens_BPD.numpy(), scales_BP.numpy(), strict=True)
+        for sample, v, (pixels, tokens, scales) in zip(samples, chosen, out, strict=True):
+            pixels[:] = sample.block.pixels_RVHWC[sample.row, v]
+            tokens[:] = sample.block.image_tokens_RVPD[sample.row, v]
+            if half:
+                _refuse_non_finite(tokens, sample)
+            else:
+                scales[:] = sample.block.image_scales_RVP[sample.row, v]
+                if not np.isfinite(scales).all():
+                    raise ValueError(_corrupt(sample, NON_FINITE))
+        return tensors
+
+    def _augmented(self, sample: Sample, bits: Hash) -> views.Pixels:
+        try:
+            image = views.decode(sample.block.jpg(sample.row))
+        except OSError as error:
+            raise ValueError(_corrupt(sample, f"has a corrupt image ({error})")) from error
+        return views.view(
+            image,
+            np.atleast_1d(bits),
+            size=self._settings["clip"]["image_size"],
+            crop_scale=tuple(self._settings["crop_scale"]),
+            flip=self._settings["flip"],
+        )
+
+    def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
+        """Caption tokens, states and the labels of METHOD §4."""
+        rows = [_row(s.block.caption_tokens, s.row) for s in samples]
+        B, L, T = len(rows), max(map(len, rows)), self._settings["clip"]["text_width"]
+        tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
+        states_BLT = self._full(B, L, T, value=0, dtype=torch.float16)
+        labels_BL = self._full(B, L, value=-1, dtype=torch.int64)
+        out = zip(tokens_BL.numpy(), states_BLT.numpy(), labels_BL.numpy(), strict=True)
+        for sample, row, chosen, (tokens, states, labels) in zip(
+            samples, rows, nouns_BJ, out, strict=True
+        ):
+            tokens[: len(row)] = row
+            states[: len(row)] = _row(sample.block.caption_states, sample.row).reshape(-1, T)
+            _refuse_non_finite(states, sample)
+            spans = _row(sample.block.spans, sample.row)
+            label_of = {int(noun): label for label, noun in enumerate(chosen, start=1)}
+            for noun, start, end in spans.tolist():
+                labels[start:end] = label_of.get(noun, 0)
+        return {
+            "caption_tokens_BL": tokens_BL,
+            "caption_lengths_B": torch.tensor([len(row) for row in rows]),
+            "caption_states_BLT": states_BLT,
+            "labels_BL": labels_BL,
+        }
+
+    def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
+        """The batch's distinct nouns, in order of first occurrence in N."""
+        ids_BJ = [
+            _row(s.block.noun_ids, s.row)[chosen]
+            for s, chosen in zip(samples, nouns_BJ, strict=True)
+        ]
+        rows_N = self._vocabulary.rows(np.stack(ids_BJ, axis=1).reshape(-1))
+        number = {row: i for i, row in enumerate(dict.fromkeys(rows_N.tolist()))}
+        tokens = [self._vocabulary.tokens(row) for row in number]
+        tokens_UM = self._full(len(tokens), max(map(len, tokens)), value=0, dtype=torch.int64)
+        for out, noun in zip(tokens_UM.numpy(), tokens, strict=True):
+            out[: len(noun)] = noun
+        return {
+            "noun_tokens_UM": tokens_UM,
+            "noun_lengths_U": torch.tensor([len(noun) for noun in tokens]),
+            "noun_index_N": torch.tensor([number[row] for row in rows_N.tolist()]),
+            "knowledge_UC": torch.from_numpy(self._vocabulary.knowledge_UC(np.array(list(number)))),
+        }
+
+
+def _row(lists: tuple[NDArray[Any], NDArray[np.int32]], row: int) -> NDArray[Any]:
+    values, offsets = lists
+    return values[offsets[row] : offsets[row + 1]]
+
+
+def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
+    # looking at the exponents of what was just copied costs 9 µs a sample of ViT-B/16
+    # (as signed numbers the positive ones are the largest, as unsigned ones the negative ones are)
+    if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
+        raise ValueError(_corrupt(sample, NON_FINITE))
+
+
+def _corrupt(sample: Sample, what: str) -> str:
+    key = sample.block.key(sample.row)
+    return (
+        f"{sample.place}: {key} {what}; delete the shard's ledger record and run `codeseg features`"
+    )

@@ -1,0 +1,250 @@
+"""The features table as the trainer opens it: checked first, then read a block at a time. Light.
+
+In: ROOT's features/NNNNN.arrow and ledger. Out: blocks (record batches) as NumPy views,
+memory-mapped where the root is local; every defect is one line that says what to run.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+
+READERS = 8
+Lists = tuple[NDArray[Any], NDArray[np.int32]]  # (values, offsets): row i is values[o[i] : o[i+1]]
+
+
+def features_path(shard: int) -> str:
+    """Where the features of a shard lie under the root."""
+    return f"features/{shard:05d}.arrow"
+
+
+def features_inputs(
+    pairs: Mapping[int, ShardRecord], nouns: Mapping[int, ShardRecord]
+) -> dict[int, str]:
+    """Fingerprint of what each features shard is made from, for shards that have both tables."""
+    both = sorted(pairs.keys() & nouns.keys())
+    return {i: fingerprint(f"{nouns[i].output}+{pairs[i].output}") for i in both}
+
+
+def features_fingerprint(settings: Mapping[str, Any]) -> str:
+    """Fingerprint of the settings; where the CLIP's weights were read from does not matter."""
+    clip = {key: value for key, value in settings["clip"].items() if key != "pretrained"}
+    return fingerprint({**settings, "clip": clip})
+
+
+class Block:
+    """One record batch of a features shard: R rows as NumPy views, nothing copied.
+
+    Letters: R rows, V views, H W pixels, P image tokens, D vision width, T text width.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, settings: Mapping[str, Any]) -> None:
+        self._batch = batch
+        self._settings = settings
+        self.rows = batch.num_rows
+
+    def key(self, row: int) -> str:
+        """The pair's key."""
+        return str(self._batch.column("key")[row].as_py())
+
+    def jpg(self, row: int) -> bytes:
+        """The pair's JPEG, where the table has no image tokens."""
+        return bytes(self._batch.column("jpg")[row].as_py())
+
+    @cached_property
+    def pixels_RVHWC(self) -> NDArray[np.uint8]:
+        """RGB pixels 0..255 of the stored views."""
+        S = self._settings["clip"]["image_size"]
+        return self._fixed("pixels").reshape(self.rows, self._settings["views"], S, S, 3)
+
+    @cached_property
+    def image_tokens_RVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
+        """Trunk output (METHOD §2.1), fp16 or int8."""
+        V, D = self._settings["views"], self._settings["clip"]["width"]
+        return self._fixed("image_tokens").reshape(self.rows, V, -1, D)
+
+    @cached_property
+    def image_scales_RVP(self) -> NDArray[np.float32]:
+        """What an int8 token is to be multiplied with."""
+        return self._fixed("image_scales").reshape(self.rows, self._settings["views"], -1)
+
+    @cached_property
+    def caption_tokens(self) -> Lists:
+        """Token ids, SOS … EOS."""
+        return self._lists("caption_tokens")
+
+    @cached_property
+    def caption_states(self) -> Lists:
+        """Hidden states, L·T values a row."""
+        return self._lists("caption_states")
+
+    @cached_property
+    def noun_ids(self) -> Lists:
+        """Ids of the caption's nouns, in caption order."""
+        return self._lists("noun_ids")
+
+    @cached_property
+    def spans(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(S, 3) noun, start, end; and the rows' offsets."""
+        column = self._batch.column("spans")
+        fields = [column.values.field(i).to_numpy() for i in range(3)]
+        return np.stack(fields, axis=1), column.offsets.to_numpy()
+
+    def _fixed(self, name: str) -> NDArray[Any]:
+        values: NDArray[Any] = self._batch.column(name).values.to_numpy(zero_copy_only=True)
+        return values
+
+    def _lists(self, name: str) -> Lists:
+        column = self._batch.column(name)
+        return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy()
+
+
+class FeatureTable:
+    """All features shards of a root, as one sequence of blocks.
+
+    Args:
+        root: of the dataset.
+        skip_corrupt: leave out shards that are missing or unreadable instead of refusing the table;
+            `skipped` says which and why.
+
+    Attributes:
+        settings: what the shards were made with (`ledger/features/settings.json`).
+        block_sizes: (blocks,) rows of each block.
+        skipped: shard -> why it is left out.
+        fingerprint: of the settings and of every shard's content.
+
+    Raises:
+        ValueError, FileNotFoundError: shards are missing, stale, mixed or truncated; one line.
+    """
+
+    def __init__(self, root: Storage, *, skip_corrupt: bool = False) -> None:
+        self._root = root
+        self._skip_corrupt = skip_corrupt
+        self._again = f"run `codeseg features {root.uri}`"
+        self.skipped: dict[int, str] = {}
+        ledger = Ledger(root)
+        records = ledger.records("features")
+        settings = ledger.read_settings("features")
+        if not records or settings is None:
+            raise FileNotFoundError(f"{root.uri} holds no features; {self._again}")
+        self.settings: dict[str, Any] = settings
+        self._check_ledger(records, ledger.records("pairs"), ledger.records("nouns"))
+        with ThreadPoolExecutor(READERS) as pool:
+            usable = list(pool.map(self._is_usable, records.values()))
+        records = {i: r for (i, r), ok in zip(records.items(), usable, strict=True) if ok}
+        content = [r.output for r in records.values()]
+        self.fingerprint = fingerprint([features_fingerprint(settings), content])
+        sizes = {i: self._sizes(record) for i, record in records.items()}
+        self.block_sizes = np.array([n for shard in sizes.values() for n in shard], dtype=np.int64)
+        self._blocks = [(i, number) for i, shard in sizes.items() for number in range(len(shard))]
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read-features")
+        self._loaded: OrderedDict[int, Future[Block]] = OrderedDict()
+        self._lock = Lock()
+
+    def block(self, number: int) -> Block:
+        """Read a block, or take it from the ones kept."""
+        return self._load(number).result()
+
+    def keep(self, numbers: Iterable[int], most: int) -> None:
+        """Start reading blocks that will be needed, and keep the `most` last used ones at hand."""
+        for number in numbers:
+            self._load(number)
+        with self._lock:
+            while len(self._loaded) > most:
+                self._loaded.popitem(last=False)
+
+    def place(self, number: int) -> str:
+        """The file that a block lies in, for messages."""
+        return f"{self._root.uri}/{features_path(self._blocks[number][0])}"
+
+    def _load(self, number: int) -> Future[Block]:
+        with self._lock:
+            if number not in self._loaded:
+                self._loaded[number] = self._pool.submit(self._read, number)
+            self._loaded.move_to_end(number)
+            return self._loaded[number]
+
+    def _read(self, number: int) -> Block:
+        shard, position = self._blocks[number]
+        try:
+            return Block(self._open(shard).get_batch(position), self.settings)
+        except (pa.ArrowInvalid, OSError) as error:
+            self._refuse_network_error(error, shard)
+            place = self.place(number)
+            raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+
+    def _refuse_network_error(self, error: Exception, shard: int) -> None:
+        """An object store that does not answer says nothing about the file."""
+        if isinstance(error, OSError) and not self._root.is_local:
+            place = f"{self._root.uri}/{features_path(shard)}"
+            raise OSError(f"{place} cannot be read now: {error}") from error
+
+    def _open(self, shard: int) -> pa.ipc.RecordBatchFileReader:
+        return pa.ipc.open_file(self._root.open_input(features_path(shard)))
+
+    def _sizes(self, record: ShardRecord) -> list[int]:
+        """Rows of the shard's blocks: all alike but the last."""
+        size = int(self.settings["block_rows"])
+        return [min(size, record.rows_out - i) for i in range(0, record.rows_out, size)]
+
+    def _is_usable(self, record: ShardRecord) -> bool:
+        """Whether the shard's file is whole; refuses or notes one that is not."""
+        path = features_path(record.shard)
+        committed = record.files[path]["bytes"]
+        try:
+            size = self._root.size(path)
+            if size is None:
+                raise ValueError("is missing")
+            if size != committed:
+                raise ValueError(f"has {size} bytes but had {committed} when it was committed")
+            if self._open(record.shard).num_record_batches != len(self._sizes(record)):
+                raise ValueError("has another number of record batches than it was committed with")
+        except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
+            self._refuse_network_error(error, record.shard)
+            if not self._skip_corrupt:
+                raise ValueError(
+                    f"{self._root.uri}/{path} {error}; {self._again}, or skip corrupt shards"
+                ) from error
+            self.skipped[record.shard] = str(error)
+            return False
+        return True
+
+    def _check_ledger(
+        self,
+        records: dict[int, ShardRecord],
+        pairs: dict[int, ShardRecord],
+        nouns: dict[int, ShardRecord],
+    ) -> None:
+        """Refuse missing, stale and mixed shards; a ledger of the features alone is fine."""
+        inputs = features_inputs(pairs, nouns)
+        missing = sorted((pairs.keys() | nouns.keys()) - records.keys())
+        if missing and not self._skip_corrupt:
+            raise ValueError(f"{self._name(missing)} missing; {self._again}, or skip them")
+        self.skipped |= dict.fromkeys(missing, "is missing")
+        stale = [i for i, record in records.items() if i in inputs and record.input != inputs[i]]
+        if stale:
+            raise ValueError(f"{self._name(stale)} older than the nouns; {self._again}")
+        mine = features_fingerprint(self.settings)
+        mixed = [i for i, record in records.items() if record.settings != mine]
+        if mixed:
+            raise ValueError(
+                f"{self._name(mixed)} made with other settings (another CLIP?) than "
+                f"ledger/features/settings.json says; {self._again}"
+            )
+
+    def _name(self, shards: list[int]) -> str:
+        some = ", ".join(f"{shard:05d}" for shard in shards[:3])
+        more = f" and {len(shards) - 3} more" if len(shards) > 3 else ""
+        return f"{self._root.uri}: features of shard {some}{more} are"
+
+    def _redo(self, shard: int) -> str:
+        return f"delete ledger/features/{shard:05d}.json and {self._again}"

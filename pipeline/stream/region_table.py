@@ -1,0 +1,111 @@
+"""regions/NNNNN.parquet as maps: what is written and how it is read again. Light.
+
+In: ROOT's regions/NNNNN.parquet and ledger. Out: region maps, uint8 (h, w) of the CLIP's patch
+grid. Rows are in the features' order, the views of a row one after the other.
+"""
+
+import io
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from codeseg.pipeline.engine.ledger import Ledger, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+
+RegionMap = NDArray[np.uint8]
+
+SHARD_DIGITS = 5  # of a key: the shard it belongs to
+SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches; 3 MB each
+
+
+def regions_path(shard: int) -> str:
+    """Where the regions of a shard lie under the root."""
+    return f"regions/{shard:05d}.parquet"
+
+
+def encode_map(regions: RegionMap) -> bytes:
+    """A region map as PNG: about 100 bytes for 14x14 patches."""
+    sink = io.BytesIO()
+    Image.fromarray(regions).save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def decode_map(png: bytes) -> RegionMap:
+    """The region map (h, w) of a PNG."""
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+class RegionTable:
+    """The region maps of a root, by key and view.
+
+    Attributes:
+        settings: what they were made with; shards: their numbers.
+        fingerprint: of every shard's content.
+
+    Raises:
+        ValueError, FileNotFoundError: the table is missing or older than the features; one line.
+    """
+
+    def __init__(self, root: Storage) -> None:
+        self._root = root
+        self._again = f"run `codeseg regions {root.uri}`"
+        ledger = Ledger(root)
+        settings = ledger.read_settings("regions")
+        self._records = ledger.records("regions")
+        if not self._records or settings is None:
+            raise FileNotFoundError(f"{root.uri} holds no regions; {self._again}")
+        self.settings = settings
+        for shard, features in ledger.records("features").items():
+            record = self._records.get(shard)
+            if record is None or record.input != features.output:
+                state = "missing" if record is None else "older than the features"
+                raise ValueError(
+                    f"{root.uri}: regions of shard {shard:05d} are {state}; {self._again}"
+                )
+        self.shards = list(self._records)
+        self.fingerprint = fingerprint([record.output for record in self._records.values()])
+        self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read)
+
+    def regions(self, key: str, view: int) -> RegionMap:
+        """The region map (h, w) of one view of a pair.
+
+        Raises:
+            ValueError: the table is corrupt or lacks the pair.
+        """
+        shard = int(key[:SHARD_DIGITS])
+        rows = self._shard(shard)
+        row = int(np.searchsorted(rows.keys, int(key))) + view
+        if row >= len(rows.keys) or rows.keys[row] != int(key) or rows.views[row] != view:
+            place = f"{self._root.uri}/{regions_path(shard)}"
+            raise ValueError(f"{place} lacks view {view} of {key}; {self._redo(shard)}")
+        return decode_map(rows.maps[row].as_py())
+
+    def _read(self, shard: int) -> "_Rows":
+        path = regions_path(shard)
+        try:
+            with self._root.open_input(path) as source:
+                table = pq.read_table(source).combine_chunks()
+        except (pa.ArrowInvalid, OSError) as error:
+            place = f"{self._root.uri}/{path}"
+            raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+        return _Rows(
+            keys=np.array(table["key"].cast(pa.int64())),
+            views=np.array(table["view"]),
+            maps=table["regions"],
+        )
+
+    def _redo(self, shard: int) -> str:
+        return f"delete ledger/regions/{shard:05d}.json and {self._again}"
+
+
+class _Rows(NamedTuple):
+    """One shard in memory: two numbers and the PNG a row, nothing decoded."""
+
+    keys: NDArray[np.int64]  # ascending: the key is a number
+    views: NDArray[np.int32]
+    maps: pa.ChunkedArray

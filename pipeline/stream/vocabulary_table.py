@@ -1,0 +1,87 @@
+"""The vocabulary as the trainer opens it: noun id -> tokens and knowledge embedding. Light.
+
+In: ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped where ROOT is local.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+
+VOCABULARY_PATH = "vocabulary/nouns.arrow"
+
+
+def vocabulary_input(nouns: Mapping[int, ShardRecord]) -> str:
+    """Fingerprint of what the vocabulary is made from."""
+    return fingerprint([nouns[i].output for i in sorted(nouns)])
+
+
+def vocabulary_settings(features: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the features settings the vocabulary depends on."""
+    keys = ("clip", "precision", "templates")
+    return {key: features[key] for key in keys}
+
+
+def vocabulary_fingerprint(features: Mapping[str, Any]) -> str:
+    """Fingerprint of `vocabulary_settings`; the CLIP counts by its weights."""
+    settings = vocabulary_settings(features)
+    return fingerprint({**settings, "clip": settings["clip"]["weights_sha256"]})
+
+
+class Vocabulary:
+    """The distinct nouns of the corpus: tokens and knowledge embeddings by noun id.
+
+    Raises:
+        ValueError, FileNotFoundError: it is missing, stale, broken or empty; one line.
+    """
+
+    def __init__(self, root: Storage, settings: Mapping[str, Any]) -> None:
+        self._place = f"{root.uri}/{VOCABULARY_PATH}"
+        self._again = f"run `codeseg features {root.uri}`"
+        ledger = Ledger(root)
+        record, nouns = ledger.record("vocabulary", 0), ledger.records("nouns")
+        if record is None:
+            raise FileNotFoundError(f"{self._place} is missing; {self._again}")
+        old = nouns and record.input != vocabulary_input(nouns)
+        if old or record.settings != vocabulary_fingerprint(settings):
+            raise ValueError(f"{self._place} is older than the nouns or the CLIP; {self._again}")
+        try:
+            table = pa.ipc.open_file(root.open_input(VOCABULARY_PATH)).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{self._place} is corrupt ({error}); {self._again}") from error
+        if not table.num_rows:
+            raise ValueError(f"{self._place} is empty: no caption has nouns; look at {root.uri}")
+        (batch,) = table.to_batches()  # written as one record batch: all columns stay mapped
+        tokens = batch.column("noun_tokens")
+        self._ids: NDArray[np.int64] = batch.column("id").to_numpy()
+        self._tokens, self._offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+        knowledge = batch.column("knowledge_embedding").values.to_numpy()
+        self._knowledge_KC: NDArray[np.float32] = knowledge.reshape(table.num_rows, -1)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row numbers of noun ids.
+
+        Raises:
+            ValueError: an id is not in the table.
+        """
+        rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
+        if (self._ids[rows] != ids).any():
+            raise ValueError(f"{self._place} lacks nouns of the features; {self._again}")
+        return rows
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        """BPE ids of a noun, without SOS and EOS."""
+        tokens: NDArray[np.int32] = self._tokens[self._offsets[row] : self._offsets[row + 1]]
+        return tokens
+
+    def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Un-normalised mean template embeddings (METHOD §3) of rows."""
+        return self._knowledge_KC[rows]

@@ -1,0 +1,1 @@
+"""The Gradio page of `codeseg app`."""

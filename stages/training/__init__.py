@@ -1,0 +1,1 @@
+"""What `codeseg train` is made of."""

@@ -1,0 +1,95 @@
+"""METHOD §7's optimizer: parameter groups, the learning rate of a step, state without pickle.
+
+In: CoDe and its TrainConfig. Out: AdamW, and its state as named tensors for a safetensors file.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from codeseg.stages.training.recipes import TrainConfig
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], train: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels only.
+
+    Biases, norms, gates, scalars and log-temperatures have one dimension or none, or are called
+    bias.
+
+    Args:
+        parameters: every parameter that is trained in any phase, by name.
+        train: rates and decay.
+    """
+    decayed = {name: p for name, p in parameters.items() if _decays(name, p)}
+    plain = [p for name, p in parameters.items() if name not in decayed]
+    return torch.optim.AdamW(
+        [
+            {"params": list(decayed.values()), "weight_decay": train.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=train.peak_lr,
+        betas=train.betas,
+        eps=train.eps,
+    )
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not name.endswith("bias")
+
+
+def learning_rate(step: int, train: TrainConfig) -> float:
+    """The rate of a step: linear warm-up to the peak, then a cosine to the final rate.
+
+    Args:
+        step: 0 for the first.
+        train: the schedule; the last step, `train.steps - 1`, gets exactly `train.final_lr`.
+    """
+    if step < train.warmup_steps:
+        return train.peak_lr * (step + 1) / train.warmup_steps
+    span = max(1, train.steps - 1 - train.warmup_steps)
+    cosine = (1 + math.cos(math.pi * (step - train.warmup_steps) / span)) / 2
+    return train.final_lr + (train.peak_lr - train.final_lr) * cosine
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The state as "parameter.moment" -> tensor; parameters that never had a gradient have none."""
+    return {
+        f"{name}.{moment}": torch.as_tensor(optimizer.state[parameter][moment])
+        for name, parameter in parameters.items()
+        if optimizer.state.get(parameter)
+        for moment in MOMENTS
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Undo `optimizer_tensors`.
+
+    Raises:
+        ValueError: when a tensor belongs to no parameter.
+    """
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition(".")
+        if name not in parameters or moment not in MOMENTS:
+            raise ValueError(f"optimizer state {key} belongs to no parameter of this model")
+        parameter = parameters[name]
+        # AdamW counts its steps on the CPU; moments live where the parameter does.
+        device = torch.device("cpu") if moment == "step" else parameter.device
+        optimizer.state[parameter][moment] = value.to(device)

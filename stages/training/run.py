@@ -1,0 +1,199 @@
+"""A run's folder: whose it is, where it stopped, how it is saved.
+
+    RUN/config.json                the resolved recipe and what identifies its data
+    RUN/checkpoints/step-NNNNNN/   model/checkpoint.py's files, optimizer and data position included
+    RUN/metrics.parquet            stages/training/runlog.py
+
+A RUN is resumed by the same command; one that belongs to other settings or data is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from codeseg.model.checkpoint import (
+    OPTIMIZER,
+    STATE,
+    check_clip,
+    checkpoints,
+    keep_last,
+    load_checkpoint,
+    load_tensors,
+    read_json,
+    restore,
+    save_checkpoint,
+)
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.batches import Position
+from codeseg.stages.training.config import differences
+from codeseg.stages.training.optimizer import optimizer_tensors, restore_optimizer
+from codeseg.stages.training.recipes import HARMLESS, Recipe
+
+CONFIG = "config.json"
+START = Position(epoch=0, index=0)
+
+
+SHOWN_DIFFERENCES = 5  # another recipe may differ in dozens of settings
+
+
+class OtherRunError(ValueError):
+    """The run directory belongs to other settings or data; `lines` holds what differs."""
+
+    def __init__(self, run: Path, recipe: str, lines: list[str]) -> None:
+        self.lines = lines
+        shown, rest = "; ".join(lines[:SHOWN_DIFFERENCES]), len(lines) - SHOWN_DIFFERENCES
+        more = f"; and {rest} more" if rest > 0 else ""
+        super().__init__(
+            f"{run} was started with --recipe {recipe} and other settings or data ({shown}{more}): "
+            f"go on with --config {run / CONFIG} on the same data, or give another RUN folder"
+        )
+
+
+@dataclasses.dataclass
+class State:
+    """All that a step changes; what a checkpoint holds."""
+
+    code: CoDe
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """Steps that are done."""
+    position: Position = START
+    """Where the next batch begins."""
+
+
+def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not this run's.
+
+    Args:
+        run: the folder; need not exist.
+        recipe: today's.
+        data: what identifies today's data.
+
+    Raises:
+        OtherRunError: when it belongs to other settings or data.
+        ValueError: when it holds something else.
+    """
+    if (run / CONFIG).is_file():
+        saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
+        if lines := differences(saved, wanted, ignore={"codeseg", *HARMLESS}):
+            raise OtherRunError(run, saved.get("name", "(none)"), lines)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(f"{run} exists and is no run of codeseg: give another RUN folder")
+
+
+def write_config(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
+    """Claim the folder for this run."""
+    text = json.dumps(resolved(recipe, data), indent=2) + "\n"
+    Storage.open(run).write_atomic(CONFIG, text.encode())
+
+
+def resolved(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What RUN/config.json holds, as it is read back (tuples are lists there)."""
+    config = {"codeseg": codeseg_version(), **dataclasses.asdict(recipe), "data": dict(data)}
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def codeseg_version() -> str:
+    """The installed version, or that it is a source tree."""
+    try:
+        return version("codeseg")
+    except PackageNotFoundError:
+        return "source"
+
+
+def check_data(root: str, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Refuse features of another CLIP by name, before any weights are fetched.
+
+    Raises:
+        ValueError: naming both.
+    """
+    made = settings["clip"]
+    if made["model"] != recipe.clip.model:
+        raise ValueError(
+            f"the features of {root} were made with CLIP {made['model']}/{made['pretrained']}, "
+            f"the recipe {recipe.name} wants {recipe.clip.model}/{recipe.clip.pretrained}: "
+            f"{_remedy(root, recipe, made)}"
+        )
+
+
+def load_clip(root: str, recipe: Recipe, settings: Mapping[str, Any]) -> FrozenClip:
+    """The recipe's CLIP, which must be the one that made the features.
+
+    Raises:
+        ValueError: when it cannot be had or is another one.
+    """
+    check_data(root, recipe, settings)
+    clip = FrozenClip.load(recipe.clip.model, recipe.clip.pretrained)
+    try:
+        check_clip(settings["clip"], clip, f"the feature table of {root}")
+    except ValueError as error:
+        raise ValueError(f"{error}: {_remedy(root, recipe, settings['clip'])}") from None
+    return clip
+
+
+def _remedy(root: str, recipe: Recipe, made: Mapping[str, Any]) -> str:
+    return (
+        f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
+        f"{recipe.clip.pretrained}`, or train with --set clip.model={made['model']} "
+        f"--set clip.pretrained={made['pretrained']}"
+    )
+
+
+def save(run: Path, recipe: Recipe, state: State) -> None:
+    """Write the checkpoint of the current step, unless it is there; drop the oldest.
+
+    Raises:
+        OSError: on a full disk; the previous checkpoint survives.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:06d}"
+    if folder.exists():
+        return
+    save_checkpoint(
+        folder,
+        state.code,
+        dataclasses.asdict(recipe.train),
+        version=codeseg_version(),
+        optimizer=optimizer_tensors(state.optimizer, state.parameters),
+        state={
+            "step": state.step,
+            "position": {"epoch": state.position.epoch, "index": state.position.index},
+            "scaler": state.scaler.state_dict(),
+        },
+    )
+    keep_last(run, recipe.train.keep_checkpoints)
+
+
+def progress(run: Path) -> tuple[int, Position]:
+    """Steps of the last checkpoint and where its data went on; the start without one."""
+    saved = checkpoints(run)
+    if not saved:
+        return 0, START
+    values = read_json(saved[-1] / STATE)
+    return int(values["step"]), Position(**values["position"])
+
+
+def resume(run: Path, state: State) -> None:
+    """Bring the state to the run's last checkpoint, if it has one.
+
+    Raises:
+        ValueError: when a file of the checkpoint is damaged; names it.
+    """
+    saved = checkpoints(run)
+    if not saved:
+        return
+    restore(state.code, load_checkpoint(saved[-1]))
+    tensors = load_tensors(saved[-1] / OPTIMIZER)
+    restore_optimizer(state.optimizer, state.parameters, tensors)
+    state.step, state.position = progress(run)
+    state.scaler.load_state_dict(read_json(saved[-1] / STATE)["scaler"])

@@ -1,0 +1,220 @@
+"""What a run says while it trains: metrics.parquet, TensorBoard, W&B, a live table or plain lines.
+
+In: one row of figures per logged step. Out, in RUN:
+
+    metrics.parquet   one row a logged step, written whole or not at all with every checkpoint
+    tensorboard/      the same, if TensorBoard is installed
+
+Columns: step, phase (1 or 2), loss (weighted sum), loss_<term> (weighted terms), lr, grad_norm
+(before clipping) depend on nothing but the run; seconds (since the process started),
+samples_per_second, data_wait_share (0..1), memory_bytes (peak) and mfu (achieved share of the
+device's peak FLOP/s) depend on the machine. All are of the step itself but the rates, which are
+means since the row before.
+"""
+
+import dataclasses
+import hashlib
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.stages.training.live import LiveTable, plain_line
+from codeseg.stages.training.recipes import Recipe
+
+METRICS = "metrics.parquet"
+INTEGERS = ("step", "phase", "memory_bytes")
+
+
+class MetricsTable:
+    """metrics.parquet in memory; `save` makes the file equal to it."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Read the rows up to `step`; those after it belong to steps that are done again."""
+        self._storage = Storage.open(run)
+        self._rows: list[dict[str, Any]] = []
+        if self._storage.exists(METRICS):
+            self._rows = read_metrics(run).filter(pa.compute.field("step") <= step).to_pylist()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self._rows.append(row)
+
+    def save(self) -> None:
+        """Replace the file atomically."""
+        if not self._rows:
+            return
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        columns = {
+            name: pa.array(
+                [row.get(name) for row in self._rows],
+                pa.int64() if name in INTEGERS else pa.float64(),
+            )
+            for name in names
+        }
+        table = pa.table(columns)
+        self._storage.write_atomic(METRICS, lambda file: pq.write_table(table, file))
+
+
+def read_metrics(run: Path) -> pa.Table:
+    """A run's metrics.parquet.
+
+    Raises:
+        ValueError: when it is missing or damaged.
+    """
+    try:
+        return pq.read_table(pa.BufferReader((run / METRICS).read_bytes()))
+    except FileNotFoundError:
+        raise ValueError(f"{run / METRICS} is missing: has `codeseg train` run there?") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{run / METRICS} is damaged ({error}): delete it") from None
+
+
+class Meter:
+    """Rates since the last row: samples a second, share of time spent waiting for data, MFU."""
+
+    def __init__(self, device: torch.device, peak_flops: float | None) -> None:
+        self._device = device
+        self._peak_flops = peak_flops
+        self._began = self._last = time.perf_counter()
+        self._waited = self._samples = self._flops = 0.0
+
+    def step(self, samples: int, waited: float, flops: float) -> None:
+        """Count a step.
+
+        Args:
+            samples: images of all processes.
+            waited: seconds in which the step had no data to work on.
+            flops: this process's floating-point operations.
+        """
+        self._samples += samples
+        self._waited += waited
+        self._flops += flops
+
+    def read(self) -> dict[str, float | None]:
+        """The rates, and start counting afresh."""
+        now = time.perf_counter()
+        elapsed = max(now - self._last, 1e-9)
+        rates = {
+            "seconds": now - self._began,
+            "samples_per_second": self._samples / elapsed,
+            "data_wait_share": self._waited / elapsed,
+            "memory_bytes": peak_memory(self._device),
+            "mfu": self._flops / elapsed / self._peak_flops if self._peak_flops else None,
+        }
+        self._last = now
+        self._waited = self._samples = self._flops = 0.0
+        return rates
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use so far: the GPU's, or this process's without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class RunLog:
+    """All places that a row goes to; a context manager. Silent in processes that do not lead."""
+
+    def __init__(self, run: Path, recipe: Recipe, step: int, leads: bool) -> None:
+        self._leads = leads
+        self._total = recipe.train.steps
+        self._metrics = MetricsTable(run, step) if leads else None
+        self._tensorboard = _tensorboard(run, step) if leads else None
+        self._wandb = _wandb(run, recipe) if leads and recipe.train.wandb else None
+        self._console = Console()
+        self._live = LiveTable(self._console, step, self._total) if self._on_terminal else None
+
+    @property
+    def _on_terminal(self) -> bool:
+        return self._leads and self._console.file.isatty()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def say(self, line: str) -> None:
+        """Print a line above the live table, once for all processes."""
+        if self._leads:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Log a step."""
+        if self._metrics is None:
+            return
+        self._metrics.add(row)
+        figures = {name: v for name, v in row.items() if name != "step" and v is not None}
+        if self._tensorboard:
+            for name, value in figures.items():
+                self._tensorboard.add_scalar(_tag(name), value, row["step"])
+        if self._wandb:
+            self._wandb.log({_tag(name): v for name, v in figures.items()}, step=row["step"])
+        if self._live:
+            self._live.update(row)
+        else:
+            self.say(plain_line(row, self._total))
+
+    def save(self) -> None:
+        """Bring metrics.parquet up to date: before every checkpoint, so that it never lags one."""
+        if self._metrics:
+            self._metrics.save()
+
+
+def _tag(name: str) -> str:
+    """loss_tv -> loss/tv: TensorBoard and W&B group by the first part."""
+    return name.replace("loss_", "loss/", 1) if name.startswith("loss_") else name
+
+
+def _tensorboard(run: Path, step: int) -> Any:
+    """A writer that hides what an earlier process logged after `step`; None if not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+
+def _wandb(run: Path, recipe: Recipe) -> Any:
+    """A W&B run of this folder and its name; a resumed run goes on in the same chart."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "train.wandb is set but W&B is not installed: pip install 'codeseg[wandb]', "
+            "or --set train.wandb=none"
+        ) from None
+    try:
+        return wandb.init(
+            project=recipe.train.wandb,
+            id=hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest(),
+            name=run.resolve().name,
+            resume="allow",
+            dir=run,
+            config=dataclasses.asdict(recipe),
+        )
+    except wandb.Error as error:
+        raise ValueError(f"train.wandb is set but W&B does not start: {error}") from None

@@ -1,0 +1,118 @@
+"""What a training step does to the weights: forward, loss, backward, clip, step (METHOD §7).
+
+In: a run's State and its micro-batches. Out: moved weights, and the figures of the step.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from codeseg.model.clip.prompts import TEMPLATES
+from codeseg.model.code.codecomposition import Losses
+from codeseg.pipeline.stream.batches import Batch
+from codeseg.stages.training.flops import count_flops
+from codeseg.stages.training.optimizer import learning_rate, set_learning_rate
+from codeseg.stages.training.processes import Processes, accumulating
+from codeseg.stages.training.recipes import TrainConfig
+from codeseg.stages.training.run import State
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Stepper:
+    """Forward, loss, backward, clip, step: what happens to the weights.
+
+    Attributes:
+        phase: 1 while the last block's copy is frozen, then 2.
+        flops: of a micro-batch's forward and backward in this process.
+    """
+
+    def __init__(self, state: State, train: TrainConfig, processes: Processes) -> None:
+        self._state, self._train, self._processes = state, train, processes
+        self._model: nn.Module = state.code
+        self.phase: Literal[0, 1, 2] = 0
+        self.flops = 0
+
+    def enter_phase(self, batch: Batch) -> None:
+        """Switch what trains; DistributedDataParallel has to be told anew."""
+        phase: Literal[1, 2] = 1 if self._state.step < self._train.phase1_steps else 2
+        if phase == self.phase:
+            return
+        self.phase = phase
+        self._state.code.set_phase(phase)
+        self.flops = count_flops(
+            lambda: _backward(self._loss(self._state.code.forward, batch, 0)["loss"])
+        )
+        if self._train.compile:
+            self._state.code.compile()
+        self._model = self._processes.wrap(self._state.code)
+
+    def forward_backward(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Add up gradients of the mean loss over micro-batches; returns the mean of each term."""
+        self._state.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for micro, batch in enumerate(batches):
+            with accumulating(self._model, last=micro == len(batches) - 1):
+                terms = self._loss(self._model, batch, micro)
+                _backward(self._state.scaler.scale(terms["loss"] / len(batches)))
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach().float() / len(batches)
+        self._state.scaler.unscale_(self._state.optimizer)
+        return sums
+
+    def _loss(self, model: Callable[..., Losses], batch: Batch, micro: int) -> dict[str, Tensor]:
+        """The loss and its weighted terms; what is random depends on nothing but seed and step.
+
+        Args:
+            model: CoDe, wrapped or compiled or plain.
+            batch: this process's micro-batch.
+            micro: its number within the step.
+        """
+        code, device = self._state.code, self._processes.device
+        seed = step_seed(self._train.seed, self._state.step, micro)
+        B, _, H, W = batch.pixels_BCHW.shape
+        noise_JBHW = code.mask_noise(seed, B, (H, W))
+        template = seed % len(TEMPLATES) if code.config.random_template else None
+        dtype = AUTOCAST.get(self._train.precision)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            losses = model(
+                **batch.model_inputs(device), mask_noise_JBHW=noise_JBHW, template=template
+            )
+        return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm before clipping; NaN or infinite if any gradient is."""
+        return torch.nn.utils.get_total_norm(self._gradients())
+
+    def agree(self, terms: dict[str, Tensor], stop: bool) -> dict[str, float]:
+        """Means over processes as numbers, and a `stop` above 0 if any was asked to."""
+        wish = torch.tensor(float(stop), device=self._processes.device)
+        values = torch.stack([*terms.values(), wish])
+        return dict(zip([*terms, "stop"], self._processes.mean(values).tolist(), strict=True))
+
+    def update(self, norm: Tensor) -> float:
+        """Clip the gradients and move the weights; returns the learning rate."""
+        state = self._state
+        weights = [p for p in state.parameters.values() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(weights, self._train.clip_norm, norm)
+        rate = learning_rate(state.step, self._train)
+        set_learning_rate(state.optimizer, rate)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        return rate
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._state.parameters.values() if p.grad is not None]
+
+
+def step_seed(seed: int, step: int, micro: int) -> int:
+    """63 bits for a step's noise: the same after a resume and on any number of ranks."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,135 @@
+"""A trained segmenter by its hub id: the hub's own client over real HTTP, from a hub of our own."""
+
+import hashlib
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from codeseg.model.checkpoint import load_model, locate, save_checkpoint
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.hub import hub_or_cache
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
+
+REPOSITORY, COMMIT = "somebody/segmenter", "0123456789abcdef0123456789abcdef01234567"
+
+LOAD = """
+import hashlib, sys
+from codeseg.model.inference.segmenter import Segmenter
+state = Segmenter.from_pretrained(sys.argv[1]).code.trainable_state_dict()
+digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
+print(digest)
+"""
+
+
+class FakeHub:
+    """The three answers of a hub that downloading a model asks for: revision, tree, files."""
+
+    def __init__(self, folder):
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.fetched = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                path = urlsplit(self.path).path
+                if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
+                    tree = [
+                        {"type": "file", "path": name, "size": len(body), "oid": etag(body)}
+                        for name, body in files.items()
+                    ]
+                    self.answer(200, json.dumps(tree).encode())
+                elif path.startswith(f"/api/models/{REPOSITORY}"):
+                    model = {"id": REPOSITORY, "sha": COMMIT, "siblings": []}
+                    model["siblings"] = [{"rfilename": name} for name in files]
+                    self.answer(200, json.dumps(model).encode())
+                elif (name := path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")) in files:
+                    if self.command == "GET":
+                        hub.fetched.append(name)
+                    self.answer(200, files[name], {"X-Repo-Commit": COMMIT})
+                else:
+                    self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+            do_HEAD = do_GET
+
+            def answer(self, status, body, more=()):
+                self.send_response(status)
+                for name, value in {
+                    "Content-Length": str(len(body)), "ETag": f'"{etag(body)}"', **dict(more),
+                }.items():  # fmt: skip
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def etag(body):
+    return hashlib.sha1(body).hexdigest()
+
+
+def load(hub, cache, repository=REPOSITORY):
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(cache)}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
+    command = [sys.executable, "-c", LOAD, repository]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
+    torch.manual_seed(0)
+    code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))
+    folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
+    save_checkpoint(folder, code, {}, version="1", optimizer={"m": torch.zeros(2)}, state={})
+    state = load_model(folder).trainable_state_dict()
+    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
+    hub = FakeHub(folder)
+    try:
+        first = load(hub, cache)
+        assert digest in first.stdout, first.stderr
+        # What only resumes a run stays where it is.
+        assert sorted(hub.fetched) == ["README.md", "config.json", "model.safetensors"]
+        unknown = load(hub, cache, "somebody/else")
+        assert "somebody/else is neither a checkpoint's folder nor a model" in unknown.stderr
+    finally:
+        hub.stop()
+    again = load(hub, cache)
+    assert digest in again.stdout, again.stderr
+
+
+def test_without_a_way_to_the_hub_its_client_is_offline_for_a_moment(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr("urllib.request.getproxies", dict)
+        with hub_or_cache():
+            assert not constants.HF_HUB_OFFLINE
+    with hub_or_cache():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    with pytest.raises(ValueError, match=r"nor a model that the hub gives \("):
+        locate("nobody/nothing")
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy:3128"})
+    with hub_or_cache():
+        assert not constants.HF_HUB_OFFLINE

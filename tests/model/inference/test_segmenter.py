@@ -1,0 +1,159 @@
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
+from codeseg.model.code.image_segmenter import BAND_ROWS
+from codeseg.model.inference.masks import pad_to_patches
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
+from codeseg.model.inference.settings import PredictionSettings
+from codeseg.model.inference.sliding import CHUNK_FLOATS, layout, stitched
+from tests.helpers.toy_benchmark import TINY_CLIP
+from tests.reference import build
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tiny.json"
+    path.write_text(json.dumps(TINY_CLIP))
+    return FrozenClip.load(str(path), "random:1")
+
+
+@pytest.fixture(scope="module")
+def code(clip):
+    torch.manual_seed(0)
+    return CoDe(clip, CoDeConfig()).eval()
+
+
+@pytest.fixture
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("pamr", [0, 1])
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@torch.no_grad()
+def test_one_window_equals_the_reference(pamr, weight):
+    spec = json.loads((DATA / "code-small.json").read_text())
+    arrays = {k: torch.from_numpy(v) for k, v in np.load(DATA / "code-small.npz").items()}
+    code = build(spec)
+    settings = PredictionSettings.for_clip(code.clip, pamr=bool(pamr), knowledge_weight=weight)
+    segmenter = Segmenter(code.clip, code, settings)
+    embeddings = segmenter.embed_texts(spec["eval_classes"])
+    assert (embeddings.words_KC - arrays["eval/class_embedding"]).abs().max() < 1e-5
+    assert (embeddings.templates_KC - arrays["eval/template_embedding"]).abs().max() < 1e-5
+    image = arrays["input/eval_image"]
+    windows = layout(90, 70, 448, 224)
+    padded, (left, _, top, _) = pad_to_patches(windows.crops(image[0]), code.clip.patch_size)
+    masks = segmenter.window_masks(padded, embeddings)
+    maps = list(stitched(masks, windows, padded.shape[-2:], (top, left), (90, 70)))
+    ours = torch.cat([part for _, part in maps])[None]
+    tolerance = 1e-4 if pamr else 1e-5
+    assert (ours - arrays[f"eval/masks_pamr{pamr}_kp{weight}"]).abs().max() < tolerance
+
+
+def test_defaults_are_twice_the_clips_size(clip):
+    settings = PredictionSettings.for_clip(clip)
+    assert (settings.short_side, settings.window, settings.stride) == (64, 64, 32)
+    assert settings.pamr and not PredictionSettings.for_clip(clip, method="naclip").pamr
+
+
+@pytest.mark.parametrize("method", ["code", "maskclip", "sclip", "clearclip", "naclip"])
+def test_result_has_the_pictures_own_size(clip, code, photo, method):
+    settings = PredictionSettings.for_clip(clip, method=method, pamr=True)
+    segmenter = Segmenter(clip, code, settings)
+    result = segmenter.segment(photo, ["red car", "dog"], background=True)
+    assert result.texts == ("background", "red car", "dog")
+    assert result.label_map.shape == (50, 90) and result.label_map.dtype == np.uint8
+    assert result.masks.shape == (2, 50, 90) and len(result.scores) == 2
+    assert result.masks.min() >= 0 and result.masks.max() <= 1
+    best = np.concatenate([np.full((1, 50, 90), 0.4, np.float32), result.masks]).argmax(0)
+    assert np.array_equal(result.label_map, best)
+    label = segmenter.label_map(photo, segmenter.embed_texts(["red car", "dog"]), True)
+    assert np.array_equal(label, result.label_map)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (64, 64)])
+def test_pictures_of_any_shape_are_right(clip, code, size):
+    result = Segmenter(clip, code).segment(np.full((*size, 3), 99, np.uint8), ["dog", "cat"])
+    assert result.label_map.shape == size and np.isfinite(result.masks).all()
+
+
+def test_order_of_texts_only_renames_the_classes(clip, code, photo):
+    segmenter = Segmenter(clip, code)
+    one = segmenter.segment(photo, ["dog", "cat"]).masks
+    other = segmenter.segment(photo, ["cat", "dog"]).masks
+    assert np.allclose(one, other[::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "at least one text"),
+        ("dog", "at least one text"),
+        (["dog", " "], "is blank"),
+        (["dog", "dog"], "given twice"),
+        ([" ".join(["dog"] * 200)], "has 200 tokens; at most 59 fit"),
+    ],
+)
+def test_texts_that_cannot_be_are_refused(clip, code, texts, message):
+    with pytest.raises(ValueError, match=message):
+        Segmenter(clip, code).embed_texts(texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "method 'magic' is none of code, maskclip"),
+        ({"stride": 65}, "stride 65 exceeds window 64"),
+        ({"window": 0, "stride": 0}, "window must be at least 1"),
+        ({"knowledge_weight": 1.5}, "must be in 0..1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(clip, code, change, message):
+    with pytest.raises(ValueError, match=message):
+        Segmenter(clip, code, PredictionSettings.for_clip(clip, **change))
+
+
+def test_method_code_needs_a_trained_model(clip):
+    with pytest.raises(ValueError, match="needs a trained model"):
+        Segmenter(clip, None, PredictionSettings.for_clip(clip))
+
+
+def test_many_classes_need_no_more_memory_than_few(clip, photo, monkeypatch):
+    big = np.kron(photo, np.ones((20, 20, 1), np.uint8))
+    generator = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(254, 32, generator=generator), dim=1)
+    resize, largest = F.interpolate, []
+
+    def watched(*args, **kwargs):
+        resized = resize(*args, **kwargs)
+        largest.append(resized.numel())
+        return resized
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    label = Segmenter(clip).label_map(big, TextEmbeddings(texts, texts), False)
+    assert label.shape == big.shape[:2]
+    assert max(largest) <= CHUNK_FLOATS < 254 * label.size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(3, 5), (4, 4), (9, 2), (13, 3)])
+def test_bands_of_the_pixel_embedding_are_the_whole(code, grid):
+    segmenter = copy.deepcopy(code.image_segmenter)
+    for stage in segmenter.stages:
+        stage.gate.fill_(0.7)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 1 + grid[0] * grid[1], code.clip.width, generator=generator)
+    bands = list(segmenter.bands(tokens, grid))
+    assert len(bands) == -(-2 * grid[0] // BAND_ROWS)
+    assert torch.allclose(torch.cat(bands, dim=2), segmenter(tokens, grid), atol=1e-6)

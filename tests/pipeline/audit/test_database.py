@@ -1,0 +1,112 @@
+"""The audit finds what is wrong with a dataset, finds nothing else, and changes nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.audit.questions import check_names, questions
+from codeseg.pipeline.audit.views import AuditOptions
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.stages.cli import app
+from tests.helpers.audit_data import Spoils, make_root
+
+NOT_PERFECT = {"noun_coverage": "pass", "leakage_exact": "skip", "leakage_near": "skip",
+               "metrics_finite": "skip"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("sound") / "root")
+
+
+def verdicts(root: Path, **options: object) -> dict[str, str]:
+    with Audit(Storage.open(root), AuditOptions(**options)) as audit:
+        return {finding.check: finding.verdict for finding in audit.checks()}
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    files = (p for p in root.rglob("*") if p.is_file())
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+@pytest.mark.parametrize("tokens", ["fp16", "int8"])
+def test_a_sound_dataset_passes_every_check(tmp_path: Path, tokens: str) -> None:
+    found = verdicts(make_root(tmp_path / "root", tokens=tokens), hashes=True)
+    assert {name: v for name, v in found.items() if v != "pass"} == {
+        name: v for name, v in NOT_PERFECT.items() if v != "pass" and name in found
+    }
+
+
+def test_every_question_says_what_it_proves() -> None:
+    assert len(check_names()) > 30
+    for question in questions().values():
+        assert question.sentence.endswith(".") and len(question.sentence) > 15
+
+
+def test_planted_failure_decides_the_exit_code(tmp_path: Path) -> None:
+    def plant(rows: list[dict[str, object]]) -> None:
+        rows[7]["noun_ids"] = [1, 2]  # in no vocabulary
+
+    root = make_root(tmp_path / "root", Spoils(features=plant))
+    runner = CliRunner()
+    assert runner.invoke(app, ["audit", str(root)]).exit_code == 0
+    report = tmp_path / "audit.json"
+    result = runner.invoke(
+        app, ["audit", str(root), "--fail-on", "feature_links", "--json", str(report)]
+    )
+    assert result.exit_code == 1, result.output
+    found = json.loads(report.read_text())["checks"]
+    assert found["feature_links"]["keys"] == ["000000008"]
+    assert [n for n, f in found.items() if f["verdict"] == "fail"] == ["feature_links"]
+
+
+def test_sql_answers_and_writes_nothing(sound: Path, tmp_path: Path) -> None:
+    before = snapshot(sound)
+    with Audit(Storage.open(sound), AuditOptions()) as audit:
+        rows = audit.query("SELECT status, count(*) AS n FROM pairs GROUP BY 1 ORDER BY 1")
+        assert rows.to_pylist() == [{"status": "failed", "n": 60}, {"status": "success", "n": 340}]
+        target = tmp_path / "stolen.csv"
+        for statement in (
+            f"COPY pairs TO '{target}'",
+            f"COPY (SELECT 1) TO '{sound}/pairs/00000.parquet'",
+            "CREATE TABLE t AS SELECT 1",
+            "INSERT INTO pairs SELECT * FROM pairs",
+            "DELETE FROM pairs",
+            f"ATTACH '{target}'",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "SET memory_limit = '8GB'",
+            "RESET enable_external_access",
+            "EXPLAIN ANALYZE SELECT 1",
+            f"EXPORT DATABASE '{target}'",
+            "PRAGMA version",
+            "SELECT 1; SELECT 2",
+            "SELECT * FROM read_text('/etc/passwd')",
+            "SELECT * FROM '/etc/passwd'",
+            "SELECT * FROM glob('/*')",
+            "SELECT nonsense",
+            "SELEC 1",
+            "",
+        ):
+            with pytest.raises(ValueError) as caught:
+                audit.query(statement)
+            assert "\n" not in str(caught.value)
+        assert not target.exists()
+    assert snapshot(sound) == before
+
+
+def test_the_documented_checks_are_the_real_ones_and_the_queries_run(sound: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
+    section = page.split("## The checks")[1].split("## The views")[0]
+    listed = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, flags=re.MULTILINE)
+    checks = {name: questions()[name].sentence for name in check_names()}
+    assert dict(listed) == checks
+    queries = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
+    assert len(queries) > 10
+    with Audit(Storage.open(sound), AuditOptions()) as audit:
+        for query in queries:
+            audit.query(query)

@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from codeseg.model.checkpoint import save_checkpoint
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
+from codeseg.model.inference.segmenter import Segmenter
+from codeseg.stages.cli import app
+from codeseg.stages.pages.overlay import colours, edges, overlay
+from tests.helpers.toy_benchmark import TINY_CLIP
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.json").write_text(json.dumps(TINY_CLIP))
+    torch.manual_seed(0)
+    code = CoDe(FrozenClip.load(str(folder / "tiny.json"), "random:1"), CoDeConfig())
+    save_checkpoint(folder / "checkpoints" / "step-000001", code, {}, version="0")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.JPG"):
+        pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def segment(*arguments):
+    words = ["segment", *map(str, arguments), "--device", "cpu"]
+    return CliRunner().invoke(app, words)
+
+
+def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
+    out = tmp_path / "out"
+    done = segment(photos, "--text", "red car", "--text", "dog", "--run", run, "--out", out)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((out / "segments.json").read_text())["images"]
+    assert [row["folder"] for row in rows] == ["a", "b"]
+    for row in rows:
+        folder = out / row["folder"]
+        label = np.asarray(Image.open(folder / "label.png"))
+        assert label.shape == (30, 40)
+        assert np.asarray(Image.open(folder / "overlay.png")).shape[0] > 30  # the legend is below
+        for k, part in enumerate(row["segments"], start=1):
+            mask = np.asarray(Image.open(folder / part["mask"]))
+            assert mask.shape == (30, 40) and abs(mask.max() / 255 - part["score"]) < 0.01
+            assert part["area"] == pytest.approx((label == k).mean())
+
+
+def test_globs_classes_of_a_benchmark_and_the_same_name_twice(tmp_path, photos, run):
+    (tmp_path / "more").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "more" / "a.png")
+    out = tmp_path / "out"
+    globs = (f"{photos}/*.png", f"{tmp_path}/more/*")
+    done = segment(*globs, "--classes-from", "voc", "--run", run, "--out", out, "--no-background")
+    assert done.exit_code == 0, done.output
+    rows = json.loads((out / "segments.json").read_text())["images"]
+    assert [row["folder"] for row in rows] == ["a", "a-2"]
+    assert [part["text"] for part in rows[0]["segments"]][:2] == ["aeroplane", "bicycle"]
+    assert sum(part["area"] for part in rows[0]["segments"]) == pytest.approx(1)
+    for row in rows:  # a class that is nowhere has no mask: there may be 171 of them
+        there = {part["mask"] for part in row["segments"] if part["area"] > 0}
+        assert {path.name for path in (out / row["folder"]).glob("mask-*.png")} == there
+        assert {part["mask"] for part in row["segments"] if not part["area"]} == {None}
+
+
+def test_a_damaged_picture_is_counted_and_the_others_are_done(tmp_path, photos, run):
+    (photos / "c.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    done = segment(photos, "--text", "dog", "--run", run, "--out", out)
+    assert done.exit_code == 1
+    assert "c.png: cannot be read as an image" in done.output
+    rows = json.loads((out / "segments.json").read_text())["images"]
+    assert ["error" in row for row in rows] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png"], "say what to look for"),
+        (["nowhere/*.png", "--text", "dog"], "no image in nowhere"),
+        (["a.png", "--text", " "], "is blank"),
+        (["a.png", "--classes-from", "vox"], "unknown benchmark 'vox'"),
+    ],
+)
+def test_wrong_use_is_one_line(run, arguments, message):
+    done = segment(*arguments, "--run", run)
+    assert isinstance(done.exception, ValueError | FileNotFoundError)
+    assert message in str(done.exception)
+
+
+def test_word_segments_name_every_word_once_and_sum_to_at_most_one(run):
+    segmenter = Segmenter.from_pretrained(run)
+    result = segmenter.word_segments("A red car, beside a dog!", ["red car", "dog"])
+    assert result.words == ("a", "red", "car", ",", "beside", "a", "dog", "!")
+    assert len(result.labels) == len(result.probabilities) == 8
+    for label, row in zip(result.labels, result.probabilities, strict=True):
+        none = 1 - sum(row)
+        assert 0 <= none <= 1
+        expected = int(np.argmax(row)) if max(row) > none else -1
+        assert label == expected
+    with pytest.raises(ValueError, match="1 to 75 tokens"):
+        segmenter.word_segments("dog " * 90, ["dog"])
+    with pytest.raises(ValueError, match="need a trained model"):
+        Segmenter(segmenter.clip).word_segments("a dog", ["dog"])
+
+
+def test_overlay_paints_classes_leaves_background_and_outlines():
+    pixels = np.full((4, 6, 3), 100, np.uint8)
+    label = np.zeros((4, 6), np.uint8)
+    label[:, 3:] = 1
+    painted = np.asarray(overlay(pixels, label, [None, (200, 0, 0)], opacity=0.5))
+    assert (painted[:, :2] == 100).all()
+    assert (painted[:, 3:] == (150, 50, 50)).all()
+    assert (painted[:, 2] == 255).all() and edges(label)[:, 2].all()
+
+
+def test_colours_are_distinct():
+    assert len(set(colours(171))) == 171
