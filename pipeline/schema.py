@@ -5,6 +5,7 @@
     vocabulary/nouns.arrow    vocabulary()  one row per distinct noun of the corpus
     features/NNNNN.arrow      features()    one row per trainable pair
     regions/NNNNN.parquet     REGIONS       rows as features
+    selections/NAME.arrow     SELECTION     one row per features shard
 
 Row order inside a shard is the same in every table: rows are dropped, never moved. `key` is the
 shard number and the row number within it, as img2dataset writes them ("000120034"), so it sorts.
@@ -54,6 +55,14 @@ REGIONS = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("view", pa.int32(), nullable=False),
         pa.field("regions", pa.binary(), nullable=False),  # PNG, uint8 h×w: region number
+    ]
+)
+
+SELECTION = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("made_from", pa.string(), nullable=False),  # the features record's `output`
+        pa.field("rows", pa.list_(pa.int32()), nullable=False),  # of the shard, ascending
     ]
 )
 

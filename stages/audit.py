@@ -88,7 +88,7 @@ def audit(
         pictures=pictures,
         feature_rows=feature_rows,
         run=run,
-        benchmarks=_benchmarks(benchmark or [], data or []),
+        benchmarks=benchmark_folders(benchmark or [], data or []),
         limits=dict(_limit(text) for text in limit or ()),
     )
     with Audit(Storage.open(root), options) as opened:
@@ -108,7 +108,8 @@ def audit(
             _gate(findings, gates)
 
 
-def _benchmarks(names: list[str], data: list[Path]) -> tuple[tuple[str, Path | None], ...]:
+def benchmark_folders(names: list[str], data: list[Path]) -> tuple[tuple[str, Path | None], ...]:
+    """Pair --benchmark with --data: one folder each, or none at all."""
     if data and len(data) != len(names):
         raise ValueError(
             f"{len(names)} --benchmark and {len(data)} --data: give one data folder a benchmark"

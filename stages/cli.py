@@ -18,6 +18,7 @@ COMMANDS = {
     "nouns": "Tag captions, find each noun's CLIP tokens: pairs -> nouns.",
     "features": "Precompute what the frozen CLIP says: nouns -> features.",
     "regions": "Group each picture into part-like regions (SCG): features -> regions.",
+    "select": "Choose by SQL which pairs are trained on: features -> selection.",
     "train": "Learn the segmenters: features -> RUN (an existing RUN is resumed).",
     "evaluate": "Predict the label maps of a benchmark and score them.",
     "score": "Score anybody's label PNGs against a benchmark.",

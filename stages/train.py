@@ -168,6 +168,7 @@ def open_stream(
         world_size=processes.world_size,
         start=start,
         regions=recipe.model.region_weight > 0,
+        selection=train.selection,
         skip_corrupt=train.skip_corrupt,
         prefetch=train.prefetch,
         pin_memory=processes.device.type == "cuda",

@@ -24,7 +24,7 @@ from codeseg.pipeline.audit.views import AuditOptions, open_views
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.engine.storage import Storage
 
-VIEWS = ("pairs", "nouns", "features", "vocabulary", "ledger", "metrics")
+VIEWS = ("pairs", "nouns", "features", "vocabulary", "trainable", "ledger", "metrics")
 FIRST_KEYS = 5
 
 

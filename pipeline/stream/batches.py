@@ -41,6 +41,7 @@ class FeatureStream:
         world_size: of how many.
         start: where to begin, a batch's `position`.
         regions: give the batches their region maps, which `codeseg regions` made.
+        selection: of the root, whose rows alone are read.
         skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.
         prefetch: batches made ahead in threads; 0 makes each when it is asked for.
         threads: that make batches.
@@ -66,13 +67,14 @@ class FeatureStream:
         world_size: int = 1,
         start: Position = START,
         regions: bool = False,
+        selection: str | None = None,
         skip_corrupt: bool = False,
         prefetch: int = 2,
         threads: int = 2,
         pin_memory: bool = False,
     ) -> None:
         storage = Storage.open(root)
-        self._table = FeatureTable(storage, skip_corrupt=skip_corrupt)
+        self._table = FeatureTable(storage, skip_corrupt=skip_corrupt, selection=selection)
         self.settings = self._table.settings
         self.skipped = self._table.skipped
         self.fingerprint = self._table.fingerprint
@@ -143,7 +145,12 @@ class FeatureStream:
         numbers = np.searchsorted(self._order.block_starts, rows, side="right") - 1
         within = rows - self._order.block_starts[numbers]
         return [
-            Sample(self._table.block(number), row, self._table.place(number), first + i)
+            Sample(
+                self._table.block(number),
+                self._table.row(number, row),
+                self._table.place(number),
+                first + i,
+            )
             for i, (number, row) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True))
         ]
 

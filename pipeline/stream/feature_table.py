@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.selection import read_selection
 
 READERS = 8
+IntArray = NDArray[np.int64]
 Lists = tuple[NDArray[Any], NDArray[np.int32]]  # (values, offsets): row i is values[o[i] : o[i+1]]
 
 
@@ -115,6 +117,7 @@ class FeatureTable:
         root: of the dataset.
         skip_corrupt: leave out shards that are missing or unreadable instead of refusing the table;
             `skipped` says which and why.
+        selection: name of a selection, whose rows alone are read.
 
     Attributes:
         settings: what the shards were made with (`ledger/features/settings.json`).
@@ -126,7 +129,9 @@ class FeatureTable:
         ValueError, FileNotFoundError: shards are missing, stale, mixed or truncated; one line.
     """
 
-    def __init__(self, root: Storage, *, skip_corrupt: bool = False) -> None:
+    def __init__(
+        self, root: Storage, *, skip_corrupt: bool = False, selection: str | None = None
+    ) -> None:
         self._root = root
         self._skip_corrupt = skip_corrupt
         self._again = f"run `codeseg features {root.uri}`"
@@ -138,14 +143,28 @@ class FeatureTable:
             raise FileNotFoundError(f"{root.uri} holds no features; {self._again}")
         self.settings: dict[str, Any] = settings
         self._check_ledger(records, ledger.records("pairs"), ledger.records("nouns"))
+        selected = read_selection(root, selection, records) if selection else None
         with ThreadPoolExecutor(READERS) as pool:
             usable = list(pool.map(self._is_usable, records.values()))
         records = {i: r for (i, r), ok in zip(records.items(), usable, strict=True) if ok}
         content = [r.output for r in records.values()]
-        self.fingerprint = fingerprint([features_fingerprint(settings), content])
-        sizes = {i: self._sizes(record) for i, record in records.items()}
-        self.block_sizes = np.array([n for shard in sizes.values() for n in shard], dtype=np.int64)
-        self._blocks = [(i, number) for i, shard in sizes.items() for number in range(len(shard))]
+        identity = [features_fingerprint(settings), content]
+        self.fingerprint = fingerprint([*identity, *([selected.fingerprint] if selected else [])])
+        self._blocks: list[tuple[int, int]] = []  # (shard, number within it), none without rows
+        self._rows: list[IntArray | None] = []  # those of each block that are read; None: all
+        counts = []
+        for shard, record in records.items():
+            for number, size in enumerate(self._sizes(record)):
+                rows = (
+                    selected.block(shard, number * self.settings["block_rows"], size)
+                    if selected
+                    else None
+                )
+                if count := size if rows is None else len(rows):
+                    self._blocks.append((shard, number))
+                    self._rows.append(rows)
+                    counts.append(count)
+        self.block_sizes = np.array(counts, dtype=np.int64)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read-features")
         self._loaded: OrderedDict[int, Future[Block]] = OrderedDict()
         self._lock = Lock()
@@ -153,6 +172,11 @@ class FeatureTable:
     def block(self, number: int) -> Block:
         """Read a block, or take it from the ones kept."""
         return self._load(number).result()
+
+    def row(self, number: int, index: int) -> int:
+        """Return the row, within its block, of the block's `index`-th row that is read."""
+        rows = self._rows[number]
+        return index if rows is None else int(rows[index])
 
     def keep(self, numbers: Iterable[int], most: int) -> None:
         """Start reading blocks that will be needed, and keep the `most` last used ones at hand."""

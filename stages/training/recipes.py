@@ -65,6 +65,8 @@ class TrainConfig:
     """auto: the GPU if there is one."""
     prefetch: int = 4
     """Batches read ahead of the step."""
+    selection: str | None = None
+    """Name of a selection, made by `codeseg select`, whose pairs alone are trained on."""
     skip_corrupt: bool = False
     """Go on without a shard that cannot be read, and count it, instead of stopping."""
     log_every: int = 10

@@ -13,6 +13,16 @@ CREATE VIEW sound_shards AS
                WHERE recorded_bytes IS NOT NULL AND problem IS NULL AND schema_problem IS NULL)
         USING (stage, shard)
     WHERE expected_input IS NULL OR input = expected_input;
+-- one row a trainable pair: what a selection chooses from; `row` counts within the shard's features
+CREATE VIEW trainable AS
+    SELECT f.key, shard_of(f.key) AS shard,
+        row_number() OVER (PARTITION BY shard_of(f.key) ORDER BY f.key) - 1 AS row,
+        p.url, n.caption, list_transform(n.nouns, lambda noun: noun.text) AS nouns,
+        p.width, p.height, p.original_width, p.original_height, p.sha256,
+        len(f.caption_tokens) AS tokens
+    FROM features f
+    LEFT JOIN pairs p USING (key)
+    LEFT JOIN nouns n USING (key);
 -- how many token positions the text encoder has
 CREATE MACRO context_length() AS coalesce(
     (SELECT min(CAST(value AS INTEGER)) FROM settings WHERE name LIKE '%context_length'), 77);

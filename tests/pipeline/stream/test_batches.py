@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from bench.make_features import TINY_CLIP, make_features, noun_text, noun_tokens
 from codeseg.pipeline import schema
+from codeseg.pipeline.audit.selection import Chosen, write_selection
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import Batch, FeatureStream, Position
 from codeseg.pipeline.stream.feature_table import features_path
 from codeseg.pipeline.stream.order import WINDOW_BLOCKS, RowOrder, mix, uniform
@@ -357,3 +360,38 @@ def test_a_start_past_the_end_goes_on_with_the_next_epoch(root):
     (batch,) = take(FeatureStream(root, batch_size=9, start=Position(0, 120)), 1)
     assert batch.position == Position(1, 9)
     assert batch.pixels_BCHW.shape[-1] == TINY_CLIP["image_size"]
+
+
+# -- selections ------------------------------------------------------------------------------------
+
+
+def select(root: Path, name: str, keep: dict[int, list[int]]) -> None:
+    records = features_of(root)
+    chosen = Chosen({shard: keep.get(shard, []) for shard in records})
+    write_selection(Storage.open(root), name, chosen, "SELECT …", records)
+
+
+def features_of(root: Path) -> dict[int, ShardRecord]:
+    return Ledger(Storage.open(root)).records("features")
+
+
+def stored_keys(root: Path, shard: int) -> list[str]:
+    return pa.ipc.open_file(root / features_path(shard)).read_all()["key"].to_pylist()
+
+
+def test_an_epoch_of_a_selection_is_exactly_its_rows(root):
+    keep = {0: [0, 3, 4, 11], 1: list(range(5, 20))}
+    select(root, "some", keep)
+    wanted = sorted(stored_keys(root, shard)[row] for shard, rows in keep.items() for row in rows)
+    stream = FeatureStream(root, batch_size=1, selection="some")
+    assert stream.rows == len(wanted)
+    assert sorted(key for batch in take(stream, len(wanted)) for key in batch.keys) == wanted
+    whole = FeatureStream(root, batch_size=1)
+    assert stream.fingerprint != whole.fingerprint
+
+
+def test_a_selection_of_everything_changes_no_batch(root):
+    select(root, "all", {i: list(range(r.rows_out)) for i, r in features_of(root).items()})
+    streams = FeatureStream(root, batch_size=4), FeatureStream(root, batch_size=4, selection="all")
+    for ours, theirs in zip(*(take(stream, 5) for stream in streams), strict=True):
+        assert_equal(ours, theirs)

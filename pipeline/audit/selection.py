@@ -1,0 +1,127 @@
+"""A condition in SQL -> selections/NAME.arrow: which rows of the features are trained on.
+
+    Audit + WHERE … (over `trainable` and every other view of the audit)  ->  Chosen  ->  the file
+
+The trainer reads the file through pipeline/stream/selection.py, without DuckDB.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from codeseg.pipeline import schema
+from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.selection import selection_path
+
+COUNTED = {
+    "pairs": "count(*)",
+    "captions": "count(DISTINCT caption)",
+    "nouns": "(SELECT count(DISTINCT noun) FROM (SELECT unnest(nouns) AS noun FROM {rows}))",
+    "class names": "(SELECT count(DISTINCT class) FROM class_names WHERE class IN "
+    "(SELECT unnest(nouns) FROM {rows}))",
+}
+"""What a selection is told by: figure -> SQL over the rows before it, and over those it keeps."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is kept of the trainable pairs: `where`, then the best by `top`, then a sample."""
+
+    where: str = "true"
+    """A condition in SQL over the columns of `trainable`."""
+    top: tuple[str, float] | None = None
+    """(column, share): of what is left, this share with the highest values."""
+    sample: float = 1.0
+    """Of what is left, about this share, chosen by a hash of the pair's key."""
+    seed: int = 0
+    """Another seed, another sample."""
+
+    def sql(self) -> str:
+        """Return one SELECT of the pairs that are kept, with `shard` and `row` in its features.
+
+        Raises:
+            ValueError: a share is not above 0 and at most 1.
+        """
+        shares = [self.sample, *([self.top[1]] if self.top else [])]
+        if any(not 0 < share <= 1 for share in shares):
+            raise ValueError("a share to keep is above 0 and at most 1, as in --top clip_score 0.7")
+        query = f"SELECT * FROM trainable WHERE (\n{self.where}\n)"
+        if self.top:
+            column, share = self.top
+            query = (
+                f"SELECT * FROM ({query}) QUALIFY row_number() OVER "
+                f'(ORDER BY "{column.replace(chr(34), "")}" DESC NULLS LAST, key) '
+                f"<= ceil({share} * count(*) OVER ())"
+            )
+        if self.sample < 1:
+            drawn = f"md5_number_lower(key || ':{self.seed}')"
+            query = f"SELECT * FROM ({query}) WHERE {drawn} < {self.sample} * 18446744073709551616"
+        return query
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a condition keeps."""
+
+    rows: dict[int, list[int]]
+    """Shard -> numbers of its rows, ascending; shards of which nothing is kept are there too."""
+    before: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+
+
+def choose(audit: Audit, condition: Condition, shards: list[int]) -> Chosen:
+    """Return the rows that a condition keeps, and what it leaves of pairs, captions and nouns.
+
+    Args:
+        audit: of the dataset root.
+        condition: what is kept.
+        shards: of the features table; each gets an entry.
+
+    Raises:
+        ValueError: DuckDB refuses the condition, or it keeps nothing.
+    """
+    query = condition.sql()
+    kept = audit.query(f"SELECT shard, row FROM ({query}) ORDER BY shard, row")
+    if not kept.num_rows:
+        raise ValueError(
+            "no trainable pair fits the condition; try it with "
+            f'`codeseg audit ROOT --sql "SELECT count(*) FROM trainable WHERE {condition.where}"`'
+        )
+    rows: dict[int, list[int]] = {shard: [] for shard in shards}
+    for shard, row in zip(kept["shard"].to_pylist(), kept["row"].to_pylist(), strict=True):
+        rows[shard].append(row)
+    before, after = (_figures(audit, f"({source})") for source in ("FROM trainable", query))
+    return Chosen(rows, before, after)
+
+
+def _figures(audit: Audit, rows: str) -> dict[str, int]:
+    columns = ", ".join(f'{sql.format(rows=rows)} AS "{n}"' for n, sql in COUNTED.items())
+    (figures,) = audit.query(f"SELECT {columns} FROM {rows}").to_pylist()
+    return dict(figures)
+
+
+def write_selection(
+    root: Storage, name: str, chosen: Chosen, sql: str, made_from: dict[int, ShardRecord]
+) -> str:
+    """Write selections/NAME.arrow, whole or not at all, and return its path under the root.
+
+    Args:
+        root: of the dataset.
+        name: of the selection.
+        chosen: its rows.
+        sql: the statement that chose them, kept in the file's metadata.
+        made_from: the features' records; a shard that is redone makes the selection stale.
+    """
+    table: list[dict[str, Any]] = [
+        {"shard": shard, "made_from": made_from[shard].output, "rows": rows}
+        for shard, rows in sorted(chosen.rows.items())
+    ]
+    arrow = schema.SELECTION.with_metadata({"sql": sql})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, arrow) as writer:
+        writer.write_table(pa.Table.from_pylist(table, schema=arrow))
+    root.write_atomic(selection_path(name), sink.getvalue().to_pybytes())
+    return selection_path(name)

@@ -1,0 +1,64 @@
+"""`codeseg select ROOT NAME --where "SQL"`: features -> selections/NAME.arrow, rows to train on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def select(
+    root: Annotated[str, typer.Argument(help="Dataset root with features: a folder or s3://…")],
+    name: Annotated[str, typer.Argument(help="Name of the selection.")],
+    where: Annotated[
+        str,
+        typer.Option(
+            help="Keep the pairs for which this SQL condition holds: columns of `trainable` and "
+            "subqueries over every view of docs/audit.md."
+        ),
+    ] = "true",
+    top: Annotated[
+        tuple[str, float] | None,
+        typer.Option(metavar="COLUMN SHARE", help="Of these, keep the share with highest values."),
+    ] = None,
+    sample: Annotated[float, typer.Option(help="Of these, keep about this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Benchmark to look for in the data (`near_benchmark`); repeatable."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Its data folder; one for each benchmark.")
+    ] = None,
+) -> None:
+    """Choose by SQL which pairs are trained on: `train ROOT RUN --set train.selection=NAME`.
+
+    Nothing is copied: the file lists row numbers. Run it again after the features have changed.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from codeseg.pipeline.audit.database import Audit
+    from codeseg.pipeline.audit.selection import Condition, choose, write_selection
+    from codeseg.pipeline.audit.views import AuditOptions
+    from codeseg.pipeline.engine.ledger import Ledger
+    from codeseg.pipeline.engine.storage import Storage
+    from codeseg.pipeline.stream.selection import selection_path
+    from codeseg.stages.audit import benchmark_folders
+
+    selection_path(name)  # a name that does not do is refused before the work
+    condition = Condition(where, top, sample, seed)
+    condition.sql()
+    storage = Storage.open(root)
+    features = Ledger(storage).records("features")
+    if not features:
+        raise FileNotFoundError(f"{root} holds no features; run `codeseg features {root}` first")
+    options = AuditOptions(pictures=0, benchmarks=benchmark_folders(benchmark or [], data or []))
+    with Audit(storage, options) as audit:
+        chosen = choose(audit, condition, list(features))
+    path = write_selection(storage, name, chosen, condition.sql(), features)
+    table = Table("", "before", "kept", "share", box=None, pad_edge=False)
+    for figure, before in chosen.before.items():
+        kept = chosen.after[figure]
+        table.add_row(figure, f"{before:,}", f"{kept:,}", f"{kept / max(before, 1):.1%}")
+    Console().print(table)
+    typer.echo(f"{root}/{path}\nnext: codeseg train {root} RUN --set train.selection={name}")
