@@ -28,20 +28,9 @@ COMMANDS = {
     "export": "Write a segmenter as ONNX, for programs without codeseg.",
     "audit": "Ask the data: DuckDB checks over all tables.",
     "status": "Show which shards of which stage are done.",
-    "doctor": "Say what this machine lacks and how to mend it.",
+    "doctor": "Check this machine for missing requirements and print fixes.",
     "demo": "The whole way on the embedded storybook data.",
 }
-
-EXTRAS = {
-    "gradio": "app",
-    "starlette": "app",
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-    "pycocotools": "coco",
-    "tensorboard": "tensorboard",
-}
-"""Which extra brings a package; the others come with [pipeline]."""
 
 USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -116,8 +105,10 @@ def main() -> None:
             raise  # ours to mend: the traceback is what a bug report needs
         line = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
-            extra = EXTRAS.get((error.name or "").partition(".")[0], "pipeline")
-            line += f": install it with `pip install 'codeseg[{extra}]'`"
+            from codeseg.pipeline.engine.requirements import extra_of
+
+            extra = extra_of(error.name or "")
+            line += f": install it with `pip install 'codeseg[{extra}]'`" if extra else ""
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2 if mistake else 1)
 

@@ -27,12 +27,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else clusters of tests stand still
 
 NEEDED = {
-    "ray": ("deploy/*", "pipeline/engine/test_doctor_reach.py", "pipeline/engine/test_faults.py",
+    "ray": ("deploy/*", "stages/test_doctor.py", "pipeline/engine/test_faults.py",
             "pipeline/engine/test_shards.py", "pipeline/download/test_download.py",
             "pipeline/nouns/test_tagger.py", "pipeline/features/*", "pipeline/regions/*",
             "stages/test_demo.py", "stages/test_regions.py", "stages/training/test_regions.py",
             "docs/test_run_pages.py"),
-    "spacy": ("pipeline/engine/test_doctor.py", "stages/test_doctor.py"),
+    "spacy": ("stages/test_doctor.py",),
     "duckdb": ("pipeline/audit/*", "stages/test_report.py"),
     "moto": ("pipeline/engine/test_object_store.py", "pipeline/stream/test_remote_stream.py"),
     "webdataset": ("pipeline/download/test_tars.py",),

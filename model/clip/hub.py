@@ -16,13 +16,15 @@ PATIENCE = 5.0  # seconds for a name and a connection; the client itself waits 1
 
 
 @contextmanager
-def hub_or_cache() -> Iterator[None]:
+def hub_or_cache(*, cache_only: bool = False) -> Iterator[None]:
     """Let the client use its cache alone inside the block if the hub's host cannot be reached.
 
     Behind a proxy the host's name need not resolve here, so the client is left alone.
     """
     was = constants.HF_HUB_OFFLINE
-    if not was and not urllib.request.getproxies():
+    if cache_only:
+        constants.HF_HUB_OFFLINE = True
+    elif not was and not urllib.request.getproxies():
         constants.HF_HUB_OFFLINE = not _answers(constants.ENDPOINT)
     try:
         yield

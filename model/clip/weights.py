@@ -27,13 +27,13 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
     Raises:
         ValueError: the model or the weights are unknown, unsupported or cannot be had.
     """
-    config = _model_config(model)
+    config = read_config(model)
     if pretrained.split(":")[0] == "random":
         seed = pretrained.partition(":")[2] or "0"
         if not seed.isdigit():
             raise ValueError(f"pretrained {pretrained!r}: random[:seed] takes a number")
         return _build(config, model, int(seed))
-    path, quick_gelu = _find_weights(model, pretrained)
+    path, quick_gelu = find_weights(model, pretrained)
     config["quick_gelu"] = config.get("quick_gelu", False) or quick_gelu
     other = f"{model}-quickgelu"
     if Path(pretrained).is_file() and not config["quick_gelu"] and other in open_clip.list_models():
@@ -47,8 +47,12 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
     return clip
 
 
-def _model_config(model: str) -> dict[str, Any]:
-    """Find an open_clip config by name or JSON path."""
+def read_config(model: str) -> dict[str, Any]:
+    """Return an open_clip config by name or JSON path, or "storybook".
+
+    Raises:
+        ValueError: the name is unknown, or the file is no open_clip config.
+    """
     path = WEIGHTS / "storybook.json" if model == "storybook" else Path(model)
     if path.suffix == ".json":
         if not path.is_file():
@@ -70,7 +74,7 @@ def _model_config(model: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
+def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
     """Return the weights' file and whether the tag says they were trained with QuickGELU."""
     if pretrained == "storybook":
         return WEIGHTS / "storybook.safetensors", False

@@ -206,7 +206,7 @@ def _absolute(name: str) -> str:
 def _weights_path(pretrained: str) -> Path | None:
     """The local file of weights, where there is one to look at."""
     if pretrained == "storybook":
-        spec = find_spec("model")
+        spec = find_spec("codeseg.model")
         assert spec is not None and spec.origin is not None
         return Path(spec.origin).parent / "weights" / "storybook.safetensors"
     return Path(pretrained) if Path(pretrained).is_file() else None
