@@ -6,6 +6,7 @@ imported, so `codeseg --help` loads neither torch nor any engine.
 """
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -93,6 +94,9 @@ def codeseg(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of ASCII shows what it can
     try:
         typer.main.get_command(app).main(prog_name="codeseg")
     except Exception as error:

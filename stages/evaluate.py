@@ -9,6 +9,7 @@ label map depends on nothing but the image, the model and the settings, so neith
 number of ranks changes a byte. A damaged image is counted, not fatal: exit code 1 at the end.
 """
 
+import functools
 import json
 import os
 from collections import deque
@@ -116,7 +117,7 @@ def evaluate(
     console = Console()
     manifest = load_benchmark(benchmark)
     if check:
-        show_check(console, manifest, data)
+        show_check(console, manifest, data, limit)
         return
     opened = manifest.open(data)
     ids = opened.ids[:limit]
@@ -164,15 +165,15 @@ def evaluate(
                 raise typer.Exit(1)
 
 
-def show_check(console: Console, benchmark: Benchmark, data: Path) -> None:
+def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | None) -> None:
     """Print what is there and what is wrong; exit code 1 if anything is."""
-    found = check_data(benchmark, data, lambda ids: progress(ids, "checking", console))
+    found = check_data(benchmark, data, limit, lambda ids: progress(ids, "checking", console))
     for line in found.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.problems:
-        console.print(
-            f"expected layout of {benchmark.name}:\n{benchmark.expected_layout()}", soft_wrap=True
-        )
+        if any("missing" in kind for kind in found.problems):
+            layout = benchmark.expected_layout()
+            console.print(f"expected layout of {benchmark.name}:\n{layout}", soft_wrap=True)
         raise typer.Exit(1)
     console.print("nothing is missing")
 
@@ -256,13 +257,20 @@ def predict(
     return failed
 
 
+def read_image(data: BenchmarkData, image_id: str) -> "Pixels":
+    """Read a benchmark's image, lying as its label map lies; raises as `rgb_pixels`."""
+    from codeseg.model.pictures.pixels import rgb_pixels
+
+    turned = functools.partial(data.is_turned, image_id)
+    return rgb_pixels(data.image_path(image_id), turned=turned)
+
+
 def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | str"]:
     """Decode images in a thread while others are segmented; a damaged one gives its reason."""
-    from codeseg.model.pictures.pixels import rgb_pixels
 
     def read(image_id: str) -> "Pixels | str":
         try:
-            return rgb_pixels(data.image_path(image_id))
+            return read_image(data, image_id)
         except (FileNotFoundError, ValueError) as error:
             return str(error)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
-from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix
+from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
 from codeseg.stages.progress import progress
 
@@ -83,13 +83,13 @@ def score(
         opened, predictions, ids, lambda items: progress(items, "scoring", console)
     )
     summary = result.summary()
-    console.print(class_table(result))
-    console.print(published_table(result.benchmark, {"these predictions": summary["miou"]}))
-    print_caveat(console, result)
     if out:
         write_scores(out, result, summary)
     if json_file:
         write_json(json_file, summary)
+    console.print(class_table(result))
+    console.print(published_table(result.benchmark, {"these predictions": summary["miou"]}))
+    print_caveat(console, result)
 
 
 def score_folder(
@@ -216,7 +216,9 @@ def published_table(benchmark: Benchmark, ours: dict[str, float | None]) -> Tabl
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:
-    """Say so when images failed or the split is not the official one."""
+    """Say so when images failed, class numbers look misplaced or the split is not the official."""
+    if hint := misplaced(result.scores.confusion, result.benchmark.classes):
+        console.print(f"hint: {hint}", markup=False, soft_wrap=True)
     for image_id, reason in list(result.failed.items())[:FAILURES_SHOWN]:
         console.print(f"failed: {image_id}: {reason}", markup=False, soft_wrap=True)
     if result.failed:

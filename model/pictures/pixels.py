@@ -5,12 +5,13 @@ transparent becomes white. Damaged, empty and huge pictures are refused with one
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from codeseg.model.pictures.header import MAX_EXIF_BYTES, HeaderError, read_header
 
@@ -27,13 +28,19 @@ SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 that take a thousand times their size to open (TIFF)."""
 
 
-def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
+def rgb_pixels(
+    picture: Picture,
+    max_pixels: int | None = None,
+    turned: Callable[[tuple[int, int], int], bool] = lambda size, orientation: True,
+) -> Pixels:
     """Read a picture.
 
     Args:
         picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; or an array H×W, H×W×1,
             H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1.
         max_pixels: of a file or image, more are refused before they are decoded; None: MAX_PIXELS.
+        turned: asked with the stored (width, height) and the EXIF orientation of a file or image
+            that has one; whether to turn it upright.
 
     Returns:
         uint8 H×W×3, RGB.
@@ -47,7 +54,7 @@ def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
     if max_pixels is None:
         max_pixels = MAX_PIXELS
     if isinstance(picture, Image.Image):
-        return _from_image(picture, "the image", max_pixels)
+        return _from_image(picture, "the image", max_pixels, turned)
     sent = isinstance(picture, bytes)
     name = "the picture" if sent else str(picture)
     try:
@@ -57,7 +64,7 @@ def rgb_pixels(picture: Picture, max_pixels: int | None = None) -> Pixels:
             io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture),
             formats=SENT_FORMATS if sent else None,
         ) as image:
-            return _from_image(image, name, max_pixels)
+            return _from_image(image, name, max_pixels, turned)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image") from None
     except Image.DecompressionBombError:
@@ -71,7 +78,12 @@ def _over_limit(max_pixels: int) -> str:
     return f"more than {max_pixels // 1_000_000} million pixels; make it smaller first"
 
 
-def _from_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+def _from_image(
+    image: Image.Image,
+    name: str,
+    max_pixels: int,
+    turned: Callable[[tuple[int, int], int], bool],
+) -> Pixels:
     if image.width * image.height > max_pixels:
         raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")
     if image.width * image.height == 0:
@@ -79,7 +91,9 @@ def _from_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
     image.load()  # a PNG may have its EXIF after the pixels
     if any(len(image.info.get(key, b"")) > MAX_EXIF_BYTES for key in EXIF_KEYS):
         raise ValueError(f"{name}: over {MAX_EXIF_BYTES >> 10} KB of EXIF; save it without")
-    upright = ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    follows = orientation in range(2, 9) and turned(image.size, orientation)
+    upright = ImageOps.exif_transpose(image) if follows else image
     if upright.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _from_array(_sixteen_bits(np.asarray(upright), name))
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:

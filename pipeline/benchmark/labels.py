@@ -1,4 +1,6 @@
-"""Label files as published -> label maps, uint8 H×W: class 0..K−1, 255 = not scored. Light.
+"""Label files as published -> label maps H×W: class 0..K−1, or not scored. Light.
+
+uint8 with 255 = not scored; benchmarks of more than 254 classes: uint16 with 65535.
 
 Each benchmark manifest names a rule under [labels]; a rule is a function here. Values that no rule
 explains are refused with the file's name: a silently ignored label would change the score.
@@ -15,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-IGNORE = 255
-RULES = ("identity", "zero_is_ignored", "map", "coco_instances")
+from codeseg.pipeline.benchmark.metrics import ignored_label
 
-LabelMap = npt.NDArray[np.uint8]
+RULES = ("identity", "zero_is_ignored", "map", "coco_instances")
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+"""Formats of label maps: JPEG and its kin change values near every edge."""
+
+LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -29,49 +34,92 @@ class LabelForm:
     """Path below the data folder, with {id}; for coco_instances the annotation file."""
     rule: str
     """identity | zero_is_ignored | map | coco_instances."""
-    ignore: int = IGNORE
-    """Raw value that is never scored."""
+    ignore: int | None = None
+    """Raw value that is never scored; None: 255, or 65535 in 16-bit label maps."""
     mapping: dict[int, int] = field(default_factory=dict)
     """map: raw value -> class. coco_instances: category id -> class."""
-    raw_max: int = IGNORE
+    raw_max: int | None = None
     """map: the largest raw value that may occur; unlisted ones up to it are not scored."""
 
-    def table(self, classes: int) -> npt.NDArray[np.int16]:
-        """Raw value -> class, 255 (not scored) or −1 (must not occur), for all 256 raw values."""
-        table = np.full(256, -1, np.int16)
+    def raw_classes(self, classes: int) -> dict[int, int]:
+        """Return which raw value stands for which class."""
         if self.rule == "identity":
-            table[:classes] = np.arange(classes)
-        elif self.rule == "zero_is_ignored":
-            table[0] = IGNORE
-            table[1 : classes + 1] = np.arange(classes)
-        else:
-            table[: self.raw_max + 1] = IGNORE
-            for raw, train in self.mapping.items():
-                table[raw] = train
-        table[self.ignore] = IGNORE
+            return {k: k for k in range(classes)}
+        if self.rule == "zero_is_ignored":
+            return {k + 1: k for k in range(classes)}
+        return self.mapping
+
+    def table(self, classes: int) -> npt.NDArray[np.int32]:
+        """Return class, not scored, or −1 (must not occur) for every raw value of 8 or 16 bits."""
+        unscored = ignored_label(classes)
+        table = np.full(unscored + 1, -1, np.int32)
+        if self.rule == "zero_is_ignored":
+            table[0] = unscored
+        elif self.rule != "identity":
+            table[: (unscored if self.raw_max is None else self.raw_max) + 1] = unscored
+        table[unscored if self.ignore is None else self.ignore] = unscored
+        for raw, train in self.raw_classes(classes).items():
+            table[raw] = train
         return table
+
+    def check(self, classes: int) -> None:
+        """Refuse a rule that would leave labels out without a word.
+
+        Raises:
+            ValueError: names the value and what to write instead.
+        """
+        if self.rule not in RULES:
+            raise ValueError(f"unknown label rule {self.rule!r}; rules: {', '.join(RULES)}")
+        unscored = ignored_label(classes)
+        ignore = unscored if self.ignore is None else self.ignore
+        if self.rule != "coco_instances" and ignore in self.raw_classes(classes):
+            raise ValueError(
+                f"[labels] both scores and ignores the value {ignore}: give the value that marks "
+                "unscored pixels as ignore = …, or one that never occurs"
+            )
+        for value in (ignore, self.raw_max or 0, *self.mapping):
+            if self.rule != "coco_instances" and not 0 <= value <= unscored:
+                raise ValueError(f"[labels] names the value {value}, outside 0..{unscored}")
+        if self.raw_max is not None and max(self.mapping, default=0) > self.raw_max:
+            raise ValueError(f"[labels.map] goes beyond raw_max = {self.raw_max}")
+        if any(not 0 <= train < classes for train in self.mapping.values()):
+            raise ValueError("[labels.map] names a class outside the class list")
 
 
 def read_raw_label(path: Path) -> npt.NDArray[Any]:
-    """Read a label PNG's stored values (palette index or grey level), H×W.
+    """Read a label PNG's stored values (palette index or grey level), integer H×W.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not a single-channel image, or is damaged.
+        ValueError: The file is not a single-channel lossless image, or is damaged.
     """
     try:
         with Image.open(path) as image:
+            if image.format not in LOSSLESS or "jpeg" in str(image.info.get("compression")):
+                raise ValueError(
+                    f"{path}: a {image.format} file holds no exact label values, whatever its "
+                    "name: save label maps as PNG, from the original values"
+                )
+            depth = _grey_bits(image)
             if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise ValueError(
                     f"{path}: a label map must have one channel (grey or palette), "
                     f"but this image is {image.mode}"
                 )
             stored: npt.NDArray[Any] = np.asarray(image)
-            return stored
+            if stored.dtype == np.bool_:
+                return stored.astype(np.uint8)
+            return stored if depth == 8 else stored // (255 // (2**depth - 1))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such label map") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from None
+
+
+def _grey_bits(image: Image.Image) -> int:
+    """Return 2 or 4 for a grey PNG of so few bits, which Pillow stretches to 0..255; else 8."""
+    tile = getattr(image, "tile", None) if image.mode == "L" else None
+    return {"L;2": 2, "L;4": 4}.get(str(tile[0][3]) if tile else "", 8)
 
 
 def apply_rule(raw: npt.NDArray[Any], form: LabelForm, classes: int, path: Path) -> LabelMap:
@@ -84,23 +132,28 @@ def apply_rule(raw: npt.NDArray[Any], form: LabelForm, classes: int, path: Path)
         path: Named in the error.
 
     Returns:
-        uint8 H×W, 0..K−1 or 255.
+        H×W, 0..K−1 or `ignored_label(K)`.
 
     Raises:
         ValueError: A value is neither a class nor ignored.
     """
-    if raw.size and (int(raw.min()) < 0 or int(raw.max()) > 255):
+    unscored = ignored_label(classes)
+    if raw.size and (int(raw.min()) < 0 or int(raw.max()) > unscored):
         raise ValueError(
-            f"{path}: label {raw.max() if raw.max() > 255 else raw.min()} is not 0..255"
+            f"{path}: label {raw.max() if raw.max() > unscored else raw.min()} is not 0..{unscored}"
         )
     label = form.table(classes)[raw]
     if (label < 0).any():
         raise ValueError(
             f"{path}: label {int(raw[label < 0].max())} is outside the benchmark's {classes} "
-            f"classes (rule {form.rule}, ignore {form.ignore})"
+            f"classes (rule {form.rule}, ignore {unscored if form.ignore is None else form.ignore})"
         )
-    scored: LabelMap = label.astype(np.uint8)
-    return scored
+    return as_label_map(label, classes)
+
+
+def as_label_map(label: npt.NDArray[Any], classes: int) -> LabelMap:
+    """Return class numbers in the fewest bits that hold K classes and "not scored"."""
+    return label.astype(np.uint8) if ignored_label(classes) < 256 else label.astype(np.uint16)
 
 
 class CocoInstances:

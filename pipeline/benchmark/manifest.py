@@ -5,8 +5,10 @@ TOML file; `load_benchmark` also takes the path of a file that lies elsewhere.
 """
 
 import hashlib
+import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from codeseg.pipeline.benchmark.labels import (
-    IGNORE,
-    RULES,
     CocoInstances,
     LabelForm,
     LabelMap,
     apply_rule,
     read_raw_label,
 )
+from codeseg.pipeline.benchmark.metrics import IGNORE_16
 
-MAX_CLASSES = 254
-"""Label maps are 8-bit PNGs and 255 means "not scored"."""
+MAX_CLASSES = IGNORE_16
+"""Label maps are PNGs of at most 16 bits, whose largest value means "not scored"."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Benchmark:
     roots: tuple[str, ...]
     image_pattern: str
     split: str | None
+    exif: str | None
+    """stored | upright: how images with an EXIF rotation were labelled; None: by the sizes."""
     forms: tuple[LabelForm, ...]
     published: tuple[Published, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -99,9 +102,13 @@ class BenchmarkData:
 
     def _find_root(self, data: Path) -> Path:
         probe = self.benchmark.split or self.benchmark.image_pattern.split("{id}")[0]
-        for root in self.benchmark.roots:
-            if (data / root / probe).exists() or any((data / root).glob(probe.rstrip("/"))):
-                return data / root
+        bases = [data / root for root in self.benchmark.roots]
+        absolute = Path(os.path.abspath(data))
+        if absolute.name == probe.split("/")[0]:  # …/VOC2012 itself, where its parent is meant
+            bases.append(absolute.parent)
+        for base in bases:
+            if (base / probe).exists() or any(base.glob(probe.rstrip("/"))):
+                return base
         raise FileNotFoundError(
             f"{data}: {probe} is missing; expected layout of {self.benchmark.name}:\n"
             + self.benchmark.expected_layout()
@@ -120,14 +127,32 @@ class BenchmarkData:
     def ids(self) -> tuple[str, ...]:
         """Image ids of the split: its own order, or sorted where there is no split file."""
         if self.benchmark.split:
-            lines = (self.root / self.benchmark.split).read_text().splitlines()
-            ids = [line.strip() for line in lines if line.strip()]
-            if not ids:
-                raise ValueError(f"{self.root / self.benchmark.split}: the split lists no image")
-            return tuple(ids)
+            return self._split_ids(self.root / self.benchmark.split)
         ids = self._coco.ids if self._coco else sorted(self._images)
         if not ids:
             raise FileNotFoundError(f"{self.root}: no image matches {self.benchmark.image_pattern}")
+        return tuple(ids)
+
+    def _split_ids(self, path: Path) -> tuple[str, ...]:
+        """Return the ids of a split file: one a line, as the benchmark's own lists are."""
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not UTF-8 text; save the list as UTF-8") from None
+        ids = [line.strip() for line in lines if line.strip()]
+        if not ids:
+            raise ValueError(f"{path}: the split lists no image")
+        for image_id in ids:
+            outside = ".." in image_id.split("/") or image_id.startswith("/")
+            if outside or (len(image_id.split()) > 1 and not self.image_path(image_id).exists()):
+                form = "an image and more" if len(image_id.split()) > 1 else "a path"
+                raise ValueError(
+                    f"{path}: the line {image_id[:80]!r} lists {form}; {self.benchmark.name} wants "
+                    f"one image id a line, the {{id}} of {self.benchmark.image_pattern}"
+                )
+        if len(set(ids)) < len(ids):
+            twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)
+            raise ValueError(f"{path}: {twice} is listed twice; list every image once")
         return tuple(ids)
 
     @cached_property
@@ -146,8 +171,33 @@ class BenchmarkData:
         """Path of the label file (for COCO-Object the annotation file); it need not exist."""
         return locate(self.root, self.form.pattern, image_id, lambda: self._labels)
 
+    def is_turned(self, image_id: str, stored: tuple[int, int], orientation: int) -> bool:
+        """Say whether an image's EXIF orientation is to be followed, as its label map was drawn.
+
+        Args:
+            image_id: The image.
+            stored: (width, height) of its pixels as they are stored.
+            orientation: Its EXIF orientation, 1..8.
+
+        Raises:
+            FileNotFoundError: There is no label map to tell by.
+            ValueError: Both readings fit the label map, or neither, and [layout] exif is not given.
+        """
+        if orientation == 1 or self.benchmark.exif:
+            return orientation != 1 and self.benchmark.exif == "upright"
+        label = self.label(image_id)
+        turned = stored[::-1] if orientation >= 5 else stored
+        fits = [label.shape[::-1] == size for size in (stored, turned)]
+        if fits[0] == fits[1]:
+            raise ValueError(
+                f"{self.image_path(image_id)}: its EXIF tag turns it (orientation {orientation}), "
+                f"and {'both readings fit' if fits[0] else 'no reading fits'} its label map: write "
+                'exif = "stored" or "upright" under [layout] of the manifest'
+            )
+        return fits[1]
+
     def label(self, image_id: str) -> LabelMap:
-        """The label map, uint8 H×W, 0..K−1 or 255.
+        """The label map, H×W, 0..K−1 or not scored.
 
         Raises:
             FileNotFoundError: There is no label for this image.
@@ -231,6 +281,7 @@ def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
         roots=tuple(layout.get("roots", ["."])),
         image_pattern=layout["images"],
         split=layout.get("split"),
+        exif=layout.get("exif"),
         forms=tuple(forms),
         published=tuple(Published(**row) for row in content.get("published") or ()),
         settings=content.get("evaluate", {}),
@@ -245,9 +296,9 @@ def _form(table: dict[str, Any]) -> LabelForm:
     return LabelForm(
         pattern=table["labels"],
         rule=table["rule"],
-        ignore=table.get("ignore", IGNORE),
+        ignore=table.get("ignore"),
         mapping={int(raw): train for raw, train in table.get("map", {}).items()},
-        raw_max=table.get("raw_max", IGNORE),
+        raw_max=table.get("raw_max"),
     )
 
 
@@ -256,15 +307,14 @@ def _check(benchmark: Benchmark) -> None:
     if not benchmark.texts:
         raise ValueError("the class list is empty: name at least one class besides background")
     if classes > MAX_CLASSES:
-        raise ValueError(f"{classes} classes, but 8-bit label maps hold at most {MAX_CLASSES}")
+        raise ValueError(f"{classes} classes, but label maps hold at most {MAX_CLASSES}")
     if len(set(benchmark.classes)) < classes:
         raise ValueError("a class name occurs twice")
     if any(not name.strip() for name in benchmark.classes):
         raise ValueError("a class name is blank")
     if len(benchmark.palette) != classes:
         raise ValueError(f"{classes} classes but {len(benchmark.palette)} palette colours")
+    if benchmark.exif not in (None, "stored", "upright"):
+        raise ValueError(f'[layout] exif is "stored" or "upright", not {benchmark.exif!r}')
     for form in benchmark.forms:
-        if form.rule not in RULES:
-            raise ValueError(f"unknown label rule {form.rule!r}; rules: {', '.join(RULES)}")
-        if any(not 0 <= train < classes for train in form.mapping.values()):
-            raise ValueError("[labels.map] names a class outside the class list")
+        form.check(classes)

@@ -6,24 +6,33 @@ the labels or the predictions; a class that occurs in neither has IoU NaN and is
 Letters: K classes, H W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 IGNORE = 255
+"""Label of a pixel that is not scored, where class numbers fit 8 bits."""
+IGNORE_16 = 65535
+"""The same in label maps of more than 254 classes, which take 16 bits."""
 
 Confusion = npt.NDArray[np.int64]
 """int64 K×K; row = label, column = prediction."""
 
 
+def ignored_label(classes: int) -> int:
+    """Return the label that is never scored: 255, or 65535 where classes need 16 bits."""
+    return IGNORE if classes < IGNORE else IGNORE_16
+
+
 def confusion_matrix(
     label_HW: npt.NDArray[np.integer], prediction_HW: npt.NDArray[np.integer], classes: int
 ) -> Confusion:
-    """Count label–prediction pairs over the pixels that are not labelled 255.
+    """Count label–prediction pairs over the pixels that are scored.
 
     Args:
-        label_HW: Integer H×W, 0..K−1 or 255.
+        label_HW: Integer H×W, 0..K−1 or `ignored_label(K)`.
         prediction_HW: Integer H×W, 0..K−1 everywhere.
         classes: K.
 
@@ -37,7 +46,7 @@ def confusion_matrix(
         raise ValueError(
             f"the prediction is {_size(prediction_HW)} but the label map is {_size(label_HW)}"
         )
-    scored = label_HW != IGNORE
+    scored = label_HW != ignored_label(classes)
     label = label_HW[scored].astype(np.int64)
     _check_range(label, classes, "label")
     _check_range(prediction_HW, classes, "prediction")
@@ -52,7 +61,12 @@ def _size(array: npt.NDArray[np.integer]) -> str:
 def _check_range(values: npt.NDArray[np.integer], classes: int, what: str) -> None:
     if values.size and (values.min() < 0 or values.max() >= classes):
         wrong = values.max() if values.max() >= classes else values.min()
-        raise ValueError(f"{what} {wrong} is outside the {classes} classes 0..{classes - 1}")
+        hint = ""
+        if wrong == classes and what == "prediction":
+            hint = ": if your class numbers start at 1, subtract 1 (0 is the first class here)"
+        elif wrong in (IGNORE, IGNORE_16) and what == "prediction":
+            hint = ": a prediction must name a class at every pixel, the unscored ones included"
+        raise ValueError(f"{what} {wrong} is outside the {classes} classes 0..{classes - 1}{hint}")
 
 
 @dataclass(frozen=True)
@@ -91,3 +105,46 @@ class Scores:
         """Share of the scored pixels that are right, 0..1; NaN if no pixel was scored."""
         pixels = int(self.confusion.sum())
         return int(self.intersection.sum()) / pixels if pixels else float("nan")
+
+
+def misplaced(confusion: Confusion, names: Sequence[str]) -> str | None:
+    """Return a hint where the predictions fit far better under other class numbers, else None.
+
+    Tried are every prediction one number higher or lower, and a one-to-one renumbering that takes
+    the largest counts first: what 1-based maps, another list's order or a re-indexed palette leave.
+    """
+    miou = Scores(confusion).miou
+    predicted = int((confusion.sum(0) > 0).sum())
+    if not miou < 0.5 or predicted < 3:  # right, nothing scored (NaN), or too little to tell by
+        return None
+    taken = renumbering(confusion)
+    moved = Scores(confusion[:, taken]).miou
+    for step in (1, -1):
+        shifted = Scores(np.roll(confusion, -step, axis=1)).miou
+        if shifted > max(0.05 + 2 * miou, 0.8 * moved):
+            words = "too high: subtract 1" if step == 1 else "too low: add 1"
+            return (
+                f"the predicted class numbers look one {words}, and mIoU would be "
+                f"{100 * shifted:.2f}, not {100 * miou:.2f}"
+            )
+    if moved < 0.2 + 2 * miou:
+        return None
+    changed = [k for k, other in enumerate(taken) if k != other and confusion[k, other]]
+    changed.sort(key=lambda k: -int(confusion[k, taken[k]]))
+    shown = ", ".join(f"{taken[k]} ({names[taken[k]]}) lies on {names[k]}" for k in changed[:3])
+    return (
+        "the predicted class numbers look like another list's order or a re-indexed palette: "
+        f"{shown}; renumbered one to one, mIoU would be {100 * moved:.2f}, not {100 * miou:.2f}"
+    )
+
+
+def renumbering(confusion: Confusion) -> list[int]:
+    """Return for each class the predicted number that fits it best, each number used once."""
+    taken = [-1] * len(confusion)
+    free = set(range(len(confusion)))
+    for place in np.argsort(-confusion, axis=None, kind="stable"):
+        label, predicted = divmod(int(place), len(confusion))
+        if taken[label] < 0 and predicted in free:
+            taken[label] = predicted
+            free.remove(predicted)
+    return taken

@@ -1,8 +1,9 @@
 """A folder of predicted label maps: OUT/labels/ID.png and OUT/settings.json. Light.
 
-One 8-bit palette PNG per image, written under a temporary name and renamed, so an image is either
-done or not. The settings that made the folder lie beside it: a run with the same ones resumes image
-by image, a run with different ones is refused. Anyone's folder of ID.png files can be scored.
+One palette PNG per image (more than 254 classes: 16-bit grey), written under a temporary name and
+renamed, so an image is either done or not. The settings that made the folder lie beside it: a run
+with the same ones resumes image by image, a run with different ones is refused. Anyone's folder of
+ID.png files can be scored.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from codeseg.pipeline.benchmark.labels import LabelMap, read_raw_label
+from codeseg.pipeline.benchmark.metrics import IGNORE_16
 
 
 class PredictionFolder:
@@ -63,7 +65,7 @@ class PredictionFolder:
     def write(
         self, image_id: str, label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]
     ) -> None:
-        """Save one label map as a palette PNG, whole or not at all."""
+        """Save one label map as a palette PNG (16-bit: grey), whole or not at all."""
         path = self.path(image_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -86,16 +88,16 @@ def read_prediction(path: Path) -> LabelMap:
         ValueError: The file is damaged or not a label map.
     """
     raw = read_raw_label(path)
-    if raw.dtype == np.bool_ or raw.dtype == np.uint8:
-        return raw.astype(np.uint8)
-    if raw.size and (raw.min() < 0 or raw.max() > 255):
-        raise ValueError(f"{path}: label {int(raw.max())} is not 0..255")
-    return raw.astype(np.uint8)
+    if raw.size and (raw.min() < 0 or raw.max() > IGNORE_16):
+        raise ValueError(f"{path}: label {int(raw.max())} is not 0..{IGNORE_16}")
+    return raw if raw.dtype == np.uint8 else raw.astype(np.uint16)
 
 
 def palette_image(label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """An 8-bit palette image; colours beyond the palette are white."""
+    """Return an 8-bit palette image, colours beyond the palette white; 16-bit maps stay grey."""
     image = Image.fromarray(label_HW)
+    if label_HW.dtype == np.uint16:
+        return image
     colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
     image.putpalette([channel for colour in colours for channel in colour])
     return image

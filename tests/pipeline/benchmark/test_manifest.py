@@ -75,8 +75,12 @@ def test_a_label_outside_the_class_list_is_refused_by_name(tmp_path, labels, raw
     [
         ({"classes": 0}, "class list is empty"),
         ({"classes": 1, "background": "true"}, "class list is empty"),
-        ({"classes": 255}, "at most 254"),
         ({"labels": 'rule = "guess"'}, "unknown label rule 'guess'"),
+        ({"labels": 'rule = "map"\nmap = { 0 = 0, 255 = 1 }'}, "scores and ignores the value 255"),
+        ({"labels": 'rule = "identity"\nignore = 0'}, "scores and ignores the value 0"),
+        ({"labels": 'rule = "map"\nmap = { -1 = 0 }'}, r"names the value -1, outside 0\.\.255"),
+        ({"labels": 'rule = "map"\nmap = { 300 = 0 }'}, "names the value 300"),
+        ({"labels": 'rule = "map"\nraw_max = 3\nmap = { 9 = 0 }'}, "beyond raw_max = 3"),
         ({"labels": 'rule = "map"\nmap = { 1 = 3 }'}, "outside the class list"),
     ],
 )
