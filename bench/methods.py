@@ -29,7 +29,6 @@ from codeseg.pipeline.benchmark.labels import read_raw_label
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.storybook import scenes as storybook
 from codeseg.stages.demo import BENCHMARKS
-from codeseg.stages.evaluate import Source, load_segmenter
 from codeseg.stages.pages.report_curve import THRESHOLDS, curve
 
 SEEDS = (0, 1, 2)
@@ -138,15 +137,14 @@ def evaluated(demo: Path, run: Path | None, method: str, benchmark: str) -> tupl
     return json.loads((out / "scores.json").read_text())["miou"], 100 * float(np.mean(fs))
 
 
-def loaded(run: Path | None, method: str, benchmark: str) -> Segmenter:
+def loaded(run: Path | None, method: str) -> Segmenter:
     """The segmenter as `codeseg evaluate` has it."""
-    source = Source(str(run) if run else None, "storybook", "storybook", method)
-    return load_segmenter(source, load_benchmark(benchmark), {}, "cpu")
+    return Segmenter.open(run, {"method": method}, device="cpu")
 
 
 def milliseconds(demo: Path, run: Path | None, method: str) -> float:
     """CPU milliseconds a picture of the scenes benchmark, without loading and word embedding."""
-    segmenter = loaded(run, method, "storybook_scenes")
+    segmenter = loaded(run, method)
     data = load_benchmark("storybook_scenes").open(demo / "world" / "storybook_scenes")
     embeddings = segmenter.embed_texts(data.benchmark.texts)
     pictures = [rgb_pixels(data.image_path(name)) for name in data.ids[: TIMED_PICTURES + 1]]
@@ -166,7 +164,7 @@ def choose(demo: Path, scenes: int) -> None:
     print("| way | best threshold | mIoU there | at the manifest's | the manifest's |")
     print("|---|---|---|---|---|")
     for title, recipe, method in WAYS:
-        segmenters = [loaded(run, method, "storybook_things") for run in runs_of(demo, recipe)]
+        segmenters = [loaded(run, method) for run in runs_of(demo, recipe)]
         mious = functools.reduce(np.add, [curve(s, data, data.ids[:scenes]) for s in segmenters])
         mious = np.asarray(mious) / len(segmenters)
         best = int(mious.argmax())

@@ -266,7 +266,7 @@ CoDe (co-decomposition of images and captions) on the frozen CLIP `{clip["model"
 trained and nothing of the CLIP, which is fetched by its name and checked by its hash.
 
 ```python
-from codeseg.model.inference.segmenter import Segmenter
+from codeseg import Segmenter
 
 segmenter = Segmenter.from_pretrained("THIS FOLDER OR ITS HUB ID")
 ```

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from codeseg.stages.browser.guard import LOOPBACK
-from codeseg.stages.options import Clip, Device, Pretrained
+from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
 
 
 def app(
@@ -32,12 +32,14 @@ def app(
 
     Example: codeseg app --run runs/code
     """
+    from codeseg.model.inference.segmenter import Segmenter
     from codeseg.stages.browser.page import build
     from codeseg.stages.browser.serve import serve
-    from codeseg.stages.segment import load
 
     console = Console()
-    segmenter = load(console, run, method, clip, pretrained, [], device)
+    segmenter = Segmenter.open(
+        run, prediction_settings(method, None), clip=clip, pretrained=pretrained, device=device
+    )
     if host not in LOOPBACK:
         console.print(
             f"warning: --host {host} lets everyone who reaches this machine use the page",

@@ -214,7 +214,7 @@ def segment_pictures(out: Path) -> None:
     images = out / "world" / BENCHMARKS[-1] / "images"
     found = [path for name in PICTURES if (path := images / f"{name}.png").exists()]
     words = [word for text in WORDS for word in ("--text", text)]
-    run = ("--run", out / "runs" / "code", "--set", "background_threshold=0.5")
+    run = ("--run", out / "runs" / "code")
     run_command("segment", *found, *words, *run, "--out", out / "segments")
 
 

@@ -15,7 +15,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +25,7 @@ from rich.console import Console
 from codeseg.pipeline.benchmark.check import check_data
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
-from codeseg.stages.options import Device, Pretrained, choose_clip
+from codeseg.stages.options import Device, Pretrained, prediction_settings
 from codeseg.stages.progress import progress
 from codeseg.stages.score import (
     SplitScores,
@@ -47,20 +46,10 @@ READ_AHEAD = 4
 """Images decoded while one is being segmented."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """What predicts: a RUN (or checkpoint, or hub id), or a CLIP alone."""
-
-    run: str | None
-    clip: str
-    pretrained: str | None  # with a RUN: only where it is not where the checkpoint says
-    method: str
-
-
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(help="RUN folder, checkpoint or hub id; none: a training-free --method."),
+        typer.Argument(help="RUN folder, checkpoint or hub id; none: a CLIP alone (naclip)."),
     ] = None,
     *,
     benchmark: Annotated[str, typer.Option(help="Benchmark: a name, or the path of a .toml file.")],
@@ -83,26 +72,9 @@ def evaluate(
         typer.Option(help="Without RUN: the CLIP (default: storybook's own, else ViT-B-16)."),
     ] = None,
     pretrained: Pretrained = None,
-    pamr: Annotated[
-        bool | None, typer.Option("--pamr/--no-pamr", help="Refine soft masks by colours.")
-    ] = None,
-    knowledge_weight: Annotated[
-        float | None, typer.Option(help="Share of the dense CLIP's mask, 0..1 (default: 0.3).")
-    ] = None,
-    background_threshold: Annotated[
-        float | None,
-        typer.Option(help="Constant score of the background (default: the benchmark's, else 0.4)."),
-    ] = None,
-    short_side: Annotated[
-        int | None, typer.Option(help="Short side of the resized image (default: 2 × the CLIP's).")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Sliding window (default: 2 × the CLIP's).")
-    ] = None,
-    stride: Annotated[int | None, typer.Option(help="Its step (default: half a window).")] = None,
-    prompts: Annotated[str | None, typer.Option(help="code: learned | templates.")] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other prediction setting, key=value.")
+        list[str] | None,
+        typer.Option("--set", help="A prediction setting, key=value; repeat it."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only look the data folder over.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
@@ -121,43 +93,28 @@ def evaluate(
         return
     opened = manifest.open(data)
     ids = opened.ids[:limit]
-    own = "storybook" if manifest.name.startswith("storybook") else "ViT-B-16"
-    name, weights = choose_clip(clip, pretrained, own)
-    source = Source(
-        run,
-        name,
-        weights if run is None else pretrained,
-        method or ("maskclip" if run is None else "code"),
-    )
-    if source.method.startswith("code") and run is None:
-        raise ValueError(
-            f"method {source.method} needs a trained RUN; without one take --method maskclip"
-        )
-    flags = {
-        "pamr": pamr,
-        "knowledge_weight": knowledge_weight,
-        "background_threshold": background_threshold,
-        "short_side": short_side,
-        "window": window,
-        "stride": stride,
-        "prompts": prompts,
-    }
-    from codeseg.stages.training.config import parse_assignments
+    from codeseg.model.inference.segmenter import Segmenter, default_method
+    from codeseg.model.inference.settings import for_method
     from codeseg.stages.training.processes import Processes
 
-    wished: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
-    wished |= parse_assignments(assignments or [])
+    if run is None and clip is None and not manifest.name.startswith("storybook"):
+        clip = "ViT-B-16"
+    wanted = prediction_settings(method, assignments)
+    wanted.setdefault("method", default_method(run))
+    wanted = for_method(manifest.settings, wanted["method"]) | wanted
     with Processes.start(device) as processes:
-        segmenter = load_segmenter(source, manifest, wished, processes.device)
-        settings = record(source, manifest, segmenter)
-        folder = PredictionFolder(out or default_out(source, settings))
+        segmenter = Segmenter.open(
+            run, wanted, clip=clip, pretrained=pretrained, device=processes.device
+        )
+        settings = record(run, manifest, segmenter)
+        folder = PredictionFolder(out or default_out(run, settings))
         if processes.leads:
             folder.claim(settings)
         processes.wait()
         failed = predict(segmenter, opened, ids, folder, processes, console)
         failed = {k: v for part in processes.gather(failed) for k, v in part.items()}
         if processes.leads:
-            where = places(source, opened, folder.root)
+            where = places(run, opened, folder.root)
             result = score_and_show(
                 console, opened, ids, folder, failed, where | {"settings": settings}, json_file
             )
@@ -178,30 +135,7 @@ def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | 
     console.print("nothing is missing")
 
 
-def load_segmenter(
-    source: Source, benchmark: Benchmark, wished: dict[str, Any], device: Any
-) -> "Segmenter":
-    """Load the model with the CLIP's default settings, then the benchmark's, then the user's."""
-    from codeseg.model.inference.segmenter import Segmenter
-    from codeseg.stages.training.config import override
-
-    if source.run is None:
-        assert source.pretrained is not None
-        segmenter = Segmenter.training_free(
-            source.method, source.clip, source.pretrained, device=device
-        )
-    else:
-        segmenter = Segmenter.from_pretrained(
-            source.run, device, source.pretrained, method=source.method
-        )
-    general = {k: v for k, v in benchmark.settings.items() if not isinstance(v, dict)}
-    for name in (segmenter.settings.masks_by or "", source.method):  # code, then code+scg
-        general |= benchmark.settings.get(name, {})
-    settings = override(segmenter.settings, general | wished)
-    return Segmenter(segmenter.clip, segmenter.code, settings)
-
-
-def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
+def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
     """Everything that decides the label maps, by name and by hash."""
     from codeseg.model.checkpoint import MODEL, locate
     from codeseg.model.clip.dense import VARIANTS
@@ -214,19 +148,17 @@ def record(source: Source, benchmark: Benchmark, segmenter: "Segmenter") -> dict
         "clip_sha256": segmenter.clip.weights_sha256,
         **segmenter.settings.record(),
     }
-    if source.run is not None and source.method not in VARIANTS:
-        checkpoint = locate(source.run)
+    if run is not None and segmenter.settings.method not in VARIANTS:
+        checkpoint = locate(run)
         settings["checkpoint"] = checkpoint.name
         settings["checkpoint_sha256"] = sha256((checkpoint / MODEL).read_bytes()).hexdigest()
     return settings
 
 
-def default_out(source: Source, settings: dict[str, Any]) -> Path:
+def default_out(run: str | None, settings: dict[str, Any]) -> Path:
     """evaluations/BENCHMARK/METHOD, below the RUN where there is one."""
-    place = Path("evaluations", settings["benchmark"], source.method)
-    if source.run is not None and Path(source.run).is_dir():
-        return Path(source.run) / place
-    return place
+    place = Path("evaluations", settings["benchmark"], settings["method"])
+    return Path(run) / place if run is not None and Path(run).is_dir() else place
 
 
 def predict(
@@ -284,9 +216,9 @@ def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | st
             yield waiting.popleft().result()
 
 
-def places(source: Source, data: BenchmarkData, out: Path) -> dict[str, str | None]:
+def places(run: str | None, data: BenchmarkData, out: Path) -> dict[str, str | None]:
     """Where everything lies as seen from `out`, for the report; right after a move as a whole."""
-    manifest, run = data.benchmark.source, source.run
+    manifest = data.benchmark.source
     return {
         "data": os.path.relpath(data.folder, out),
         "manifest": os.path.relpath(manifest, out) if manifest.endswith(".toml") else manifest,

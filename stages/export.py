@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.stages.options import Clip, Pretrained
+from codeseg.stages.options import Clip, Pretrained, prediction_settings
 from codeseg.stages.score import write_json
-from codeseg.stages.segment import load, wanted_texts
+from codeseg.stages.segment import wanted_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,11 +60,13 @@ def export(
     Example: codeseg export runs/code --out segmenter.onnx --text "red car" --text dog
     """
     refuse_what_cannot_be(out)
+    from codeseg.model.inference.segmenter import Segmenter
+
     console = Console()
     texts = wanted_texts(text, classes_from) if text or classes_from else []
     # PAMR is no network: off unless asked for, and then refused by its name.
-    chosen = ["pamr=false", *(assignments or [])]
-    segmenter = load(console, run, method, clip, pretrained, chosen, "cpu")
+    settings = {"pamr": False} | prediction_settings(method, assignments)
+    segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
     embeddings = embed(segmenter, texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:

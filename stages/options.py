@@ -1,6 +1,7 @@
 """Options that several commands share: they read and mean the same everywhere. Light."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +38,7 @@ Pretrained = Annotated[
         "are now, if not where they were."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")]
 
 
 def make_resources(
@@ -53,9 +54,8 @@ def make_resources(
     return Resources(workers, cpus, gpus, size, ray_address)
 
 
-def choose_clip(
-    clip: str | None, pretrained: str | None, default: str = "storybook"
-) -> tuple[str, str]:
-    """The CLIP and its weights where no RUN names them; weights go with the CLIP, if not given."""
-    name = clip or default
-    return name, pretrained or ("storybook" if name == "storybook" else "openai")
+def prediction_settings(method: str | None, assignments: Sequence[str] | None) -> dict[str, Any]:
+    """Return the settings that --method and --set name, for `Segmenter.open`."""
+    from codeseg.model.override import parse_assignments
+
+    return ({} if method is None else {"method": method}) | parse_assignments(assignments or [])

@@ -19,13 +19,13 @@ from rich.console import Console
 
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import palette_image
-from codeseg.stages.options import Clip, Device, Pretrained, choose_clip
+from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
 from codeseg.stages.pages.overlay import OPACITY, Colour, colours, overlay, with_legend
 from codeseg.stages.progress import progress
 from codeseg.stages.score import write_json
 
 if TYPE_CHECKING:
-    from codeseg.model.inference.segmenter import Segmentation, Segmenter
+    from codeseg.model.inference.segmenter import Segmentation
     from codeseg.model.pictures.pixels import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -60,12 +60,19 @@ def segment(
 
     Example: codeseg segment photo.jpg --text "red car" --text dog --run runs/code
     """
+    from codeseg.model.inference.segmenter import Segmenter
     from codeseg.model.pictures.pixels import rgb_pixels
 
     console = Console()
     texts = wanted_texts(text, classes_from)
     paths = find_images(images)
-    segmenter = load(console, run, method, clip, pretrained, assignments or [], device)
+    segmenter = Segmenter.open(
+        run,
+        prediction_settings(method, assignments),
+        clip=clip,
+        pretrained=pretrained,
+        device=device,
+    )
     segmenter.embed_texts(texts)  # a wrong text is refused before any picture is opened
     palette = colours(len(texts))
     folders = dict(zip(map(str, paths), folder_names(paths), strict=True))
@@ -125,35 +132,6 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
         count = taken[path.stem] = taken.get(path.stem, 0) + 1
         names.append(path.stem if count == 1 else f"{path.stem}-{count}")
     return names
-
-
-def load(
-    console: Console,
-    run: str | None,
-    method: str | None,
-    clip: str | None,
-    pretrained: str | None,
-    assignments: Sequence[str],
-    device: str,
-) -> "Segmenter":
-    """Load the segmenter; say so when it is the embedded one."""
-    from codeseg.model.inference.segmenter import Segmenter
-    from codeseg.stages.training.config import override, parse_assignments
-    from codeseg.stages.training.processes import Processes
-
-    with Processes.start(device) as processes:
-        place = processes.device
-    if run is None:
-        chosen = choose_clip(clip, pretrained)
-        segmenter = Segmenter.training_free(method or "naclip", *chosen, device=place)
-        if chosen[0] == "storybook":
-            console.print(
-                "no --run: the embedded storybook CLIP, untrained; it knows drawn things only"
-            )
-    else:
-        segmenter = Segmenter.from_pretrained(run, place, pretrained, method=method or "code")
-    settings = override(segmenter.settings, parse_assignments(assignments))
-    return Segmenter(segmenter.clip, segmenter.code, settings)
 
 
 def write_result(

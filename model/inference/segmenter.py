@@ -1,14 +1,14 @@
 """Pictures and words in, label map and masks out: the public inference API (METHOD §8).
 
-    segmenter = Segmenter.from_pretrained("runs/code")         # a RUN, a checkpoint or a hub id
-    segmenter = Segmenter.training_free("naclip")              # CLIP alone, no training
+    segmenter = Segmenter.open("runs/code")         # a RUN, a checkpoint or a hub id
+    segmenter = Segmenter.open(clip="storybook")    # a CLIP alone, no training
     result = segmenter.segment("photo.jpg", ["red car", "dog"], background=True)
     result.label_map, result.masks, result.scores
 
 Letters: K texts, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeseg.model.checkpoint import load_model
 from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import template_embeddings
 from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.device import choose_device
 from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
 from codeseg.model.inference.pamr import refine
 from codeseg.model.inference.region_masks import (
@@ -31,10 +33,14 @@ from codeseg.model.inference.region_masks import (
     find_regions,
     label_regions,
 )
-from codeseg.model.inference.settings import SENTENCES, PredictionSettings
+from codeseg.model.inference.settings import SENTENCES, TRAINING_FREE, PredictionSettings
 from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
 from codeseg.model.inference.word_segments import WordSegments, segment_words
+from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
+
+EMBEDDED = "storybook"
+"""The tiny CLIP that comes with codeseg, and its weights."""
 
 
 @dataclass(frozen=True)
@@ -85,66 +91,60 @@ class Segmenter:
         Args:
             clip: the frozen CLIP.
             code: the trained parts; None allows the training-free methods only.
-            settings: None: the CLIP's defaults, method code where there is one, else maskclip.
+            settings: None: the CLIP's own, with method code where there is one.
 
         Raises:
             ValueError: settings that make no sense, or method code without `code`.
         """
         self.clip = clip
         self.code = code
-        method = "code" if code else "maskclip"
+        method = default_method(code)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
-        if self.settings.masks_by == "code" and (code is None or not code.config.masks):
-            raise ValueError(
-                f"method {self.settings.method} needs a trained model that makes masks: give such "
-                "a RUN, or another method (scg for one trained on regions alone)"
-            )
+        _refuse_untrained(self.settings, code is not None and code.config.masks)
 
     @classmethod
-    def from_pretrained(
+    def open(
         cls,
-        place: str | Path,
-        device: str | torch.device = "cpu",
+        run: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        clip: str | None = None,
         pretrained: str | None = None,
-        **settings: Any,
+        device: str | torch.device = "auto",
     ) -> Self:
-        """Load a trained segmenter.
+        """Load a trained segmenter, or a CLIP alone with a training-free method.
 
         Args:
-            place: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id.
-            device: where to run.
-            pretrained: the CLIP's weights, where they lie elsewhere than at training.
-            settings: fields of PredictionSettings.
+            run: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id;
+                None: a CLIP alone.
+            settings: fields of PredictionSettings that replace those recorded for the CLIP.
+            clip: without a run, the CLIP (see `FrozenClip.load`); None: the embedded one.
+            pretrained: the CLIP's weights; with a run, where they are if no longer where they were.
+            device: "auto" (cuda, else mps, else cpu) or what torch calls one.
 
         Raises:
-            ValueError: there is no checkpoint, or its CLIP cannot be had.
+            ValueError: there is no checkpoint, its CLIP cannot be had, or a setting makes no sense.
         """
-        from codeseg.model.checkpoint import load_model
-
-        code = load_model(place, device, pretrained).eval().requires_grad_(False)
-        return cls(code.clip, code, PredictionSettings.for_clip(code.clip, **settings))
+        changes = {"method": default_method(run), **(settings or {})}
+        wanted = override(PredictionSettings(), changes)  # refused before anything is loaded
+        _refuse_untrained(wanted, run is not None)
+        place = choose_device(device)
+        if run is None:
+            name = clip or EMBEDDED
+            weights = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
+            code, frozen = None, FrozenClip.load(name, weights, place)
+        else:
+            if clip is not None:
+                raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
+            code = load_model(run, place, pretrained).eval().requires_grad_(False)
+            frozen = code.clip
+        return cls(frozen, code, PredictionSettings.for_clip(frozen, **changes))
 
     @classmethod
-    def training_free(
-        cls,
-        method: str = "maskclip",
-        model: str = "storybook",
-        pretrained: str = "storybook",
-        device: str | torch.device = "cpu",
-        **settings: Any,
-    ) -> Self:
-        """Segment with a CLIP alone, by one of the training-free methods.
-
-        Args:
-            method: maskclip, sclip, clearclip or naclip, scg, or one of those and "+scg".
-            model: the CLIP; the default is the tiny one that comes with codeseg.
-            pretrained: its weights.
-            device: where to run.
-            settings: fields of PredictionSettings.
-        """
-        clip = FrozenClip.load(model, pretrained, device)
-        return cls(clip, None, PredictionSettings.for_clip(clip, method=method, **settings))
+    def from_pretrained(cls, run: str | Path, **options: Any) -> Self:
+        """Load a trained segmenter; the options are those of `open`."""
+        return cls.open(run, **options)
 
     @property
     def device(self) -> torch.device:
@@ -356,3 +356,16 @@ def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == size:
         return image
     return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def default_method(run: object) -> str:
+    """Return the method where none is named: code with something trained, else a CLIP's."""
+    return TRAINING_FREE if run is None else "code"
+
+
+def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:
+    if settings.masks_by == "code" and not trained:
+        raise ValueError(
+            f"method {settings.method} needs a trained model that makes masks: give such "
+            "a RUN, or another method (scg for one trained on regions alone)"
+        )

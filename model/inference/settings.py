@@ -1,16 +1,22 @@
 """The settings of a prediction: everything besides weights, picture and words (METHOD §8)."""
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
+from codeseg.model.clip.weights import WEIGHTS
 from codeseg.model.inference.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
+from codeseg.model.override import override
 from codeseg.model.regions.config import Grouping, Method
 
 SCG = "scg"
 METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
+TRAINING_FREE = "naclip"
+"""The method of a CLIP alone where none is named."""
 SENTENCES = {"imagenet": TEMPLATES, "photo": ("a photo of a {}.",), "plain": ("{}",)}
 """Sets of templates by name."""
 
@@ -78,16 +84,23 @@ class PredictionSettings:
 
     @classmethod
     def for_clip(cls, clip: FrozenClip, **changes: Any) -> Self:
-        """The defaults for a CLIP: picture and window at twice its native size, half a step."""
-        side = 2 * clip.image_size
-        defaults = {
-            "short_side": side,
-            "long_side": 2048 * side // 448,
-            "window": side,
-            "stride": side // 2,
-            "pamr": changes.get("method", "code") not in VARIANTS,
-        }
-        return cls(**{**defaults, **changes})
+        """Return a CLIP's defaults, then what was recorded as best for it, then the changes.
+
+        The defaults are a picture and window of twice the CLIP's native size and half a step.
+
+        Raises:
+            ValueError: a change names no setting, or its value has another type.
+        """
+        method, side = changes.get("method", cls.method), 2 * clip.image_size
+        defaults = cls(
+            method=method,
+            short_side=side,
+            long_side=2048 * side // 448,
+            window=side,
+            stride=side // 2,
+            pamr=method not in VARIANTS,
+        )
+        return override(defaults, for_method(recorded(clip), method) | changes)
 
     def record(self) -> dict[str, Any]:
         """The settings that matter for this method, to lie beside a number."""
@@ -129,3 +142,18 @@ class PredictionSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
         _ = self.grouping  # checks itself
+
+
+def recorded(clip: FrozenClip) -> dict[str, Any]:
+    """Return the settings recorded as best for a CLIP; only the embedded one has any."""
+    if clip.pretrained != "storybook":
+        return {}
+    return tomllib.loads((WEIGHTS / "storybook.toml").read_text())
+
+
+def for_method(table: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return a table's settings for a method: the table's own, then its [code], then [code+scg]."""
+    settings = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    for name in (method.removesuffix(f"+{SCG}"), method):
+        settings |= table.get(name, {})
+    return settings

@@ -89,18 +89,12 @@ def load_again(evaluation: Evaluation) -> "Segmenter | None":
     from codeseg.model.inference.settings import PredictionSettings
 
     recorded = evaluation.summary.get("settings", {})
-    run = evaluation.run
-    try:
-        if run is None:
-            found = Segmenter.training_free(
-                recorded["method"], recorded["clip"], recorded["pretrained"]
-            )
-        else:
-            found = Segmenter.from_pretrained(run, method=recorded["method"])
-    except (ValueError, KeyError):
-        return None
+    alone = {name: recorded.get(name) for name in ("clip", "pretrained")}
     known = {k: v for k, v in recorded.items() if k in PredictionSettings.__dataclass_fields__}
-    return Segmenter(found.clip, found.code, PredictionSettings.for_clip(found.clip, **known))
+    try:
+        return Segmenter.open(evaluation.run, known, **({} if evaluation.run else alone))
+    except ValueError:
+        return None
 
 
 def curve(segmenter: "Segmenter", data: BenchmarkData, ids: Iterable[str]) -> list[float]:

@@ -102,7 +102,7 @@ def decomposition_section(folder: Path) -> Section | None:
     rows = _captions(folder)
     if not runs or not rows:
         return None
-    segmenter = Segmenter.from_pretrained(runs[-1])
+    segmenter = Segmenter.open(runs[-1])
     html = "".join(
         decomposition(segmenter, rgb_pixels(jpeg), caption, nouns) for jpeg, caption, nouns in rows
     )

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from codeseg.model.device import choose_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -29,19 +31,16 @@ class Processes:
         """Join the group that torchrun opened, if any.
 
         Args:
-            device: "auto", "cpu" or "cuda".
+            device: see `choose_device`.
 
         Raises:
-            ValueError: for another word, or when "cuda" is asked for and there is none.
+            ValueError: there is no such device.
         """
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device {device!r} is none of auto, cpu, cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("the device is to be cuda, but torch sees no GPU: take cpu or auto")
-        gpu = device != "cpu" and torch.cuda.is_available()
+        chosen = choose_device(device)
+        gpu = chosen.type == "cuda"
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        chosen = torch.device("cuda", local) if gpu else torch.device("cpu")
         if gpu:
+            chosen = torch.device("cuda", local)
             torch.cuda.set_device(chosen)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size > 1:

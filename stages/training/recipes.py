@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codeseg.model.code.config import CoDeConfig
-from codeseg.stages.training.config import flatten, override, parse_assignments, read_file
+from codeseg.model.override import override, parse_assignments
+from codeseg.stages.training.config import flatten, read_file
 
 PAPER_BATCH = 4096  # learning rates of METHOD §7 are given at this global batch
 

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from codeseg.stages.cli import COMMANDS, load_command
-from codeseg.stages.options import choose_clip
 from codeseg.stages.training.processes import Processes
 
 HEAVY = ("torch", "ray", "spacy", "duckdb", "img2dataset", "pandas", "pyarrow", "numpy")
@@ -71,14 +70,6 @@ def test_a_file_where_a_folder_belongs_is_one_line_and_exit_2(tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert str(tmp_path / "file") in failed.stderr
-
-
-def test_another_clip_does_not_take_the_tiny_clips_weights():
-    assert choose_clip(None, None) == ("storybook", "storybook")
-    assert choose_clip("ViT-B-16", None) == ("ViT-B-16", "openai")
-    assert choose_clip(None, None, "ViT-B-16") == ("ViT-B-16", "openai")
-    assert choose_clip("storybook", None, "ViT-B-16") == ("storybook", "storybook")
-    assert choose_clip("ViT-L-14", "x.pt") == ("ViT-L-14", "x.pt")
 
 
 def test_features_without_nouns_says_so_before_it_fetches_a_clip(tmp_path):

@@ -60,7 +60,7 @@ def label_bytes(out):
 def test_predicts_scores_and_records_its_settings(tmp_path, data, clip_file):
     done = evaluate(
         data, "--clip", clip_file, "--pretrained", "random:1", "--method", "naclip",
-        "--out", tmp_path / "out", "--json", tmp_path / "s.json", "--window", "48",
+        "--out", tmp_path / "out", "--json", tmp_path / "s.json", "--set", "window=48",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     scores = json.loads((tmp_path / "s.json").read_text())
@@ -82,7 +82,7 @@ def test_a_run_goes_on_image_by_image_to_the_same_bytes(tmp_path, data, run):
     assert again.exit_code == 0 and "3 of 5 images were done already" in again.output
     assert label_bytes(out) == whole
     assert (out / "labels/a.png").stat().st_mtime_ns == kept
-    other = evaluate(data, run, "--out", out, "--no-pamr", "--knowledge-weight", "0")
+    other = evaluate(data, run, "--out", out, "--set", "pamr=false", "--set", "knowledge_weight=0")
     assert isinstance(other.exception, ValueError)
     assert "knowledge_weight was 0.3, now 0.0; pamr was True, now False" in str(other.exception)
 
@@ -105,7 +105,7 @@ def test_settings_of_the_manifest_hold_unless_the_user_says_otherwise(tmp_path, 
         "\n[evaluate]\nwindow = 40\nstride = 40\nshort_side = 40\n[evaluate.code]\npamr = false\n"
     )
     data.write_text(data.read_text() + table)
-    assert evaluate(data, run, "--out", tmp_path / "out", "--stride", "24").exit_code == 0
+    assert evaluate(data, run, "--out", tmp_path / "out", "--set", "stride=24").exit_code == 0
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert (settings["window"], settings["stride"], settings["pamr"]) == (40, 24, False)
 
@@ -146,11 +146,11 @@ def test_check_looks_and_predicts_nothing(tmp_path, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "code"], "needs a trained RUN"),
+        (["--method", "code"], "needs a trained model"),
         (["--set", "windo=3"], "unknown setting windo: did you mean window"),
         (["--set", "pamr=maybe"], "setting pamr is true or false"),
         (["--method", "magic"], "method 'magic' is none of"),
-        (["nowhere/run"], "nowhere/run is neither"),
+        (["nowhere/run"], "nowhere/run names its own CLIP: leave --clip"),
     ],
 )
 def test_wrong_use_is_one_line(data, clip_file, arguments, message):

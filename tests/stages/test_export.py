@@ -62,7 +62,7 @@ def test_the_graph_the_embeddings_and_what_runs_them_lie_side_by_side(exported):
 
 @pytest.mark.parametrize("grid", [(2, 2), (4, 4), (5, 3)])
 def test_onnx_and_npz_give_the_masks_of_the_segmenter(run, exported, grid):
-    segmenter = Segmenter.from_pretrained(run, pamr=False)
+    segmenter = Segmenter.open(run, {"pamr": False})
     image = torch.randn(1, 3, *(16 * side for side in grid))
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     embeddings = dict(np.load(exported.with_suffix(".npz")))
@@ -84,7 +84,7 @@ def test_the_documented_program_needs_no_codeseg_and_labels_as_codeseg_does(
     command = [sys.executable, "-I", "-c", code + check]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    segmenter = Segmenter.from_pretrained(run, pamr=False)
+    segmenter = Segmenter.open(run, {"pamr": False})
     ours = segmenter.segment(tmp_path / "photo.jpg", TEXTS, background=True).label_map
     theirs = np.asarray(Image.open(tmp_path / "label.png"))
     assert (ours == theirs).mean() > 0.999
@@ -97,7 +97,7 @@ def test_a_clip_alone_is_exported_for_torch_too(tmp_path):
     done = export("--out", out, *arguments, *WORDS)
     assert done.exit_code == 0, done.output
     assert json.loads(out.with_suffix(".json").read_text())["inputs"] == ["image", "classes"]
-    segmenter = Segmenter.training_free("naclip", TINY, "random")
+    segmenter = Segmenter.open(None, {"method": "naclip"}, clip=TINY, pretrained="random")
     image = torch.randn(1, 3, 48, 80)
     classes = torch.from_numpy(np.load(out.with_suffix(".npz"))["classes"])
     _, masks = torch.export.load(out).module()(image, classes)

@@ -103,7 +103,7 @@ def test_wrong_use_is_one_line(run, arguments, message):
 
 
 def test_word_segments_name_every_word_once_and_sum_to_at_most_one(run):
-    segmenter = Segmenter.from_pretrained(run)
+    segmenter = Segmenter.open(run)
     result = segmenter.word_segments("A red car, beside a dog!", ["red car", "dog"])
     assert result.words == ("a", "red", "car", ",", "beside", "a", "dog", "!")
     assert len(result.labels) == len(result.probabilities) == 8

@@ -157,3 +157,32 @@ def test_bands_of_the_pixel_embedding_are_the_whole(code, grid):
     bands = list(segmenter.bands(tokens, grid))
     assert len(bands) == -(-2 * grid[0] // BAND_ROWS)
     assert torch.allclose(torch.cat(bands, dim=2), segmenter(tokens, grid), atol=1e-6)
+
+
+def test_the_embedded_clip_has_its_recorded_settings_and_others_win_over_them():
+    settings = Segmenter.open(clip="storybook", device="cpu").settings
+    assert (settings.method, settings.short_side, settings.stride) == ("naclip", 96, 48)
+    assert settings.background_threshold == 0.375
+    changed = {"method": "code+scg", "stride": "24", "window": 48}
+    settings = PredictionSettings.for_clip(FrozenClip.load("storybook", "storybook"), **changed)
+    assert (settings.stride, settings.window, settings.short_side) == (24, 48, 96)
+    assert (settings.background_threshold, settings.knowledge_weight) == (0.5, 0.0)
+    assert settings.region_weight == 0.3 and settings.pamr
+    random = PredictionSettings.for_clip(FrozenClip.load("storybook", "random"))
+    assert (random.short_side, random.background_threshold) == (128, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": {"windo": 3}}, "unknown setting windo: did you mean window"),
+        ({"settings": {"stride": 2.5}}, "setting stride is a whole number, not 2.5"),
+        ({"settings": {"method": "code+scg"}}, "needs a trained model"),
+        ({"run": "nowhere", "clip": "storybook"}, "names its own CLIP: leave --clip"),
+        ({"device": "abacus"}, "none of auto, cpu, cuda"),
+        ({"clip": "ViT-B-32", "pretrained": "novel"}, "neither a file nor a known tag"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Segmenter.open(**arguments)

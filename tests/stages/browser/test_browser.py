@@ -86,7 +86,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def served():
-    served = Served.start(Segmenter.training_free("naclip"))
+    served = Served.start(Segmenter.open(clip="storybook"))
     yield served
     served.page.close(verbose=False)
 

@@ -39,7 +39,7 @@ def seen(secret):  # which is written before anything is recorded
 
 @pytest.fixture(scope="module")
 def served():
-    served = Served.start(Segmenter.training_free("naclip"))
+    served = Served.start(Segmenter.open(clip="storybook"))
     yield served
     served.page.close(verbose=False)
 
@@ -211,7 +211,7 @@ def test_the_page_is_told_to_load_from_its_own_server_only(served):
 
 
 def test_starting_and_using_the_page_talks_to_this_machine_only(seen):
-    served = Served.start(Segmenter.training_free("naclip"))
+    served = Served.start(Segmenter.open(clip="storybook"))
     try:
         events = served.events()
         assert served.call(events["examples", "example"], [], {"example": 0})["success"]

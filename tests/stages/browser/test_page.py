@@ -42,7 +42,7 @@ def png(width, height, mode="RGB"):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return Segmenter.training_free("naclip")
+    return Segmenter.open(clip="storybook")
 
 
 @pytest.fixture(scope="module")

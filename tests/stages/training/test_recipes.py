@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeseg.stages.training.config import differences, field_types, override
+from codeseg.model.override import field_types, override
+from codeseg.stages.training.config import differences
 from codeseg.stages.training.recipes import HARMLESS, RECIPES, resolve
 
 
