@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,10 @@ from codeseg.stages.training.stepper import Stepper
 
 
 def train(
-    root: Annotated[str, typer.Argument(help="Dataset root with features: a folder or s3://…")],
+    root: Annotated[
+        list[str],
+        typer.Argument(help="Dataset root with features, a folder or s3://…; one or several."),
+    ],
     run: Annotated[Path, typer.Argument(help="Run folder; one that exists is resumed.")],
     recipe: Annotated[
         str | None, typer.Option(help="A named run (default code_vitb16): " + ", ".join(RECIPES))
@@ -52,13 +55,20 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a setting, as in train.steps=100; repeatable."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,SHARE…", help="Each root's share of the samples (default: by rows)."
+        ),
+    ] = None,
 ) -> None:
     """Learn the segmenters from precomputed features; stop and start it as you like.
 
     Ctrl-C and SIGTERM save the step at hand first. The same command again resumes from the last
     checkpoint, and a finished run says so.
     """
-    fit(root, run, resolve(recipe, config, set_ or ()))
+    shares = [f"train.weights={weights}"] if weights else []
+    fit(root, run, resolve(recipe, config, [*(set_ or ()), *shares]))
 
 
 @dataclass
@@ -91,11 +101,11 @@ def stop_when_asked() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
+def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> bool:
     """Train until the recipe's last step or until SIGTERM or Ctrl-C.
 
     Args:
-        root: dataset root with features.
+        root: dataset root with features, or several.
         run: the run's folder; an existing one is resumed.
         recipe: all settings.
 
@@ -118,7 +128,7 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
                 typer.echo(f"{run} is finished: {step} steps")
             return True
         torch.manual_seed(recipe.train.seed)
-        clip = load_clip(str(root), recipe, stream.settings)
+        clip = load_clip(stream.name, recipe, stream.settings)
         code = CoDe(clip, recipe.model).to(processes.device)
         state = initial_state(code, recipe.train, processes.device)
         resume(run, state)
@@ -127,7 +137,7 @@ def fit(root: str | Path, run: Path, recipe: Recipe) -> bool:
             write_config(run, recipe, data)
         with RunLog(run, recipe, state.step, processes.leads) as log:
             for shard, reason in stream.skipped.items():
-                log.say(f"shard {shard:05d} is skipped: {reason}")
+                log.say(f"shard {shard} is skipped: {reason}")
             finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
         if not finished and processes.leads:
             typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
@@ -145,7 +155,7 @@ def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State
 
 
 def open_stream(
-    root: str | Path, recipe: Recipe, start: Position, processes: Processes
+    root: str | Path | Sequence[str | Path], recipe: Recipe, start: Position, processes: Processes
 ) -> FeatureStream:
     """This process's part of the batches, from where the run stopped.
 
@@ -168,6 +178,7 @@ def open_stream(
         world_size=processes.world_size,
         start=start,
         regions=recipe.model.region_weight > 0,
+        weights=train.weights,
         selection=train.selection,
         skip_corrupt=train.skip_corrupt,
         prefetch=train.prefetch,

@@ -9,19 +9,15 @@ The batch itself is described in `pipeline/stream/collate.py`.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from codeseg.pipeline.engine.ledger import fingerprint
-from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.collate import Batch, Collate, Position, Sample
-from codeseg.pipeline.stream.feature_table import FeatureTable
-from codeseg.pipeline.stream.order import WINDOW_BLOCKS, Hash, IntArray, RowOrder, mix
-from codeseg.pipeline.stream.region_table import RegionTable
-from codeseg.pipeline.stream.vocabulary_table import Vocabulary
+from codeseg.pipeline.stream.order import Hash, IntArray, mix
+from codeseg.pipeline.stream.roots import Roots
 
 __all__ = ["START", "Batch", "FeatureStream", "Position"]
 
@@ -33,7 +29,7 @@ class FeatureStream:
     """An endless stream of one rank's batches, epoch after epoch.
 
     Args:
-        root: of the dataset, a path or URI.
+        roots: of the datasets, a path or URI each; one, or several as one stream.
         batch_size: images a batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.
@@ -41,15 +37,16 @@ class FeatureStream:
         world_size: of how many.
         start: where to begin, a batch's `position`.
         regions: give the batches their region maps, which `codeseg regions` made.
-        selection: of the root, whose rows alone are read.
+        weights: each root's share of the stream; none: as many as it has rows.
+        selection: of every root, whose rows alone are read.
         skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.
         prefetch: batches made ahead in threads; 0 makes each when it is asked for.
         threads: that make batches.
         pin_memory: gather into pinned memory, for a GPU.
 
     Attributes:
-        settings: what the features were made with; rows: of the table; fingerprint: of the data;
-        skipped: shard -> why it is left out.
+        name: of the roots, for messages; settings: what the features were made with;
+        rows: of the tables; fingerprint: of the data; skipped: shard -> why it is left out.
 
     Raises:
         ValueError, FileNotFoundError: the table or the arguments are unfit, in one line; also while
@@ -58,7 +55,7 @@ class FeatureStream:
 
     def __init__(
         self,
-        root: str | Path,
+        roots: str | Path | Sequence[str | Path],
         *,
         batch_size: int,
         nouns_per_image: int = 2,
@@ -67,29 +64,32 @@ class FeatureStream:
         world_size: int = 1,
         start: Position = START,
         regions: bool = False,
+        weights: Sequence[float] | None = None,
         selection: str | None = None,
         skip_corrupt: bool = False,
         prefetch: int = 2,
         threads: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        storage = Storage.open(root)
-        self._table = FeatureTable(storage, skip_corrupt=skip_corrupt, selection=selection)
-        self.settings = self._table.settings
-        self.skipped = self._table.skipped
-        self.fingerprint = self._table.fingerprint
-        self._order = RowOrder(self._table.block_sizes, seed)
-        self.rows = self._order.rows
+        self._roots = Roots(
+            [roots] if isinstance(roots, str | Path) else roots,
+            weights=weights,
+            seed=seed,
+            regions=regions,
+            selection=selection,
+            skip_corrupt=skip_corrupt,
+        )
+        self.name = self._roots.name
+        self.settings = self._roots.settings
+        self.skipped = self._roots.skipped
+        self.fingerprint = self._roots.fingerprint
+        self.rows = self._roots.order.rows
         self._batch_size, self._nouns = batch_size, nouns_per_image
         self._global = batch_size * world_size
         self._seed, self._rank = seed, rank
         self._start = start
-        self._check(storage.uri)
-        vocabulary = Vocabulary(storage, self.settings)
-        maps = RegionTable(storage) if regions else None
-        if maps is not None:
-            self.fingerprint = fingerprint([self.fingerprint, maps.fingerprint])
-        self._collate = Collate(self.settings, vocabulary, regions=maps, pin_memory=pin_memory)
+        self._check(self._roots.name)
+        self._collate = Collate(self.settings, self._roots.vocabulary, pin_memory=pin_memory)
         self._prefetch, self._threads = prefetch, threads
 
     def __iter__(self) -> Iterator[Batch]:
@@ -110,7 +110,7 @@ class FeatureStream:
                 f"{uri} holds {self.rows} trainable pairs, fewer than one batch of {self._global}; "
                 "make the batch smaller or prepare more data"
             )
-        if (least := self.settings["min_nouns"]) < self._nouns:
+        if (least := self._roots.min_nouns) < self._nouns:
             raise ValueError(
                 f"{uri} holds captions of {least} nouns but {self._nouns} an image are wanted; "
                 f"run `codeseg features {uri} --min-nouns {self._nouns}` or ask for fewer"
@@ -127,7 +127,8 @@ class FeatureStream:
 
     def _make(self, start: Position) -> Batch:
         """Make this rank's share of the batch that starts there."""
-        samples = self._samples(start.epoch, start.index + self._rank * self._batch_size)
+        first = start.index + self._rank * self._batch_size
+        samples = self._roots.samples(start.epoch, first, self._batch_size)
         index_B = np.array([sample.index for sample in samples])
         return self._collate(
             samples,
@@ -135,24 +136,6 @@ class FeatureStream:
             mix(self._seed, start.epoch, VIEW, index_B),
             Position(start.epoch, start.index + self._global),
         )
-
-    def _samples(self, epoch: int, first: int) -> list[Sample]:
-        """The rows of this rank's batch; asks for the next window's blocks ahead of time."""
-        window = self._order.window_at(epoch, first)
-        ahead = self._order.window_blocks(epoch, window + 1)
-        self._table.keep([*self._order.window_blocks(epoch, window), *ahead], 2 * WINDOW_BLOCKS)
-        rows = self._order.rows_at(epoch, first, self._batch_size)
-        numbers = np.searchsorted(self._order.block_starts, rows, side="right") - 1
-        within = rows - self._order.block_starts[numbers]
-        return [
-            Sample(
-                self._table.block(number),
-                self._table.row(number, row),
-                self._table.place(number),
-                first + i,
-            )
-            for i, (number, row) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True))
-        ]
 
     def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
         """(B, J) indices into each caption's nouns, without replacement."""

@@ -18,7 +18,7 @@ from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_table import Block
 from codeseg.pipeline.stream.order import Hash, IntArray
 from codeseg.pipeline.stream.region_table import RegionTable
-from codeseg.pipeline.stream.vocabulary_table import Vocabulary
+from codeseg.pipeline.stream.vocabulary_table import MergedVocabulary, Vocabulary
 
 NON_FINITE = "has features that are not finite"
 SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
@@ -67,6 +67,8 @@ class Sample:
     row: int  # within the block
     place: str  # the file it lies in, for messages
     index: int  # position in the epoch's order
+    mark: str = ""  # of its root, where there are several
+    regions: RegionTable | None = None  # of its root, where they are wanted
 
     @property
     def noun_count(self) -> int:
@@ -80,21 +82,18 @@ class Collate:
 
     Args:
         settings: of the features.
-        vocabulary: of the same root.
-        regions: of the same root, where the batches shall have them.
+        vocabulary: of the same roots.
         pin_memory: gather into pinned memory, for a GPU.
     """
 
     def __init__(
         self,
         settings: Mapping[str, Any],
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | MergedVocabulary,
         *,
-        regions: RegionTable | None = None,
         pin_memory: bool = False,
     ) -> None:
         self._settings = settings
-        self._regions = regions
         self._vocabulary = vocabulary
         self._pin_memory = pin_memory
 
@@ -113,7 +112,7 @@ class Collate:
             ValueError: a value is corrupt, naming the file.
         """
         return Batch(
-            keys=[sample.block.key(sample.row) for sample in samples],
+            keys=[sample.mark + sample.block.key(sample.row) for sample in samples],
             position=position,
             **self._images(samples, views_B),
             **self._captions(samples, nouns_BJ),
@@ -139,11 +138,12 @@ class Collate:
                 out[:] = self._augmented(sample, view)
             return tensors
         chosen = [int(v) for v in views_B % np.uint64(self._settings["views"])]
-        if self._regions is not None:
-            maps = [
-                self._regions.regions(sample.block.key(sample.row), v).ravel()
-                for sample, v in zip(samples, chosen, strict=True)
-            ]
+        maps = [
+            sample.regions.regions(sample.block.key(sample.row), v).ravel()
+            for sample, v in zip(samples, chosen, strict=True)
+            if sample.regions is not None
+        ]
+        if maps:
             tensors["regions_BQ"] = torch.from_numpy(np.stack(maps).astype(np.int64))
         P, D = samples[0].block.image_tokens_RVPD.shape[2:]
         half = kind == "fp16"

@@ -5,7 +5,7 @@ memory-mapped where the root is local; every defect is one line that says what t
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -178,10 +178,12 @@ class FeatureTable:
         rows = self._rows[number]
         return index if rows is None else int(rows[index])
 
-    def keep(self, numbers: Iterable[int], most: int) -> None:
-        """Start reading blocks that will be needed, and keep the `most` last used ones at hand."""
-        for number in numbers:
-            self._load(number)
+    def start(self, number: int) -> None:
+        """Start reading a block that will be needed."""
+        self._load(number)
+
+    def forget(self, most: int) -> None:
+        """Keep no more than the `most` last used blocks at hand."""
         with self._lock:
             while len(self._loaded) > most:
                 self._loaded.popitem(last=False)

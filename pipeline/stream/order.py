@@ -10,12 +10,15 @@ Random numbers are hashes (SplitMix64) of what they are for, not draws from a ge
 no state to save, the same on any machine and with any version of numpy.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_BLOCKS = 64
+PERIOD = 1000
+"""Positions in which each of several tables has exactly its share."""
 
 IntArray = NDArray[np.int64]
 Hash = NDArray[np.uint64]
@@ -91,3 +94,94 @@ class RowOrder:
         blocks = self.window_blocks(epoch, window)
         rows = [np.arange(self.block_starts[b], self.block_starts[b + 1]) for b in blocks]
         return shuffled(self._seed, epoch, values=np.concatenate(rows))
+
+    def blocks_at(self, epoch: int, first: int) -> list[int]:
+        """Return the blocks of the window that position `first` falls into, and of the next."""
+        window = self.window_at(epoch, first)
+        blocks = [self.window_blocks(epoch, number) for number in (window, window + 1)]
+        return [int(block) for block in np.concatenate(blocks)]
+
+
+class MixedOrder:
+    """The order of several tables' rows, each with a share of the stream of its own.
+
+    In every `PERIOD` positions a table has its share of them, rounded to whole positions, at places
+    that a hash decides; a table that is used up begins its next epoch. So the order is a pure
+    function of (seed, epoch, index), too: how many rows of a table came before a position follows
+    from the position alone.
+
+    Args:
+        block_sizes: of each table, rows of each block.
+        weights: of each table, above 0.
+        seed: of the order.
+
+    Raises:
+        ValueError: the weights are not one positive number for each table, or one is too small.
+    """
+
+    def __init__(self, block_sizes: list[IntArray], weights: Sequence[float], seed: int) -> None:
+        if len(weights) != len(block_sizes) or not all(weight > 0 for weight in weights):
+            raise ValueError(
+                f"{len(block_sizes)} roots want as many weights above 0, not {list(weights)}"
+            )
+        edges = np.round(np.cumsum([0.0, *weights]) / sum(weights) * PERIOD).astype(np.int64)
+        self._counts = np.diff(edges)
+        if not self._counts.all():
+            raise ValueError(f"a weight below 1/{PERIOD} of all is too small: {list(weights)}")
+        self._slots = np.repeat(np.arange(len(weights)), self._counts)
+        self._orders = [
+            RowOrder(sizes, int(mix(seed, number)[0] >> np.uint64(1)))
+            for number, sizes in enumerate(block_sizes)
+        ]
+        self._seed = seed
+        self.rows = sum(order.rows for order in self._orders)
+        sizes = np.concatenate(block_sizes)
+        self.block_starts: IntArray = np.concatenate([[0], np.cumsum(sizes)])
+        self._first_blocks = np.cumsum([0, *(len(sizes) for sizes in block_sizes)])
+        self._first_rows = np.cumsum([0, *(order.rows for order in self._orders)])
+        self._period = lru_cache(maxsize=4)(self._make_period)
+
+    def rows_at(self, epoch: int, first: int, count: int) -> IntArray:
+        """Row numbers (count,) at positions first … first + count − 1 of the epoch's order."""
+        tables, places = self._split(epoch, first, count)
+        rows = np.empty(count, np.int64)
+        for table, order in enumerate(self._orders):
+            mine = places[tables == table]
+            found: list[IntArray] = []
+            for own_epoch in np.unique(mine // order.rows).tolist():
+                index = mine[mine // order.rows == own_epoch] % order.rows
+                found.append(order.rows_at(own_epoch, int(index[0]), len(index)))
+            if found:
+                rows[tables == table] = np.concatenate(found) + self._first_rows[table]
+        return rows
+
+    def blocks_at(self, epoch: int, first: int) -> list[int]:
+        """Return the blocks that position `first` and those after it need soon, of every table."""
+        counts = self._before(epoch * self.rows + first)
+        return [
+            int(self._first_blocks[table]) + block
+            for table, (order, place) in enumerate(zip(self._orders, counts.tolist(), strict=True))
+            for block in order.blocks_at(place // order.rows, place % order.rows)
+        ]
+
+    def _split(self, epoch: int, first: int, count: int) -> tuple[IntArray, IntArray]:
+        """Table of each position, and how many of the table's rows came before it."""
+        begin = epoch * self.rows + first
+        periods = range(begin // PERIOD, (begin + count - 1) // PERIOD + 1)
+        tables = np.concatenate([self._period(period) for period in periods])
+        tables = tables[begin - periods[0] * PERIOD :][:count]
+        places = np.empty(count, np.int64)
+        for table, before in enumerate(self._before(begin).tolist()):
+            mine = tables == table
+            places[mine] = before + np.arange(mine.sum())
+        return tables, places
+
+    def _before(self, position: int) -> IntArray:
+        """Rows of each table before a position of the whole stream."""
+        period, rest = divmod(position, PERIOD)
+        within = np.bincount(self._period(period)[:rest], minlength=len(self._counts))
+        return period * self._counts + within
+
+    def _make_period(self, period: int) -> IntArray:
+        slots: IntArray = self._slots[shuffled(self._seed, period, values=np.arange(PERIOD))]
+        return slots

@@ -3,7 +3,7 @@
 In: ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped where ROOT is local.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,15 @@ class Vocabulary:
         Raises:
             ValueError: an id is not in the table.
         """
-        rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
-        if (self._ids[rows] != ids).any():
+        rows = self.find(ids)
+        if (rows < 0).any():
             raise ValueError(f"{self._place} lacks nouns of the features; {self._again}")
         return rows
+
+    def find(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row numbers of noun ids, -1 for those that are not in the table."""
+        rows = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
+        return np.where(self._ids[rows] == ids, rows, -1)
 
     def tokens(self, row: int) -> NDArray[np.int32]:
         """BPE ids of a noun, without SOS and EOS."""
@@ -85,3 +90,40 @@ class Vocabulary:
     def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Un-normalised mean template embeddings (METHOD §3) of rows."""
         return self._knowledge_KC[rows]
+
+
+class MergedVocabulary:
+    """The vocabularies of several roots as one; a noun's embedding does not depend on its corpus.
+
+    Row numbers are those of the first vocabulary, then those of the second, and so on; nothing is
+    copied.
+    """
+
+    def __init__(self, vocabularies: Sequence[Vocabulary]) -> None:
+        self._all = list(vocabularies)
+        self._starts = np.cumsum([0, *map(len, vocabularies)])
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row numbers of noun ids, in the first vocabulary that has each.
+
+        Raises:
+            ValueError: an id is in none of the tables.
+        """
+        rows = np.full(ids.shape, -1, np.int64)
+        for vocabulary, start in zip(self._all, self._starts.tolist(), strict=False):
+            found = vocabulary.find(ids)
+            rows = np.where((rows < 0) & (found >= 0), found + start, rows)
+        if (missing := rows < 0).any():
+            self._all[-1].rows(ids[missing])  # says what is missing and what to run
+        return rows
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        """BPE ids of a noun, without SOS and EOS."""
+        table = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._all[table].tokens(row - int(self._starts[table]))
+
+    def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Un-normalised mean template embeddings (METHOD §3) of rows."""
+        tables = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = zip(tables.tolist(), (rows - self._starts[tables]).tolist(), strict=True)
+        return np.stack([self._all[table].knowledge_UC(np.array(row)) for table, row in parts])

@@ -66,6 +66,8 @@ class TrainConfig:
     """auto: the GPU if there is one."""
     prefetch: int = 4
     """Batches read ahead of the step."""
+    weights: tuple[float, ...] | None = None
+    """Each root's share of the samples, where there are several; none: as many as it has rows."""
     selection: str | None = None
     """Name of a selection, made by `codeseg select`, whose pairs alone are trained on."""
     skip_corrupt: bool = False

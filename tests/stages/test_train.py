@@ -111,6 +111,19 @@ def test_run_resumed_from_any_checkpoint_ends_with_the_same_bits(root, undisturb
     assert deterministic_metrics(run).equals(deterministic_metrics(undisturbed))
 
 
+def test_a_run_on_two_roots_ends_with_the_same_bits_from_any_checkpoint(root, tmp_path):
+    other, recipe = tmp_path / "other", tiny_recipe(root, "train.weights=0.7,0.3")
+    shutil.copytree(root, other)
+    assert fit([root, other], tmp_path / "whole", recipe)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for path in checkpoints(tmp_path / "resumed")[1:]:
+        shutil.rmtree(path)
+    assert fit([root, other], tmp_path / "resumed", recipe)
+    assert model_bytes(tmp_path / "resumed") == model_bytes(tmp_path / "whole")
+    with pytest.raises(OtherRunError):
+        fit([other, root, root], tmp_path / "whole", tiny_recipe(root, "train.weights=1,1,1"))
+
+
 def test_finished_run_says_so_and_changes_nothing(root, undisturbed, capsys):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
     assert fit(root, undisturbed, tiny_recipe(root))

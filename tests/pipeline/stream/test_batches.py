@@ -17,7 +17,7 @@ from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import Batch, FeatureStream, Position
 from codeseg.pipeline.stream.feature_table import features_path
-from codeseg.pipeline.stream.order import WINDOW_BLOCKS, RowOrder, mix, uniform
+from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder, mix, uniform
 
 KINDS = ["fp16", "int8", "none"]
 
@@ -295,7 +295,7 @@ def test_a_truncated_file_is_named_and_skipped_only_when_asked(tmp_path):
     assert_one_line(caught.value, str(path), "5000 bytes", "codeseg features")
     stream = open_stream(tmp_path, skip_corrupt=True)
     assert stream.rows == 20 + 22
-    assert list(stream.skipped) == [1]
+    assert list(stream.skipped) == ["00001"]
     assert not {key[:5] for batch in take(stream, 20) for key in batch.keys} & {"00001"}
 
 
@@ -395,3 +395,77 @@ def test_a_selection_of_everything_changes_no_batch(root):
     streams = FeatureStream(root, batch_size=4), FeatureStream(root, batch_size=4, selection="all")
     for ours, theirs in zip(*(take(stream, 5) for stream in streams), strict=True):
         assert_equal(ours, theirs)
+
+
+# -- several roots ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Two roots with nouns in common: 123 and 65 rows."""
+    folder = tmp_path_factory.mktemp("roots")
+    make_features(folder / "one", seed=1)
+    make_features(folder / "two", shards=2, rows=32, vocabulary=45, seed=2)
+    return [folder / "one", folder / "two"]
+
+
+def test_an_epoch_of_two_roots_is_every_row_of_both_once(roots):
+    stream = FeatureStream(roots, batch_size=4)
+    keys = [key for batch in take(stream, stream.rows // 4) for key in batch.keys]
+    assert stream.rows == 188 and len(set(keys)) == len(keys) == 188
+    assert {key[:2] for key in keys} == {"0:", "1:"}
+
+
+@pytest.mark.parametrize("weights", [None, (0.7, 0.3)])
+def test_two_roots_are_the_same_on_any_ranks_threads_and_from_any_start(roots, weights):
+    given = {"weights": weights, "seed": 3}
+    whole = take(FeatureStream(roots, batch_size=12, **given), 40)
+    parts = [
+        take(FeatureStream(roots, batch_size=4, rank=rank, world_size=3, threads=3, **given), 40)
+        for rank in range(3)
+    ]
+    for batch, *ranks in zip(whole, *parts, strict=True):
+        assert batch.keys == [key for part in ranks for key in part.keys]
+    later = take(FeatureStream(roots, batch_size=12, start=whole[9].position, **given), 30)
+    for ours, theirs in zip(later, whole[10:], strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_each_root_has_its_share_and_shows_all_its_rows_before_any_again(roots):
+    stream = FeatureStream(roots, batch_size=10, weights=(0.25, 0.75))
+    keys = [key for batch in take(stream, 18 * 12) for key in batch.keys]
+    one = [key for key in keys if key.startswith("0:")]
+    assert abs(len(one) / len(keys) - 0.25) < 0.02
+    seen = [key for key in keys if key.startswith("1:")]
+    assert len(set(seen[:65])) > 60  # what is dropped at an epoch's end may be missing
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=40), min_size=2, max_size=4),
+    data=st.data(),
+)
+def test_any_piece_of_a_mixed_order_is_the_same_and_each_table_is_a_permutation(sizes, data):
+    weights = [data.draw(st.floats(0.05, 1)) for _ in sizes]
+    order = MixedOrder([np.array(s) for s in sizes], weights, seed=7)
+    count = data.draw(st.integers(1, 400))
+    whole = order.rows_at(0, 0, order.rows)
+    first = data.draw(st.integers(0, order.rows - 1))
+    piece = min(count, order.rows - first)
+    assert (order.rows_at(0, first, piece) == whole[first : first + piece]).all()
+    starts = np.cumsum([0, *(sum(s) for s in sizes)])
+    for table, rows in enumerate(map(sum, sizes)):
+        mine = whole[(whole >= starts[table]) & (whole < starts[table + 1])]
+        assert len(set(mine[:rows].tolist())) == len(mine[:rows])
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (1.0, 1e-9)])
+def test_weights_that_do_not_do_are_refused(roots, weights):
+    with pytest.raises(ValueError, match="weight"):
+        FeatureStream(roots, batch_size=4, weights=weights)
+
+
+def test_roots_of_different_kinds_are_refused_with_the_difference(roots, tmp_path):
+    make_features(tmp_path, views=3)
+    with pytest.raises(ValueError, match="differ in views 2 and 3"):
+        FeatureStream([roots[0], tmp_path], batch_size=4)

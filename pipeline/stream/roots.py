@@ -1,0 +1,138 @@
+"""One or several dataset roots as one table in one order: what a training stream reads. Light.
+
+    ROOT [ROOT …] + selection, weights, seed  ->  the samples at any position of any epoch
+
+Roots are trained together only when their features are of the same kind: CLIP, views, token form.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codeseg.pipeline.engine.ledger import fingerprint
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.collate import Sample
+from codeseg.pipeline.stream.feature_table import FeatureTable
+from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder
+from codeseg.pipeline.stream.region_table import RegionTable
+from codeseg.pipeline.stream.vocabulary_table import MergedVocabulary, Vocabulary
+
+MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained")
+"""Settings of features that rows of different roots need not share."""
+
+
+class Roots:
+    """The features of all roots, with their vocabulary and, where wanted, their regions.
+
+    Args:
+        places: the roots, a path or URI each.
+        weights: each root's share of the stream; None: as many as it has rows.
+        seed: of the order.
+        regions: open the region maps, which `codeseg regions` made.
+        selection: name of a selection that every root has, whose rows alone are read.
+        skip_corrupt: leave out missing and unreadable shards.
+
+    Attributes:
+        settings: of the first root's features; min_nouns: that every caption of every root has.
+        order: of the rows; vocabulary: of all roots; fingerprint: of everything that is read.
+        skipped: shard -> why it is left out.
+
+    Raises:
+        ValueError, FileNotFoundError: a table is unfit, or roots do not go together; one line.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[str | Path],
+        *,
+        weights: Sequence[float] | None,
+        seed: int,
+        regions: bool,
+        selection: str | None,
+        skip_corrupt: bool,
+    ) -> None:
+        storages = [Storage.open(place) for place in places]
+        self.name = ", ".join(storage.uri for storage in storages)
+        self._tables = [
+            FeatureTable(storage, skip_corrupt=skip_corrupt, selection=selection)
+            for storage in storages
+        ]
+        self.settings = self._tables[0].settings
+        for storage, table in zip(storages, self._tables, strict=True):
+            _refuse_other_kind(storages[0].uri, self.settings, storage.uri, table.settings)
+        self.min_nouns = min(int(table.settings["min_nouns"]) for table in self._tables)
+        several = len(storages) > 1
+        self._marks = [f"{number}:" if several else "" for number in range(len(storages))]
+        self.skipped = {
+            f"{mark}{shard:05d}": reason
+            for mark, table in zip(self._marks, self._tables, strict=True)
+            for shard, reason in table.skipped.items()
+        }
+        sizes = [table.block_sizes for table in self._tables]
+        self.order = (
+            RowOrder(np.concatenate(sizes), seed)
+            if weights is None
+            else MixedOrder(sizes, weights, seed)
+        )
+        self._first_blocks = np.cumsum([0, *map(len, sizes)])
+        vocabularies = [Vocabulary(storage, self.settings) for storage in storages]
+        self.vocabulary = MergedVocabulary(vocabularies) if several else vocabularies[0]
+        self._maps = [RegionTable(storage) if regions else None for storage in storages]
+        prints = [table.fingerprint for table in self._tables]
+        prints += [maps.fingerprint for maps in self._maps if maps is not None]
+        prints += [fingerprint(list(weights))] if weights is not None else []
+        self.fingerprint = prints[0] if len(prints) == 1 else fingerprint(prints)
+
+    def samples(self, epoch: int, first: int, count: int) -> list[Sample]:
+        """Return the samples at `count` positions; start reading the blocks that come next."""
+        for number in self.order.blocks_at(epoch, first):
+            table, block = self._table_of(number)
+            self._tables[table].start(block)
+        for opened in self._tables:
+            opened.forget(2 * WINDOW_BLOCKS)
+        rows = self.order.rows_at(epoch, first, count)
+        numbers = np.searchsorted(self.order.block_starts, rows, side="right") - 1
+        within = rows - self.order.block_starts[numbers]
+        samples = []
+        for i, (number, index) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True)):
+            table, block = self._table_of(number)
+            opened = self._tables[table]
+            samples.append(
+                Sample(
+                    block=opened.block(block),
+                    row=opened.row(block, index),
+                    place=opened.place(block),
+                    index=first + i,
+                    mark=self._marks[table],
+                    regions=self._maps[table],
+                )
+            )
+        return samples
+
+    def _table_of(self, number: int) -> tuple[int, int]:
+        """Return the table that a block of the whole order lies in, and its number there."""
+        table = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
+        return table, number - int(self._first_blocks[table])
+
+
+def _refuse_other_kind(
+    first: str, wanted: Mapping[str, Any], other: str, settings: Mapping[str, Any]
+) -> None:
+    """Refuse features that cannot stand in one batch with the first root's.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    before, after = ({**s, **s["clip"]} for s in (wanted, settings))
+    differing = [
+        f"{key} {before.get(key)} and {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in ("clip", *MAY_DIFFER) and before.get(key) != after.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{first} and {other} cannot be trained together, their features differ in "
+            f"{'; '.join(differing)}: run `codeseg features` on one with the other's settings"
+        )
