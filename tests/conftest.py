@@ -34,6 +34,7 @@ NEEDED = {
             "docs/test_run_pages.py"),
     "spacy": ("stages/test_doctor.py",),
     "duckdb": ("pipeline/audit/*", "stages/test_report.py"),
+    "pycurl": ("pipeline/download/test_fetch.py", "pipeline/download/test_tars.py"),
     "moto": ("pipeline/engine/test_object_store.py", "pipeline/stream/test_remote_stream.py"),
     "webdataset": ("pipeline/download/test_tars.py",),
     "cv2": ("model/pictures/test_header.py",),

@@ -6,31 +6,25 @@ while they stream, a cap on pixels from the image's header before anything is de
 at a time to one host, and a publisher's X-Robots-Tag is honoured.
 """
 
-import http.client
 import random
 import re
-import ssl
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urljoin, urlsplit
 
-from codeseg.model.pictures.header import HeaderError, read_header
-from codeseg.pipeline.download.addresses import (
-    DnsError,
-    PrivateAddressError,
-    Resolver,
-    TooMuchError,
-    connect,
-    connect_socket,
-    remaining,
-)
-from codeseg.pipeline.download.outage import OutageWatch
+import idna
 
-CHUNK_BYTES = 64 << 10
-USER_AGENT = "codeseg"
+from codeseg.model.pictures.header import HeaderError, read_header
+from codeseg.pipeline.download.addresses import FetchError, Resolver
+from codeseg.pipeline.download.outage import OutageWatch
+from codeseg.pipeline.download.transfer import HELD_BYTES, USER_AGENT, Answer, Body, Connections
+
+MAX_URL, MAX_HOST = 8192, 300  # characters; what is longer is never normalized
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 MAX_ALPHA_PIXELS = 16_000_000  # img2dataset lays them over white in float64: 70 bytes a pixel
@@ -50,15 +44,6 @@ def is_retryable(reason: str) -> bool:
     if status:
         return int(status[1]) in RETRIED_STATUS or int(status[1]) >= 500
     return reason in NETWORK
-
-
-class FetchError(Exception):
-    """A URL gave no image; `reason` groups, `again` says whether another try may help."""
-
-    def __init__(self, reason: str, again: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.again = again
 
 
 @dataclass(frozen=True)
@@ -84,38 +69,53 @@ class Fetcher:
     def __init__(self, limits: FetchLimits, outage: OutageWatch | None = None) -> None:
         self._limits = limits
         self._resolver = Resolver(limits.allow_private)
+        self._connections = Connections()
+        self._places = threading.Semaphore(max(1, HELD_BYTES // limits.max_bytes))
         self._hosts = _Hosts(limits)
         self._outage = outage
 
     def fetch(self, url: str | None) -> bytes:
-        """The bytes of the image at the URL, whose header has been looked at.
+        """Return the bytes of the image at the URL; see `open`."""
+        with self.open(url) as body:
+            return body.getvalue()
+
+    def open(self, url: str | None) -> Body:
+        """Return the image at the URL, whose header has been checked; close it to free its memory.
 
         Raises:
             FetchError: with the reason, after the retries.
         """
-        attempt = 0
+        attempt, large = 0, False
         while True:
+            body = Body(self._places, large)
             try:
-                content = self._attempt(url)
-                check_image(content, self._limits.max_pixels)
+                large = not self._attempt(url, body)
+                if large:  # all places were taken: wait for one, with no connection open
+                    body.close()
+                    continue
+                check_image(body.getvalue(), self._limits.max_pixels)
             except FetchError as error:
+                body.close()
                 if self._held_by_outage(url, error.reason):
                     continue  # an outage is not the URL's fault and costs it no attempt
-                if not error.again or attempt == self._limits.retries:
+                tried = attempt == self._limits.retries or error.wait > self._limits.deadline
+                if not error.again or tried:
                     raise
                 # jitter only moves the moment of a request, never a result
-                time.sleep(self._limits.backoff * 2**attempt * random.uniform(0.5, 1.5))
+                pause = self._limits.backoff * 2**attempt * random.uniform(0.5, 1.5)
+                time.sleep(max(error.wait, pause))
                 attempt += 1
             else:
                 self._held_by_outage(url, "success")
-                return content
+                body.seek(0)
+                return body
 
     def answers(self, host: tuple[str, int]) -> bool:
-        """Whether a host accepts a connection, under the same guard as a fetch."""
-        deadline = time.monotonic() + PROBE_SECONDS
+        """Return whether a host accepts a connection, under the same guard as a fetch."""
         try:
-            connect_socket(self._resolver.resolve(*host, PROBE_SECONDS), deadline).close()
-        except (OSError, DnsError, PrivateAddressError):
+            address = self._resolver.resolve(*host, PROBE_SECONDS)[0]
+            socket.create_connection(address, PROBE_SECONDS).close()
+        except (OSError, FetchError):
             return False
         return True
 
@@ -127,82 +127,64 @@ class Fetcher:
         _, host, port, _ = split_url(url or "")
         return self._outage.report((host, port), reason in NETWORK, self.answers)
 
-    def _attempt(self, url: str | None) -> bytes:
-        """Follow redirects, each hop checked like the first."""
+    def _attempt(self, url: str | None, body: Body) -> bool:
+        """Fill the body, following redirects, each hop checked like the first.
+
+        Returns:
+            Whether the body had room: False when it must hold one of the places first.
+        """
         deadline = time.monotonic() + self._limits.deadline
         current = url or ""
         for _ in range(self._limits.redirects + 1):
-            scheme, host, port, target = split_url(current)
+            with self._hosts.turn(split_url(current)[1]) as waited:
+                deadline += waited
+                answer = self._request(current, deadline, body)
+            if answer.no_place:
+                return False
+            location = answer.values("location")
+            if answer.status == 200:
+                return True
+            if answer.status not in (301, 302, 303, 307, 308) or not location:
+                reason = f"http_{answer.status}"
+                wait = retry_after(answer.values("retry-after"))
+                raise FetchError(reason, is_retryable(reason), wait)
             try:
-                with self._hosts.turn(host) as waited:
-                    deadline += waited
-                    answer = self._request(scheme, host, port, target, deadline)
-            except FetchError:
-                raise
-            except PrivateAddressError:
-                raise FetchError("private_address") from None
-            except DnsError as error:
-                raise FetchError("dns", again=error.temporary) from None
-            except TimeoutError:
-                raise FetchError("timeout", again=True) from None
-            except TooMuchError:
-                raise FetchError("too_large") from None
-            except ssl.SSLCertVerificationError:
-                raise FetchError("certificate") from None
-            except (http.client.InvalidURL, UnicodeError):
-                raise FetchError("bad_url") from None
-            except (http.client.RemoteDisconnected, http.client.IncompleteRead):
-                raise FetchError("connection", again=True) from None
-            except (http.client.HTTPException, ValueError):  # http.client raises both
-                raise FetchError("bad_response") from None
-            except OSError:
-                raise FetchError("connection", again=True) from None
-            if isinstance(answer, bytes):
-                return answer
-            try:
-                current = urljoin(current, answer)
+                current = urljoin(current, location[0])
             except ValueError:
                 raise FetchError("bad_url") from None
         raise FetchError("too_many_redirects")
 
-    def _request(
-        self, scheme: str, host: str, port: int, target: str, deadline: float
-    ) -> bytes | str:
-        """One request: the body, or where it redirects to."""
-        addresses = self._resolver.resolve(host, port, remaining(deadline))
-        connection = connect(scheme, host, port, addresses, deadline, self._limits.max_bytes)
-        try:
-            headers = {"User-Agent": f"{USER_AGENT} (image fetch)", "Accept": "image/*,*/*;q=0.5"}
-            connection.request("GET", target, headers=headers)
-            with connection.getresponse() as response:
-                return self._answer(response)
-        finally:
-            connection.close()
+    def _request(self, url: str, deadline: float, body: Body) -> Answer:
+        """Send one request to one checked address."""
+        scheme, host, port, target = split_url(url)
 
-    def _answer(self, response: http.client.HTTPResponse) -> bytes | str:
-        location = response.headers.get("Location")
-        if response.status in (301, 302, 303, 307, 308) and location:
-            return location
-        if response.status != 200:
-            reason = f"http_{response.status}"
-            raise FetchError(reason, again=is_retryable(reason))
-        if opted_out(response.headers.get_all("X-Robots-Tag") or []):
+        def left() -> float:
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise FetchError("timeout", again=True)
+            return seconds
+
+        addresses = self._resolver.resolve(host, port, left())
+        answer = Answer(body, self._limits.max_bytes, self._resolver)
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        url = f"{scheme}://{place}{target}"
+        self._connections.request(url, host, addresses, answer, left())
+        if answer.fault:
+            raise answer.fault
+        if answer.status == 200 and opted_out(answer.values("x-robots-tag")):
             raise FetchError("opt_out")
-        return self._body(response)
+        return answer
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        """Read at most the cap, and exactly the length that was announced."""
-        announced = response.length
-        if announced is not None and announced > self._limits.max_bytes:
-            raise FetchError("too_large")
-        body = bytearray()
-        while chunk := response.read(CHUNK_BYTES):
-            body += chunk
-            if len(body) > self._limits.max_bytes:
-                raise FetchError("too_large")
-        if announced is not None and len(body) < announced:
-            raise FetchError("connection", again=True)  # cut off
-        return bytes(body)
+
+def retry_after(values: list[str]) -> float:
+    """Return the seconds that a Retry-After header asks for: a number, or a date; else 0."""
+    text = values[0][:40] if values else ""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def split_url(url: str) -> tuple[str, str, int, str]:
@@ -211,31 +193,37 @@ def split_url(url: str) -> tuple[str, str, int, str]:
     Raises:
         FetchError: empty_url, bad_scheme or bad_url.
     """
-    if not url.strip():
+    url = url.strip()
+    if not url:
         raise FetchError("empty_url")
-    try:
-        parts = urlsplit(url.strip())
-        port = parts.port
-    except ValueError:
-        raise FetchError("bad_url") from None
-    if parts.scheme not in ("http", "https"):
+    if not re.match(r"https?:", url, re.IGNORECASE):
         raise FetchError("bad_scheme")
-    host = parts.hostname or ""
-    if not host.isascii():
-        try:
-            host = host.encode("idna").decode()
-        except UnicodeError:
-            raise FetchError("bad_url") from None
+    authority = re.match(r"[^/?#]*//([^/?#]*)", url)
+    if len(url) > MAX_URL or authority is None or len(authority[1]) > MAX_HOST:
+        raise FetchError("bad_url")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = parts.hostname or ""
+        host = host if host.isascii() else _ascii_host(host)
+        # what is encoded already stays; spaces and non-ASCII characters are what lists really
+        # contain, and bytes that are no UTF-8 what a redirect may
+        target = quote(parts.path or "/", "/%:@!$&'()*+,;=~", errors="surrogateescape")
+        if parts.query:
+            target += "?" + quote(parts.query, "/?%:@!$&'()*+,;=~[]", errors="surrogateescape")
+    except ValueError:  # UnicodeError among them: half of a surrogate pair
+        raise FetchError("bad_url") from None
     if not host or re.search(r"[\x00-\x20\x7f%/\\@]", host):
         raise FetchError("bad_url")
-    # what is encoded already stays; spaces and non-ASCII characters are what lists really contain
-    try:
-        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-        if parts.query:
-            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~[]")
-    except UnicodeError:  # half of a surrogate pair
-        raise FetchError("bad_url") from None
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), target
+
+
+def _ascii_host(host: str) -> str:
+    """Return an international name as the resolver takes it: by IDNA 2008, as browsers do."""
+    try:
+        return idna.encode(host, uts46=True).decode()
+    except idna.IDNAError:  # a symbol, which only IDNA 2003 has room for
+        return host.encode("idna").decode()
 
 
 def opted_out(values: list[str]) -> bool:

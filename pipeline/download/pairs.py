@@ -5,7 +5,8 @@
 img2dataset's own per-shard machinery does the work (thread pool, resizer, encoder, hash); only its
 fetch function is replaced, and its writer keeps rows in memory instead of a file. Rows of an
 earlier attempt at the same URL with the same settings are kept: that makes `--retry-failed` and a
-killed commit cheap. Memory: one shard, about 0.3 GB for 10,000 rows at 256 pixels.
+killed commit cheap. Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries,
+the bodies that wait (transfer.py bounds them) and one picture that is decoded.
 """
 
 import hashlib
@@ -22,13 +23,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeseg.pipeline.download.fetch import (
-    Fetcher,
-    FetchError,
-    FetchLimits,
-    check_image,
-    is_retryable,
-)
+from codeseg.pipeline.download.addresses import FetchError
+from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, check_image, is_retryable
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
 from codeseg.pipeline.engine.shards import ShardError
@@ -113,10 +109,10 @@ class DownloadWorker:
             self._machinery.versions,
         )  # fmt: skip
 
-    def _fetch(self, url: str | None) -> bytes:
+    def _fetch(self, url: str | None) -> io.BytesIO:
         if self._outage.gave_up:
             raise FetchError("connection")
-        return self._fetcher.fetch(url)
+        return self._fetcher.open(url)
 
     def _announce(self, note: str | None) -> None:
         path = f"ledger/pairs/notes/{self._shard:05d}.txt"
@@ -168,7 +164,7 @@ class Img2dataset:
 
         Args:
             settings: size, quality, threads.
-            fetch: url -> bytes, or raises FetchError.
+            fetch: url -> stream of bytes, closed when they are used, or raises FetchError.
         """
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
         # the decoder's own limit, behind ours: it must hold for formats our header check misreads
@@ -246,7 +242,7 @@ class Img2dataset:
         """img2dataset's fetch function: (key, url) -> (key, stream or None, error or None)."""
         key, url = row
         try:
-            return key, io.BytesIO(self._fetch(url)), None
+            return key, self._fetch(url), None
         except FetchError as error:
             return key, None, error.reason
         except Exception:  # one that leaves a thread of img2dataset's pool stops the shard for ever

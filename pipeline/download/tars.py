@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from codeseg.pipeline.download.fetch import FetchError
+from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.pairs import (
     DownloadSettings,
     Img2dataset,
