@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -97,6 +98,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of ASCII shows what it can
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         typer.main.get_command(app).main(prog_name="codeseg")
     except Exception as error:

@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.stages.options import Clip, Pretrained, prediction_settings
+from codeseg.stages.options import Clip, Pretrained, Text, TextFile, prediction_settings
 from codeseg.stages.score import write_json
-from codeseg.stages.segment import wanted_texts
+from codeseg.stages.segment import wanted_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,8 @@ def export(
     out: Annotated[Path, typer.Option(help="FILE.onnx, or FILE.pt2 for torch.export.")] = Path(
         "segmenter.onnx"
     ),
-    text: Annotated[
-        list[str] | None, typer.Option(help="A text to write the embedding of; repeat it.")
-    ] = None,
+    text: Text = None,
+    text_file: TextFile = None,
     classes_from: Annotated[
         str | None, typer.Option(help="Write those of a benchmark's classes: voc, ade20k …")
     ] = None,
@@ -63,7 +62,9 @@ def export(
     from codeseg.model.inference.segmenter import Segmenter
 
     console = Console()
-    texts = wanted_texts(text, classes_from) if text or classes_from else []
+    asked = text or text_file or classes_from
+    things = wanted_words(text, text_file, classes_from) if asked else ()
+    texts = [name for thing in things for name in thing]  # the graph has a mask for every name
     # PAMR is no network: off unless asked for, and then refused by its name.
     settings = {"pamr": False} | prediction_settings(method, assignments)
     segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")

@@ -1,6 +1,7 @@
 """Options that several commands share: they read and mean the same everywhere. Light."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +38,16 @@ Pretrained = Annotated[
         help="The CLIP's weights (default: storybook's own, else openai); with a RUN: where they "
         "are now, if not where they were."
     ),
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to look for: a comma separates things, a slash joins the names of one: "
+        '"dog, red car, sofa/couch". Repeat it as you like.'
+    ),
+]
+TextFile = Annotated[
+    Path | None, typer.Option(help="The same from a file, for example a thing a line.")
 ]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")]
 

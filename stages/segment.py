@@ -17,15 +17,23 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from codeseg.model.pictures.overlay import OPACITY, Colour, colours, overlay, with_legend
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import palette_image
-from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
-from codeseg.stages.pages.overlay import OPACITY, Colour, colours, overlay, with_legend
+from codeseg.stages.options import (
+    Clip,
+    Device,
+    Pretrained,
+    Text,
+    TextFile,
+    prediction_settings,
+)
 from codeseg.stages.progress import progress
 from codeseg.stages.score import write_json
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmentation
+    from codeseg.model.inference.vocabulary import Thing
     from codeseg.model.pictures.pixels import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -34,7 +42,8 @@ BACKGROUND: Colour = (0, 0, 0)
 
 def segment(
     images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
-    text: Annotated[list[str] | None, typer.Option(help="What to look for; repeat it.")] = None,
+    text: Text = None,
+    text_file: TextFile = None,
     classes_from: Annotated[
         str | None, typer.Option(help="Look for a benchmark's classes: voc, ade20k …")
     ] = None,
@@ -58,13 +67,13 @@ def segment(
 ) -> None:
     """Segment pictures by any words.
 
-    Example: codeseg segment photo.jpg --text "red car" --text dog --run runs/code
+    Example: codeseg segment photo.jpg --text "dog, red car, sofa/couch" --run runs/code
     """
     from codeseg.model.inference.segmenter import Segmenter
     from codeseg.model.pictures.pixels import rgb_pixels
 
     console = Console()
-    texts = wanted_texts(text, classes_from)
+    things = wanted_words(text, text_file, classes_from)
     paths = find_images(images)
     segmenter = Segmenter.open(
         run,
@@ -73,8 +82,7 @@ def segment(
         pretrained=pretrained,
         device=device,
     )
-    segmenter.embed_texts(texts)  # a wrong text is refused before any picture is opened
-    palette = colours(len(texts))
+    palette, named = colours(len(things)), 0 if classes_from else len(things)
     folders = dict(zip(map(str, paths), folder_names(paths), strict=True))
     rows: list[dict[str, Any]] = []
     for name in progress(list(folders), "segmenting", console):
@@ -83,8 +91,8 @@ def segment(
         except (ValueError, FileNotFoundError) as error:
             rows.append({"image": name, "error": str(error)})
             continue
-        result = segmenter.segment(pixels, texts, background=background)
-        row = write_result(out / folders[name], pixels, result, palette, len(text or []))
+        result = segmenter.segment(pixels, things, background=background)
+        row = write_result(out / folders[name], pixels, result, palette, named)
         rows.append({"image": name, **row})
     write_json(out / "segments.json", {"method": segmenter.settings.method, "images": rows})
     show(console, rows, out)
@@ -92,14 +100,25 @@ def segment(
         raise typer.Exit(1)
 
 
-def wanted_texts(text: Sequence[str] | None, classes_from: str | None) -> list[str]:
-    """The texts to look for: those given, then a benchmark's classes."""
-    texts = list(text or [])
+def wanted_words(
+    text: Sequence[str] | None, text_file: Path | None, classes_from: str | None
+) -> tuple["Thing", ...]:
+    """Return the things to look for: those of --text, of --text-file, a benchmark's classes.
+
+    Raises:
+        ValueError: there are none, or one is named twice.
+        FileNotFoundError: there is no such file.
+    """
+    from codeseg.model.inference.vocabulary import read_words
+
+    typed: list[str | tuple[str]] = list(text or [])
+    if text_file:
+        typed += text_file.expanduser().read_text(encoding="utf-8").splitlines()
     if classes_from:
-        texts += [name for name in load_benchmark(classes_from).texts if name not in texts]
-    if not texts:
-        raise ValueError('say what to look for: --text "red car" --text dog, or --classes-from voc')
-    return texts
+        typed += [(name,) for name in load_benchmark(classes_from).texts if name not in typed]
+    if not typed:
+        raise ValueError('say what to look for: --text "dog, red car", or --classes-from voc')
+    return read_words(typed)
 
 
 def find_images(given: Sequence[str]) -> list[Path]:

@@ -93,6 +93,12 @@ class FrozenClip(nn.Module):
         """Turn uint8 RGB pixels 0..255 into normalised floats."""
         return (pixels_BCHW.float() / 255 - self.mean) / self.std
 
+    def is_new(self, text: str) -> bool:
+        """Whether a text has a token that was never trained: its row is other tokens' row, too."""
+        rows = self.clip.token_embedding.weight
+        ids = self.tokenizer.encode(text)
+        return any(int((rows[:, :4] == rows[index, :4]).all(1).sum()) > 1 for index in ids)
+
     # -- images ---------------------------------------------------------------------------------
 
     def grid(self, images_BCHW: Tensor) -> tuple[int, int]:

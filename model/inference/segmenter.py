@@ -5,9 +5,10 @@
     result = segmenter.segment("photo.jpg", ["red car", "dog"], background=True)
     result.label_map, result.masks, result.scores
 
-Letters: K texts, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
+Letters: K names, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from codeseg.model.inference.region_masks import (
 )
 from codeseg.model.inference.settings import SENTENCES, TRAINING_FREE, PredictionSettings
 from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
+from codeseg.model.inference.vocabulary import BACKGROUND, Thing, Words, read_words
 from codeseg.model.inference.word_segments import WordSegments, segment_words
 from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
@@ -65,6 +67,8 @@ class TextEmbeddings:
     """For the segmenter's own masks: the learned prompt's, or the templates' again."""
     templates_KC: Tensor
     """For dense CLIP masks: the mean over the templates."""
+    names: tuple[int, ...] = ()
+    """How many of the K are names of each thing, in order; (): every one is a thing."""
 
 
 class Segmenter:
@@ -153,27 +157,26 @@ class Segmenter:
 
     # -- the public face --------------------------------------------------------------------------
 
-    def segment(
-        self, picture: Picture, texts: Sequence[str], *, background: bool = False
-    ) -> Segmentation:
+    def segment(self, picture: Picture, words: Words, *, background: bool = False) -> Segmentation:
         """Segment one picture.
 
         Args:
             picture: a path, a PIL image or an RGB array (see `codeseg.model.pictures.pixels`).
-            texts: what to look for, any words.
-            background: let pixels at which no text scores above the threshold be background.
+            words: what to look for: "dog, red car, sofa/couch", or a list (see `read_words`).
+            background: let pixels at which no word scores above the threshold be background.
 
         Raises:
-            ValueError: no text, a blank, repeated or too long one; or a damaged picture.
+            ValueError: no word, a repeated or too long one; or a damaged picture.
         """
-        return next(self.segment_many([picture], texts, background=background))
+        return next(self.segment_many([picture], words, background=background))
 
     def segment_many(
-        self, pictures: Iterable[Picture], texts: Sequence[str], *, background: bool = False
+        self, pictures: Iterable[Picture], words: Words, *, background: bool = False
     ) -> Iterator[Segmentation]:
-        """Segment pictures one after the other, the texts encoded once."""
-        embeddings = self.embed_texts(texts)
-        names = ("background", *texts) if background else tuple(texts)
+        """Segment pictures one after the other, the words encoded once."""
+        things = read_words(words, background)
+        embeddings = self.embed_texts(things)
+        names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
         threshold = self.settings.background_threshold if background else None
         for picture in pictures:
             pixels = rgb_pixels(picture)
@@ -217,29 +220,33 @@ class Segmenter:
         return label
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> TextEmbeddings:
-        """Encode what to look for, once for many pictures.
+    def embed_texts(self, things: Sequence[str | Thing]) -> TextEmbeddings:
+        """Encode what to look for, once for many pictures; warn of words the CLIP does not know.
+
+        Args:
+            things: a text or several names each, taken as they are.
 
         Raises:
-            ValueError: no text, a blank, repeated or too long one.
+            ValueError: no text, or a blank or too long one.
         """
+        named = [(thing,) if isinstance(thing, str) else thing for thing in things]
+        texts = [name for thing in named for name in thing]
+        counts = tuple(len(thing) for thing in named)
         settings = self.settings
         self._check_texts(texts)
         mean_KC = template_embeddings(self.clip, list(texts), SENTENCES[settings.templates]).mean(1)
         templates = F.normalize(mean_KC, dim=-1)
         learned = settings.masks_by == "code" or settings.by_regions
         if self.code is None or not learned or settings.prompts == "templates":
-            return TextEmbeddings(templates, templates)
+            return TextEmbeddings(templates, templates, counts)
         ids = [torch.tensor(self.clip.tokenizer.encode(text)) for text in texts]
         lengths = torch.tensor([len(row) for row in ids]).to(self.device)
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
-        return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates)
+        return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates, counts)
 
     def _check_texts(self, texts: Sequence[str]) -> None:
-        if isinstance(texts, str) or not texts:
+        if not texts:
             raise ValueError("give a list of at least one text to look for")
-        if len(set(texts)) < len(texts):
-            raise ValueError(f"a text is given twice: {', '.join(texts)}")
         prompt = self.code.config.context_tokens if self.code else 16
         room = self.clip.context_length - prompt - 2
         for text in texts:
@@ -251,6 +258,12 @@ class Segmenter:
                     f"the text {text[:40]!r}… has {tokens} tokens; at most {room} fit the CLIP's "
                     f"context of {self.clip.context_length} beside the prompt: shorten it"
                 )
+        if new := [text for text in texts if self.clip.is_new(text)]:
+            warnings.warn(
+                f"the CLIP {self.clip.name} was never trained on: {', '.join(new)}; their masks "
+                "mean nothing: take a CLIP of photographs, such as --clip ViT-B-16",
+                stacklevel=3,
+            )
 
     # -- METHOD §8 --------------------------------------------------------------------------------
 
@@ -268,7 +281,13 @@ class Segmenter:
         together = 1 if self.device.type == "cpu" else len(crops)
         parts = torch.split(crops, together)
         masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
-        yield from stitched(masks, windows, padded, (top, left), (height, width))
+        place = windows, padded, (top, left), (height, width)
+        if all(count == 1 for count in embeddings.names):
+            yield from stitched(masks, *place)
+        else:  # a thing is where any of its names is
+            for k, names in enumerate(torch.split(masks, list(embeddings.names), dim=1)):
+                maps = torch.cat([maps for _, maps in stitched(names, *place)])
+                yield slice(k, k + 1), maps.amax(0, keepdim=True)
 
     @torch.no_grad()
     def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from codeseg.stages.pages.overlay import colours
+from codeseg.model.pictures.overlay import colours
 from codeseg.stages.score import write_json
 from codeseg.stages.segment import write_result
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from codeseg.model.pictures.overlay import OPACITY
 from codeseg.stages.browser import view as app_view
 from codeseg.stages.browser.actions import NO_PICTURE, UNTRAINED, Actions, Session
 from codeseg.stages.browser.inputs import MAX_BYTES, MAX_WORDS
 from codeseg.stages.browser.serve import PlainBlocks
-from codeseg.stages.pages.overlay import OPACITY
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmenter

@@ -11,11 +11,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from codeseg.model.pictures.overlay import colours, overlay
 from codeseg.pipeline.storybook.scenes import Scene
 from codeseg.stages.browser.inputs import MAX_SIDE
 from codeseg.stages.browser.masks import Masks
 from codeseg.stages.pages import figures
-from codeseg.stages.pages.overlay import colours, overlay
 
 Threshold = float | None
 """Below which a pixel is background; None: every pixel gets a word."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from codeseg.model.pictures.overlay import colours, overlay
 from codeseg.stages.pages import figures
-from codeseg.stages.pages.overlay import colours, overlay
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmenter

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from codeseg.stages.pages.overlay import Colour, colours
+from codeseg.model.pictures.overlay import Colour, colours
 
 ROW = 16  # height of a bar, pixels
 CHART = 460  # width of a chart's plotting area, pixels

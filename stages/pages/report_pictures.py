@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from codeseg.model.pictures.overlay import Colour, colours, overlay
 from codeseg.pipeline.benchmark.manifest import Benchmark
 from codeseg.pipeline.benchmark.predictions import read_prediction
 from codeseg.stages.pages import figures
 from codeseg.stages.pages.decomposition import decomposition
-from codeseg.stages.pages.overlay import Colour, colours, overlay
 from codeseg.stages.pages.report_parts import Evaluation, Section
 
 TELLING = 3  # labelled classes that make a picture worth looking at

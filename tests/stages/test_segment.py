@@ -11,8 +11,8 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter
+from codeseg.model.pictures.overlay import colours, edges, overlay
 from codeseg.stages.cli import app
-from codeseg.stages.pages.overlay import colours, edges, overlay
 from tests.helpers.toy_benchmark import TINY_CLIP
 
 
@@ -45,7 +45,9 @@ def segment(*arguments):
 
 def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
     out = tmp_path / "out"
-    done = segment(photos, "--text", "red car", "--text", "dog", "--run", run, "--out", out)
+    (tmp_path / "words.txt").write_text("red car / auto\n\ndog\n")
+    words = ("--text-file", tmp_path / "words.txt")
+    done = segment(photos, *words, "--run", run, "--out", out)
     assert done.exit_code == 0, done.output
     rows = json.loads((out / "segments.json").read_text())["images"]
     assert [row["folder"] for row in rows] == ["a", "b"]
@@ -54,6 +56,7 @@ def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
         label = np.asarray(Image.open(folder / "label.png"))
         assert label.shape == (30, 40)
         assert np.asarray(Image.open(folder / "overlay.png")).shape[0] > 30  # the legend is below
+        assert [part["text"] for part in row["segments"]] == ["red car", "dog"]
         for k, part in enumerate(row["segments"], start=1):
             mask = np.asarray(Image.open(folder / part["mask"]))
             assert mask.shape == (30, 40) and abs(mask.max() / 255 - part["score"]) < 0.01
@@ -92,7 +95,9 @@ def test_a_damaged_picture_is_counted_and_the_others_are_done(tmp_path, photos, 
     [
         (["a.png"], "say what to look for"),
         (["nowhere/*.png", "--text", "dog"], "no image in nowhere"),
-        (["a.png", "--text", " "], "is blank"),
+        (["a.png", "--text", " "], "say what to look for"),
+        (["a.png", "--text", "dog, dog"], "'dog' is named twice"),
+        (["a.png", "--text-file", "nowhere.txt"], "nowhere.txt"),
         (["a.png", "--classes-from", "vox"], "unknown benchmark 'vox'"),
     ],
 )
