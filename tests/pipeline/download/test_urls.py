@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from codeseg.pipeline.download import urls
+from codeseg.pipeline.download import lists, urls
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
@@ -92,7 +92,7 @@ def test_a_larger_limit_only_adds_and_a_smaller_takes_nothing_away(tmp_path):
 def test_a_complete_cut_does_not_read_the_list_again(tmp_path, monkeypatch):
     before = cut(tmp_path)
     monkeypatch.setattr(
-        "codeseg.pipeline.download.urls._rows", lambda *a: pytest.fail("the list was read")
+        "codeseg.pipeline.download.urls.read_rows", lambda *a: pytest.fail("the list was read")
     )
     assert cut(tmp_path) == before
 
@@ -180,16 +180,19 @@ def test_bytes_that_are_no_text_do_not_end_the_run(tmp_path):
 def test_rows_without_the_columns_are_left_out_and_counted(tmp_path, capsys, monkeypatch):
     source = manifest("tsv", 'header=false\ncolumns=["caption","url"]')
     lines = [f"c {i}\thttp://h/{i}\n" for i in range(20)]
-    lines[7:7] = ["one\rtwo\thttp://h/x\n", "a\tb\tc\n"]
+    lines[7:7] = ["one\rtwo\thttp://h/x\r\n", "a\tb\tc\n", "\x1b[2J\n", "\n"]
     (tmp_path / "list.tsv").write_text("".join(lines))
     cut(tmp_path, source=source)
     urls_cut = [url for url, _ in rows(tmp_path)]
     assert [url for url in urls_cut if url != "http://h/x"] == [f"http://h/{i}" for i in range(20)]
     out = capsys.readouterr().out
-    assert "list.tsv: left out 2 rows, the first: 1 columns for 2 in 'one'" in out
+    assert (
+        "list.tsv: left out 3 lines: line 9: 3 columns for 2 in 'a\\tb\\tc'; line 10: 1 col" in out
+    )
+    assert "\x1b" not in out, "data never reach a terminal raw"
 
     shutil.rmtree(tmp_path / "root")
-    monkeypatch.setattr(urls, "MOST_RAGGED", 1)
+    monkeypatch.setattr(lists, "MOST_ODD", 1)
     with pytest.raises(ValueError, match="is no tsv URL list"):
         cut(tmp_path, source=source)
 
@@ -272,3 +275,13 @@ def test_planning_a_million_urls_stays_small(tmp_path):
     shards, kilobytes = map(int, done.stdout.split())
     assert shards == 100
     assert kilobytes < 500_000
+
+
+def test_a_question_mark_in_a_local_path_is_part_of_it(tmp_path):
+    (tmp_path / "what?").mkdir()
+    (tmp_path / "what?/LIST.CSV").write_text("caption,url\na dog,http://h/1\n")
+    for place in ("what?/LIST.CSV", "what?"):
+        shutil.rmtree(tmp_path / "root", ignore_errors=True)
+        root = Storage.open(tmp_path / "root")
+        cut_shards(manifest("csv", ""), str(tmp_path / place), root, 10, None)
+        assert rows(tmp_path) == [("http://h/1", "a dog")]
