@@ -16,32 +16,24 @@ from torch import Tensor
 
 from codeseg.model.clip.prompts import TEMPLATES, highlight_region, highlight_words
 from codeseg.model.code import losses
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, Losses
 
 
 def plain_step(
-    code: CoDe,
-    *,
-    pixels_BCHW: Tensor,
-    caption_tokens_BL: Tensor,
-    caption_lengths_B: Tensor,
-    labels_BL: Tensor,
-    noun_tokens_UM: Tensor,
-    noun_lengths_U: Tensor,
-    noun_index_N: Tensor,
-    template: int = 0,
-    mask_noise_JBHW: Tensor | None = None,
-    **_precomputed: Any,
+    code: CoDe, batch: Batch, noise_JBHW: Tensor | None = None, template: int = 0
 ) -> Losses:
     """Return the losses of `code(...)` with `attend_padding` and one template, the long way."""
     clip, config = code.clip, code.config
     J, L = config.nouns_per_image, clip.context_length
-    images = pixels_BCHW
+    images = batch.pixels_BCHW
     if not images.is_floating_point():
-        images = clip.normalise(pixels_BCHW)
-    noun_tokens, lengths_N = noun_tokens_UM[noun_index_N], noun_lengths_U[noun_index_N]
-    padding = (0, L - caption_tokens_BL.shape[1])
-    caption_tokens, labels = F.pad(caption_tokens_BL, padding), F.pad(labels_BL, padding, value=-1)
+        images = clip.normalise(images)
+    index_N = batch.noun_index_N
+    noun_tokens, lengths_N = batch.noun_tokens_UM[index_N], batch.noun_lengths_U[index_N]
+    padding = (0, L - batch.caption_tokens_BL.shape[1])
+    caption_tokens = F.pad(batch.caption_tokens_BL, padding)
+    labels = F.pad(batch.labels_BL, padding, value=-1)
 
     with torch.no_grad():
         trunk_BPD = _trunk(code, images)
@@ -54,8 +46,8 @@ def plain_step(
     soft_NNHW = torch.sigmoid(logits_NNHW)
     pair = torch.arange(N, device=images.device)
     noisy = logits_NNHW[pair, pair]
-    if mask_noise_JBHW is not None:
-        noisy = noisy + mask_noise_JBHW.flatten(0, 1)
+    if noise_JBHW is not None:
+        noisy = noisy + noise_JBHW.flatten(0, 1)
     soft = torch.sigmoid(noisy)
     hard = ((soft > 0.5).float() - soft).detach() + soft.float()
     highlighted = highlight_region(images.repeat(J, 1, 1, 1), hard[:, None], code.region_prompt)
@@ -83,7 +75,7 @@ def plain_step(
     words_BLC = F.normalize(words_BLT, dim=-1)
     logits_BKL = code.text_segmenter.word_logits(words_BLC, nouns_NC.view(J, -1, clip.embed_dim))
     masks_NL = logits_BKL.float().softmax(dim=1)[:, 1:].transpose(0, 1).flatten(0, 1)
-    lengths = caption_lengths_B.repeat(J)
+    lengths = batch.caption_lengths_B.repeat(J)
     embeddings = clip.embed_tokens(caption_tokens).repeat(J, 1, 1)
     text = highlight_words(embeddings, masks_NL, lengths, code.word_prompt)
     texts_NC = _read(code, _text(code, text), lengths - 1)

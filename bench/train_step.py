@@ -16,20 +16,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.make_features import make_features
 from bench.plain_step import plain_step
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, Losses
 from codeseg.model.code.config import CoDeConfig
-from codeseg.pipeline.stream.batches import Batch, FeatureStream
+from codeseg.pipeline.stream.batches import FeatureStream
 
 DENSE_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s, data sheets
 
@@ -102,7 +103,7 @@ def compare(
     contestants = {"ours": ours}
     if not arguments.ours_only:
         contestants["straightforward"] = Contestant(
-            clip, device, precision, lambda code: lambda **batch: plain_step(code, **batch)
+            clip, device, precision, lambda code: partial(plain_step, code)
         )
     batches = iter(stream)
     flops = {name: contestant.flops(next(batches)) for name, contestant in contestants.items()}
@@ -174,16 +175,12 @@ class Contestant:
             else contextlib.nullcontext()
         )
 
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Move a batch to the device and draw its noise."""
-        inputs = batch.model_inputs(self.device)
-        B, _, rows, columns = inputs["pixels_BCHW"].shape
-        return inputs | {"mask_noise_JBHW": self.code.mask_noise(0, B, (rows, columns))}
-
     def train(self, batch: Batch) -> float:
         """Forward, backward, optimizer."""
+        B, _, rows, columns = batch.pixels_BCHW.shape
+        noise_JBHW = self.code.mask_noise(0, B, (rows, columns))
         with self.autocast:
-            loss = self.step(**self.inputs(batch)).total
+            loss = self.step(batch.to(self.device), noise_JBHW).total
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

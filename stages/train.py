@@ -21,7 +21,7 @@ import torch
 import typer
 
 from codeseg.model.code.codecomposition import CoDe
-from codeseg.pipeline.stream.batches import Batch, FeatureStream, Position
+from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
 from codeseg.stages.training.flops import peak_flops
 from codeseg.stages.training.optimizer import build_optimizer
 from codeseg.stages.training.processes import Processes
@@ -190,7 +190,7 @@ def train_steps(
     run: Path,
     recipe: Recipe,
     state: State,
-    stream: Iterator[Batch],
+    stream: Iterator[StreamBatch],
     processes: Processes,
     log: RunLog,
     stop: Stop,
@@ -223,7 +223,7 @@ def train_steps(
     return state.step == train.steps
 
 
-def fetch(stream: Iterator[Batch], count: int) -> tuple[list[Batch], float]:
+def fetch(stream: Iterator[StreamBatch], count: int) -> tuple[list[StreamBatch], float]:
     """The micro-batches of a step, and the seconds it waited for them."""
     began = time.perf_counter()
     return [next(stream) for _ in range(count)], time.perf_counter() - began
@@ -233,7 +233,7 @@ def refuse_non_finite(
     run: Path,
     state: State,
     figures: dict[str, float],
-    batches: list[Batch],
+    batches: list[StreamBatch],
     processes: Processes,
 ) -> None:
     """Stop before the optimizer moves, and keep what is needed to look into it.

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES, encode_template, template_embeddings
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, CoDeConfig, Losses
-from codeseg.model.inference.masks import window_masks
+from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
 
 ARRAY_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5
@@ -155,27 +156,27 @@ def noun_tokens(code: CoDe, nouns: list[str]) -> tuple[Tensor, Tensor]:
     return torch.tensor(padded), torch.tensor([len(row) for row in ids])
 
 
-def batch_of(code: CoDe, spec: dict[str, Any], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+def batch_of(code: CoDe, spec: dict[str, Any], arrays: dict[str, Tensor]) -> Batch:
     """Make the batch that the two files describe, as the trainer would pass it."""
     nouns = [noun for row in spec["selected_nouns"] for noun in row]
     distinct = sorted(set(nouns))
     tokens_UM, lengths_U = noun_tokens(code, distinct)
     captions_BL = arrays["input/caption_tokens"]
-    return {
-        "pixels_BCHW": arrays["input/image"],
-        "caption_tokens_BL": captions_BL,
-        "caption_lengths_B": captions_BL.argmax(dim=1) + 1,
-        "labels_BL": arrays["input/pseudo_label"],
-        "noun_tokens_UM": tokens_UM,
-        "noun_lengths_U": lengths_U,
-        "noun_index_N": torch.tensor([distinct.index(noun) for noun in nouns]),
-        "knowledge_UC": encode_template(code.clip, TEMPLATES[0], tokens_UM, lengths_U),
-    }
+    return Batch(
+        pixels_BCHW=arrays["input/image"],
+        caption_tokens_BL=captions_BL,
+        caption_lengths_B=captions_BL.argmax(dim=1) + 1,
+        labels_BL=arrays["input/pseudo_label"],
+        noun_tokens_UM=tokens_UM,
+        noun_lengths_U=lengths_U,
+        noun_index_N=torch.tensor([distinct.index(noun) for noun in nouns]),
+        knowledge_UC=encode_template(code.clip, TEMPLATES[0], tokens_UM, lengths_U),
+    )
 
 
-def training_arrays(code: CoDe, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Losses]:
+def training_arrays(code: CoDe, batch: Batch) -> tuple[dict[str, Tensor], Losses]:
     """Run one step; return the arrays under the reference's names, and the losses."""
-    composition = code.decompose(**batch)
+    composition = code.decompose(batch)
     captions = composition.captions
     assert captions is not None
     arrays = {
@@ -203,12 +204,16 @@ def evaluation_arrays(code: CoDe, spec: dict[str, Any], image: Tensor) -> Iterat
     template_KC = torch.nn.functional.normalize(template_KC, dim=-1)
     yield "eval/class_embedding", class_KC
     yield "eval/template_embedding", template_KC
+    clip, (rows, columns) = code.clip, image.shape[-2:]
+    padded, (left, _, top, _) = pad_to_patches(image, clip.patch_size)
+    tokens_BPD = clip.trunk(padded)
+    knowledge = dense_masks(clip.dense(padded), template_KC)
     for refine in (False, True):
+        own = segmenter_masks(code, padded, class_KC, pamr=refine, tokens_BPD=tokens_BPD)
         for weight in (0.0, 0.3):
-            masks = window_masks(
-                code, image, class_KC, template_KC, knowledge_weight=weight, pamr=refine
-            )
-            yield f"eval/masks_pamr{int(refine)}_kp{weight}", masks
+            mixed = resize(own.lerp(resize(knowledge, own), weight), padded)
+            window = mixed[:, :, top : top + rows, left : left + columns]
+            yield f"eval/masks_pamr{int(refine)}_kp{weight}", window
 
 
 def compare(json_file: Path, npz_file: Path) -> list[Difference]:

@@ -14,70 +14,74 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 
+def heads(
+    attention: nn.MultiheadAttention, x_BLD: Tensor, first: int = 0, last: int = 3
+) -> tuple[Tensor, ...]:
+    """Project tokens into queries (0), keys (1) and values (2), each (B, H, L, d).
+
+    Args:
+        attention: holds the projections and the number of heads.
+        x_BLD: normed tokens.
+        first: of the three,
+        last: the one after the last wanted.
+    """
+    return _split(attention, _project(attention, x_BLD, first, last))
+
+
+def join(attention: nn.MultiheadAttention, y_BHLd: Tensor) -> Tensor:
+    """Bring what the heads attended to back into (B, L, D), through the output projection."""
+    joined_BLD: Tensor = attention.out_proj(y_BHLd.transpose(1, 2).flatten(2))
+    return joined_BLD
+
+
+def _project(attention: nn.MultiheadAttention, x: Tensor, first: int, last: int) -> Tensor:
+    D, bias = x.shape[-1], attention.in_proj_bias
+    rows = slice(first * D, last * D)
+    return F.linear(x, attention.in_proj_weight[rows], None if bias is None else bias[rows])
+
+
+def _split(attention: nn.MultiheadAttention, projected: Tensor) -> tuple[Tensor, ...]:
+    B, L, width = projected.shape
+    D, H = attention.embed_dim, attention.num_heads
+    return projected.view(B, L, width // D, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def attend(
     attention: nn.MultiheadAttention, x_BLD: Tensor, *, mask: Tensor | None = None, causal: bool
 ) -> Tensor:
     """Run multi-head self-attention.
 
     Args:
-        attention: holds the projections and the number of heads.
+        attention: as in `heads`.
         x_BLD: normed tokens.
         mask: bool, broadcastable to (B, H, L, L), True where the key may be seen; or None.
         causal: token i sees tokens 0..i only.
     """
-    B, L, D = x_BLD.shape
-    H = attention.num_heads
-    qkv = F.linear(x_BLD, attention.in_proj_weight, attention.in_proj_bias)
-    q_BHLd, k_BHLd, v_BHLd = qkv.view(B, L, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
-    if (
-        x_BLD.device.type == "cpu"
-        and q_BHLd.dtype == torch.bfloat16
-        and mask is None
-        and not causal
-    ):
+    q, k, v = heads(attention, x_BLD)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and not causal:
         # The fused kernel's bf16 backward has no fast path on CPUs: 27 ms against 7 at ViT-B/16.
-        y_BHLd = ((q_BHLd * q_BHLd.shape[-1] ** -0.5) @ k_BHLd.mT).softmax(dim=-1) @ v_BHLd
+        y_BHLd = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1) @ v
     else:
-        y_BHLd = F.scaled_dot_product_attention(
-            q_BHLd, k_BHLd, v_BHLd, attn_mask=mask, is_causal=causal
-        )
-    y_BLD = y_BHLd.transpose(1, 2).reshape(B, L, D)
-    return F.linear(y_BLD, attention.out_proj.weight, attention.out_proj.bias)
+        y_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return join(attention, y_BHLd)
 
 
-def attend_from_one(
-    attention: nn.MultiheadAttention, x_BLD: Tensor, index_B: Tensor, *, causal: bool
+def attend_across(
+    attention: nn.MultiheadAttention,
+    queries_BRD: Tensor,
+    keys_BLD: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Run the same attention for one query a sequence: (B, D).
-
-    Args:
-        attention: as in `attend`.
-        x_BLD: normed tokens.
-        index_B: int64, the token that asks.
-        causal: it sees the tokens 0..index only.
-    """
-    B, L, D = x_BLD.shape
-    H = attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    rows_B = torch.arange(B, device=x_BLD.device)
-    q_BD = F.linear(x_BLD[rows_B, index_B], weight[:D], bias[:D])
-    kv = F.linear(x_BLD, weight[D:], bias[D:])
-    k_BHLd, v_BHLd = kv.view(B, L, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
-    mask = None
-    if causal:
-        mask = (torch.arange(L, device=x_BLD.device) <= index_B[:, None])[:, None, None]
-    y_BH1d = F.scaled_dot_product_attention(
-        q_BD.view(B, H, 1, D // H), k_BHLd, v_BHLd, attn_mask=mask
-    )
-    return F.linear(y_BH1d.reshape(B, D), attention.out_proj.weight, attention.out_proj.bias)
+    """Let R tokens of each sequence attend to L others: (B, R, D); `mask` as in `attend`."""
+    (q,) = heads(attention, queries_BRD, 0, 1)
+    k, v = heads(attention, keys_BLD, 1, 3)
+    return join(attention, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
 def attend_to_self(attention: nn.MultiheadAttention, x_BLD: Tensor) -> Tensor:
     """Let every token attend only to itself: out_proj(v_proj(x)) (METHOD §1, "dense")."""
-    D = x_BLD.shape[-1]
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    v_BLD = F.linear(x_BLD, weight[2 * D :], None if bias is None else bias[2 * D :])
-    return F.linear(v_BLD, attention.out_proj.weight, attention.out_proj.bias)
+    attended_BLD: Tensor = attention.out_proj(_project(attention, x_BLD, 2, 3))
+    return attended_BLD
 
 
 def feed_forward(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
@@ -118,8 +122,15 @@ def run_block_for_one(
     The other tokens give keys and values only; 20 of the block's 24 D² multiply-adds a token fall
     away. The same numbers as `run_block(...)[:, index]`.
     """
-    attended_BD = attend_from_one(block.attn, block.ln_1(x_BLD), index_B, causal=causal)
-    token_BD = x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), index_B]
+    rows_B = torch.arange(len(x_BLD), device=x_BLD.device)
+    mask = None
+    if causal:
+        mask = torch.arange(x_BLD.shape[1], device=x_BLD.device) <= index_B[:, None]
+        mask = mask[:, None, None]
+    normed_BLD = block.ln_1(x_BLD)
+    asking_B1D = normed_BLD[rows_B, index_B][:, None]
+    attended_BD = attend_across(block.attn, asking_B1D, normed_BLD, mask)[:, 0]
+    token_BD = x_BLD[rows_B, index_B]
     return feed_forward(block, token_BD + block.ls_1(attended_BD))
 
 
@@ -137,19 +148,17 @@ def run_block_after_prefix(
         Both, one block later: the same numbers as `run_block` on U sequences of P + M tokens.
     """
     (P, D), (U, M, _) = prefix_PD.shape, x_UMD.shape
-    attention, H = block.attn, block.attn.num_heads
     tokens_KD = torch.cat([prefix_PD, x_UMD.reshape(U * M, D)])  # K = P + U·M
-    qkv = F.linear(block.ln_1(tokens_KD), attention.in_proj_weight, attention.in_proj_bias)
-    prefix = qkv[:P].view(1, P, 3, H, D // H).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv[P:].view(U, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
-    k = torch.cat([prefix[1].expand(U, -1, -1, -1), k], dim=2)
-    v = torch.cat([prefix[2].expand(U, -1, -1, -1), v], dim=2)
+    qkv = _project(block.attn, block.ln_1(tokens_KD), 0, 3)
+    q_P, k_P, v_P = _split(block.attn, qkv[None, :P])
+    q, k, v = _split(block.attn, qkv[P:].view(U, M, -1))
+    k = torch.cat([k_P.expand(U, -1, -1, -1), k], dim=2)
+    v = torch.cat([v_P.expand(U, -1, -1, -1), v], dim=2)
     mask = torch.ones(M, P + M, dtype=torch.bool, device=x_UMD.device).tril(diagonal=P)
-    y_prefix = F.scaled_dot_product_attention(prefix[0], prefix[1], prefix[2], is_causal=True)
+    y_prefix = F.scaled_dot_product_attention(q_P, k_P, v_P, is_causal=True)
     y_own = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     y_KD = torch.cat([y.transpose(1, 2).reshape(-1, D) for y in (y_prefix, y_own)])
-    attended_KD = F.linear(y_KD, attention.out_proj.weight, attention.out_proj.bias)
-    tokens_KD = feed_forward(block, tokens_KD + block.ls_1(attended_KD))
+    tokens_KD = feed_forward(block, tokens_KD + block.ls_1(block.attn.out_proj(y_KD)))
     return tokens_KD[:P], tokens_KD[P:].view(U, M, D)
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from codeseg.model.clip.blocks import feed_forward, run_dense_block
+from codeseg.model.clip.blocks import feed_forward, heads, join, run_dense_block
 from codeseg.model.clip.encoder import FrozenClip
 
 NACLIP_SIGMA = 5.0
@@ -59,20 +59,20 @@ def maskclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Te
 
 def sclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
     """Correlative self-attention: queries with queries plus keys with keys."""
-    q, k, v = _heads(block, x_BPD)
+    q, k, v = heads(block.attn, block.ln_1(x_BPD))
     attended = F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
     return feed_forward(block, x_BPD + _join(block, attended))
 
 
 def clearclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
     """Queries with queries; the residual stream and the MLP, which blur places, are left out."""
-    q, _, v = _heads(block, x_BPD)
+    q, _, v = heads(block.attn, block.ln_1(x_BPD))
     return _join(block, F.scaled_dot_product_attention(q, q, v))
 
 
 def naclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
     """Keys with keys, nearby patches favoured; no residual, no MLP."""
-    _, k, v = _heads(block, x_BPD)
+    _, k, v = heads(block.attn, block.ln_1(x_BPD))
     neighbours_PP = F.pad(neighbourhood(h, w).to(x_BPD), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))
 
@@ -93,19 +93,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def _heads(block: ResidualAttentionBlock, x_BPD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of the block's attention, each (B, H, P, d)."""
-    attention = block.attn
-    B, P, D = x_BPD.shape
-    H = attention.num_heads
-    qkv = F.linear(block.ln_1(x_BPD), attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.view(B, P, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
-
-
 def _join(block: ResidualAttentionBlock, x_BHPd: Tensor) -> Tensor:
-    """Heads back into (B, P, D), through the output projection."""
-    joined_BPD = x_BHPd.transpose(1, 2).flatten(2)
-    out = block.attn.out_proj
-    projected_BPD: Tensor = block.ls_1(F.linear(joined_BPD, out.weight, out.bias))
+    projected_BPD: Tensor = block.ls_1(join(block.attn, x_BHPd))
     return projected_BPD

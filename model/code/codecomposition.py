@@ -6,7 +6,7 @@ P = 1 + h*w trunk tokens, D vision width, T text width, C joint width, H W mask 
 K = 1+J word classes. Images are (B, 3, pixel rows, pixel columns).
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from codeseg.model.clip.prompts import (
     highlight_words,
 )
 from codeseg.model.code import losses
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.composition import (
     CaptionParts,
     Composition,
@@ -146,130 +147,77 @@ class CoDe(nn.Module):
         noise = torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
         return noise[:, images * distributed.rank() :][:, :images]
 
-    def forward(self, *, regions_BQ: Tensor | None = None, **batch: Any) -> Losses:
+    def forward(
+        self, batch: Batch, noise_JBHW: Tensor | None = None, template: int | None = None
+    ) -> Losses:
         """Return the weighted loss terms of a batch.
 
         Args:
-            regions_BQ: int64 region maps, flat, on the patch grid; wanted with region_weight.
-            batch: the arguments of `decompose`.
-        """
-        if not self.config.masks:
-            return self._region_losses(regions_BQ, **batch)
-        composition = self.decompose(**batch)
-        with torch.autocast(composition.pixels_BCHW.device.type, enabled=False):
-            terms = self.losses(composition)
-        if self.config.region_weight:
-            terms["region"] = self._region_loss(regions_BQ, composition.nouns_NC, **batch)
-        return terms
-
-    def _region_losses(self, regions_BQ: Tensor | None, **batch: Any) -> Losses:
-        """The terms of region recognition alone (METHOD §9): L_kg and noun→region."""
-        nouns_UC = self.noun_embeddings(batch["noun_tokens_UM"], batch["noun_lengths_U"])
-        index_N = batch["noun_index_N"]
-        with torch.autocast(nouns_UC.device.type, enabled=False):
-            distance = losses.knowledge_distance(
-                nouns_UC[index_N].float(),
-                batch["knowledge_UC"][index_N],
-                squared=self.config.squared_knowledge,
-            )
-        return Losses(
-            kg=self.config.knowledge_weight * distance,
-            region=self._region_loss(regions_BQ, nouns_UC[index_N], **batch),
-        )
-
-    def _region_loss(self, regions_BQ: Tensor | None, nouns_NC: Tensor, **batch: Any) -> Tensor:
-        """The weighted one-way loss between nouns and regions (METHOD §9)."""
-        if regions_BQ is None:
-            raise ValueError("region_weight needs the region maps of the batch")
-        tokens_BPD = _trunk_tokens(**batch)
-        if tokens_BPD is None:
-            with torch.no_grad():
-                tokens_BPD = self.clip.trunk(self.clip.normalise(batch["pixels_BCHW"]))
-        noun_N = noun_keys(batch["noun_tokens_UM"])[batch["noun_index_N"]]
-        loss = self.region_recogniser.loss(tokens_BPD.float(), regions_BQ, nouns_NC, noun_N)
-        return self.config.region_weight * loss
-
-    def decompose(
-        self,
-        *,
-        pixels_BCHW: Tensor,
-        caption_tokens_BL: Tensor,
-        caption_lengths_B: Tensor,
-        labels_BL: Tensor,
-        noun_tokens_UM: Tensor,
-        noun_lengths_U: Tensor,
-        noun_index_N: Tensor,
-        knowledge_UC: Tensor,
-        image_tokens_BPD: Tensor | None = None,
-        image_tokens_int8_BPD: Tensor | None = None,
-        image_token_scale_BP: Tensor | None = None,
-        caption_states_BLT: Tensor | None = None,
-        mask_noise_JBHW: Tensor | None = None,
-        template: int | None = None,
-    ) -> Composition:
-        """Decompose this rank's share of a batch into regions and words.
-
-        Args:
-            pixels_BCHW: uint8 RGB, or float already normalised.
-            caption_tokens_BL: SOS, words, EOS, zeros.
-            caption_lengths_B: tokens up to and including EOS.
-            labels_BL: −1 ignored, 0 a noun that was not selected, 1..J the selected ones.
-            noun_tokens_UM: BPE ids of the distinct nouns, without SOS and EOS, zero-padded.
-            noun_lengths_U: their token counts.
-            noun_index_N: into U, noun-major.
-            knowledge_UC: un-normalised mean of the template embeddings (METHOD §3).
-            image_tokens_BPD: the trunk's output; None computes it from the pixels.
-            image_tokens_int8_BPD: the same as int8, times image_token_scale_BP.
-            image_token_scale_BP: float, one scale a token.
-            caption_states_BLT: hidden states before ln_final; None computes them.
-            mask_noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
+            batch: this rank's share, on the model's device.
+            noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
             template: index of the step's template where the config says random_template.
 
         Raises:
-            ValueError: random_template without a template.
+            ValueError: random_template without a template, region_weight without region maps.
         """
-        config = self.config
-        if config.random_template != (template is not None):
-            raise ValueError("random_template and the template of the step must come together")
-        if template is not None:
-            knowledge_UC = encode_template(
-                self.clip, TEMPLATES[template], noun_tokens_UM, noun_lengths_U
-            )
-        image_tokens_BPD = _trunk_tokens(
-            image_tokens_BPD=image_tokens_BPD,
-            image_tokens_int8_BPD=image_tokens_int8_BPD,
-            image_token_scale_BP=image_token_scale_BP,
-        )
-        images = pixels_BCHW
-        if not images.is_floating_point():
-            images = self.clip.normalise(pixels_BCHW)
-        nouns_UC = self.noun_embeddings(noun_tokens_UM, noun_lengths_U)
-        nouns_NC = nouns_UC[noun_index_N]
-        captions = None
-        if config.co_decomposition:
-            captions = self._decompose_captions(
-                caption_tokens_BL, caption_lengths_B, labels_BL, caption_states_BLT, nouns_NC
-            )
-        return self._decompose_images(
-            images,
-            image_tokens_BPD,
-            nouns_NC,
-            knowledge_UC[noun_index_N],
-            mask_noise_JBHW,
-            captions,
-        )
+        if self.config.masks:
+            composition = self.decompose(batch, noise_JBHW, template)
+            nouns_NC = composition.nouns_NC
+            with torch.autocast(nouns_NC.device.type, enabled=False):
+                terms = self.losses(composition)
+        else:
+            nouns_NC, knowledge_NC = self._nouns(batch, template)
+            with torch.autocast(nouns_NC.device.type, enabled=False):
+                terms = Losses(kg=self._knowledge_loss(nouns_NC, knowledge_NC))
+        if self.config.region_weight:
+            terms["region"] = self._region_loss(batch, nouns_NC)
+        return terms
 
-    def _decompose_images(
-        self,
-        images: Tensor,
-        tokens_BPD: Tensor | None,
-        nouns_NC: Tensor,
-        knowledge_NC: Tensor,
-        noise_JBHW: Tensor | None,
-        captions: CaptionParts | None,
+    def _nouns(self, batch: Batch, template: int | None) -> tuple[Tensor, Tensor]:
+        """Noun embeddings and their template embeddings, (N, C) each."""
+        if self.config.random_template != (template is not None):
+            raise ValueError("random_template and the template of the step must come together")
+        tokens_UM, lengths_U = batch.noun_tokens_UM, batch.noun_lengths_U
+        knowledge_UC = batch.knowledge_UC
+        if template is not None:
+            knowledge_UC = encode_template(self.clip, TEMPLATES[template], tokens_UM, lengths_U)
+        nouns_UC = self.noun_embeddings(tokens_UM, lengths_U)
+        # Not nouns_UC[index]: its gradient adds up in the order in which CPU threads come.
+        nouns_NC = nouns_UC.index_select(0, batch.noun_index_N)
+        return nouns_NC, knowledge_UC[batch.noun_index_N]
+
+    def _knowledge_loss(self, nouns_NC: Tensor, knowledge_NC: Tensor) -> Tensor:
+        """The weighted L_kg."""
+        distance = losses.knowledge_distance(
+            nouns_NC.float(), knowledge_NC, squared=self.config.squared_knowledge
+        )
+        return self.config.knowledge_weight * distance
+
+    def _region_loss(self, batch: Batch, nouns_NC: Tensor) -> Tensor:
+        """The weighted one-way loss between nouns and regions (METHOD §9)."""
+        if batch.regions_BQ is None:
+            raise ValueError("region_weight needs the region maps of the batch")
+        tokens_BPD = batch.trunk_tokens()
+        if tokens_BPD is None:
+            with torch.no_grad():
+                tokens_BPD = self.clip.trunk(self.clip.normalise(batch.pixels_BCHW))
+        noun_N = noun_keys(batch.noun_tokens_UM)[batch.noun_index_N]
+        loss = self.region_recogniser.loss(tokens_BPD.float(), batch.regions_BQ, nouns_NC, noun_N)
+        return self.config.region_weight * loss
+
+    def decompose(
+        self, batch: Batch, noise_JBHW: Tensor | None = None, template: int | None = None
     ) -> Composition:
-        """Segment the images with all nouns, and encode what each pair's mask highlights."""
+        """Decompose this rank's share of a batch into regions and words; as in `forward`."""
+        images = batch.pixels_BCHW
+        if not images.is_floating_point():
+            images = self.clip.normalise(images)
+        nouns_NC, knowledge_NC = self._nouns(batch, template)
+        captions = None
+        if self.config.co_decomposition:
+            captions = self._decompose_captions(batch, nouns_NC)
         B, J = len(images), self.config.nouns_per_image
+        tokens_BPD = batch.trunk_tokens()
         pixels_BCHW = self.pixel_embedding(
             images, None if tokens_BPD is None else tokens_BPD.float()
         )
@@ -298,16 +246,11 @@ class CoDe(nn.Module):
             captions=captions,
         )
 
-    def _decompose_captions(
-        self,
-        tokens_BL: Tensor,
-        lengths_B: Tensor,
-        labels_BL: Tensor,
-        states_BLT: Tensor | None,
-        nouns_NC: Tensor,
-    ) -> CaptionParts:
+    def _decompose_captions(self, batch: Batch, nouns_NC: Tensor) -> CaptionParts:
         """Segment the captions with their own nouns, and encode what each mask highlights."""
         clip, J = self.clip, self.config.nouns_per_image
+        tokens_BL, labels_BL = batch.caption_tokens_BL, batch.labels_BL
+        lengths_B, states_BLT = batch.caption_lengths_B, batch.caption_states_BLT
         if self.config.attend_padding:  # cached states end at EOS, padding's must be computed
             padding = (0, clip.context_length - tokens_BL.shape[1])
             tokens_BL, labels_BL = F.pad(tokens_BL, padding), F.pad(labels_BL, padding, value=-1)
@@ -347,10 +290,7 @@ class CoDe(nn.Module):
         regions_AC = self._gather_pairs(c.regions_NC)
         positive, negative = losses.areas(c.soft_BAHW, c.soft_JBHW, config.area_prior)
         terms = Losses(
-            kg=config.knowledge_weight
-            * losses.knowledge_distance(
-                c.nouns_NC, c.knowledge_NC, squared=config.squared_knowledge
-            ),
+            kg=self._knowledge_loss(c.nouns_NC, c.knowledge_NC),
             tcl_feature=config.tcl_feature_weight
             * losses.info_nce(pooled_AA, self.tcl_feature_temperature),
             tcl_image=config.tcl_image_weight
@@ -375,16 +315,3 @@ class CoDe(nn.Module):
         """Gather (N, C) of this rank to (A, C) of all, keeping the noun-major order."""
         J = self.config.nouns_per_image
         return distributed.gather(x_NC.float().view(J, -1, x_NC.shape[1]), dim=1).flatten(0, 1)
-
-
-def _trunk_tokens(
-    *,
-    image_tokens_BPD: Tensor | None = None,
-    image_tokens_int8_BPD: Tensor | None = None,
-    image_token_scale_BP: Tensor | None = None,
-    **_: Any,
-) -> Tensor | None:
-    """The batch's trunk tokens, dequantised; None when they are not stored."""
-    if image_tokens_int8_BPD is not None and image_token_scale_BP is not None:
-        return image_tokens_int8_BPD.float() * image_token_scale_BP[..., None]
-    return image_tokens_BPD

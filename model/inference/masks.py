@@ -13,39 +13,6 @@ from codeseg.model.inference.pamr import refine
 KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
 
 
-@torch.no_grad()
-def window_masks(
-    code: CoDe,
-    images_BCHW: Tensor,
-    class_KC: Tensor,
-    template_KC: Tensor,
-    *,
-    knowledge_weight: float = 0.3,
-    pamr: bool = True,
-) -> Tensor:
-    """Mix the segmenter's masks with MaskCLIP's: (B, K, H, W), 0..1, no background score.
-
-    Refinement and mixing happen at the segmenter's resolution, then the mix is upsampled.
-
-    Args:
-        code: the trained model.
-        images_BCHW: normalised images of any size.
-        class_KC: learned-prompt embeddings of the classes, unit.
-        template_KC: their template embeddings, unit.
-        knowledge_weight: share of the frozen CLIP's dense masks.
-        pamr: refine the segmenter's masks by the image before mixing.
-    """
-    padded, (left, right, top, bottom) = pad_to_patches(images_BCHW, code.clip.patch_size)
-    tokens_BPD = code.clip.trunk(padded)
-    masks = segmenter_masks(code, padded, class_KC, pamr=pamr, tokens_BPD=tokens_BPD)
-    if knowledge_weight > 0:
-        knowledge = dense_masks(code.clip.dense(padded), template_KC)
-        masks = torch.lerp(masks, resize(knowledge, masks), knowledge_weight)
-    masks = resize(masks, padded)
-    H, W = padded.shape[-2:]
-    return masks[:, :, top : H - bottom, left : W - right]
-
-
 def segmenter_masks(
     code: CoDe,
     images_BCHW: Tensor,

@@ -2,8 +2,8 @@
 
     tokens (B, P, D) entering the last block(s), regions (B, h*w) -> region embeddings (B, R, C)
 
-Letters: B images, P = 1 + h*w image tokens (class token first), D width, H heads, d width of a
-head, R regions of the picture that has most, C joint width, N nouns (noun-major).
+Letters: B images, P = 1 + h*w image tokens (class token first), D width, R regions of the picture
+that has most, C joint width, N nouns (noun-major).
 Every region has its own copy of the class token, which sees the region's patches and itself; the
 ordinary tokens run beside the copies, untouched, so patches keep seeing everything and no region
 knows of another. A region that covers the picture gives the image embedding.
@@ -18,7 +18,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from codeseg.model import distributed
-from codeseg.model.clip.blocks import feed_forward, run_block
+from codeseg.model.clip.blocks import attend_across, feed_forward, run_block
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import Pool
 
@@ -131,24 +131,8 @@ def _advance(
     itself_BRR = torch.eye(copies_BRD.shape[1], dtype=torch.bool, device=members_BRQ.device)
     seen = torch.cat([members_BRQ, itself_BRR.expand(len(members_BRQ), -1, -1)], dim=-1)
     keys_BLD = torch.cat([patches_normed, copies_normed], dim=1)
-    attended_BRD = _cross_attend(block.attn, copies_normed, keys_BLD, seen[:, None])
+    attended_BRD = attend_across(block.attn, copies_normed, keys_BLD, seen[:, None])
     return feed_forward(block, copies_BRD + block.ls_1(attended_BRD))
-
-
-def _cross_attend(
-    attention: nn.MultiheadAttention, queries_BRD: Tensor, keys_BLD: Tensor, seen: Tensor
-) -> Tensor:
-    """Multi-head attention of (B, R, D) to (B, L, D); `seen` (B, 1, R, L) bool."""
-    B, R, D = queries_BRD.shape
-    heads = attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    q_BRD = F.linear(queries_BRD, weight[:D], None if bias is None else bias[:D])
-    kv = F.linear(keys_BLD, weight[D:], None if bias is None else bias[D:])
-    q_BHRd = q_BRD.view(B, R, heads, D // heads).transpose(1, 2)
-    k_BHLd, v_BHLd = kv.view(B, -1, 2, heads, D // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    y_BHRd = F.scaled_dot_product_attention(q_BHRd, k_BHLd, v_BHLd, attn_mask=seen)
-    y_BRD = y_BHRd.transpose(1, 2).reshape(B, R, D)
-    return F.linear(y_BRD, attention.out_proj.weight, attention.out_proj.bias)
 
 
 def noun_region_scores(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from codeseg.pipeline.stream.collate import Batch, Collate, Position, Sample
+from codeseg.pipeline.stream.collate import Collate, Position, Sample, StreamBatch
 from codeseg.pipeline.stream.order import Hash, IntArray, mix
 from codeseg.pipeline.stream.roots import Roots
 
-__all__ = ["START", "Batch", "FeatureStream", "Position"]
+__all__ = ["START", "FeatureStream", "Position", "StreamBatch"]
 
 START = Position(0, 0)
 NOUNS, VIEW = 1, 2  # what a hash is for, so that choices do not depend on each other
@@ -92,10 +92,10 @@ class FeatureStream:
         self._collate = Collate(self.settings, self._roots.vocabulary, pin_memory=pin_memory)
         self._prefetch, self._threads = prefetch, threads
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[StreamBatch]:
         """Batches from `start` on, without end."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="make-batches") as pool:
-            waiting: deque[Future[Batch]] = deque()
+            waiting: deque[Future[StreamBatch]] = deque()
             try:
                 for position in self._positions():
                     waiting.append(pool.submit(self._make, position))
@@ -125,7 +125,7 @@ class FeatureStream:
             yield Position(epoch, index)
             index += self._global
 
-    def _make(self, start: Position) -> Batch:
+    def _make(self, start: Position) -> StreamBatch:
         """Make this rank's share of the batch that starts there."""
         first = start.index + self._rank * self._batch_size
         samples = self._roots.samples(start.epoch, first, self._batch_size)

@@ -1,12 +1,10 @@
 """Rows of the features table -> one rank's training batch of tensors. Light.
 
-Letters: B images of this rank's batch, J nouns an image, N = J·B (noun-major: all first nouns, then
-all second), U distinct nouns, L caption tokens (the batch's longest), M noun tokens (the longest),
-H W pixels, P image tokens, D vision width, T text width, C joint width.
+The tensors and their letters are described in `codeseg.model.code.batch`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codeseg.model.code.batch import Batch
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_table import Block
 from codeseg.pipeline.stream.order import Hash, IntArray
@@ -32,31 +31,13 @@ class Position:
     index: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One rank's share of a training batch; tensors on the CPU."""
+@dataclass(frozen=True, kw_only=True)
+class StreamBatch(Batch):
+    """One rank's share of a training batch, on the CPU, and what it was made of."""
 
     keys: list[str]
-    position: Position  # after this batch: where to resume
-    pixels_BCHW: Tensor  # uint8 RGB 0..255
-    caption_tokens_BL: Tensor  # int64, SOS … EOS, then zeros
-    caption_lengths_B: Tensor  # int64, SOS and EOS counted
-    caption_states_BLT: Tensor  # fp16, before ln_final; zeros after EOS
-    labels_BL: Tensor  # int64: 1..J selected nouns' tokens, 0 other nouns', −1 ignored (METHOD §4)
-    noun_tokens_UM: Tensor  # int64 BPE ids without SOS and EOS, then zeros
-    noun_lengths_U: Tensor  # int64
-    noun_index_N: Tensor  # int64 into U
-    knowledge_UC: Tensor  # fp32, un-normalised mean over the templates (METHOD §3)
-    image_tokens_BPD: Tensor | None = None  # fp16: trunk output, class token first
-    image_tokens_int8_BPD: Tensor | None = None  # int8, to be multiplied with the scale
-    image_token_scale_BP: Tensor | None = None  # fp32
-    regions_BQ: Tensor | None = None  # int64 region of each patch, scan order (METHOD §9)
-
-    def model_inputs(self, device: torch.device | str) -> dict[str, Tensor]:
-        """The keyword arguments of `CoDe.forward`, on the device; absent ones left out."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    position: Position
+    """After this batch: where to resume."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ class Collate:
 
     def __call__(
         self, samples: Sequence[Sample], nouns_BJ: IntArray, views_B: Hash, position: Position
-    ) -> Batch:
+    ) -> StreamBatch:
         """Make a batch.
 
         Args:
@@ -111,7 +92,7 @@ class Collate:
         Raises:
             ValueError: a value is corrupt, naming the file.
         """
-        return Batch(
+        return StreamBatch(
             keys=[sample.mark + sample.block.key(sample.row) for sample in samples],
             position=position,
             **self._images(samples, views_B),

@@ -22,7 +22,7 @@ PUBLIC = {
     "resolve": "stages.training.recipes",
     "fit": "stages.train",
     "FeatureStream": "pipeline.stream.batches",
-    "Batch": "pipeline.stream.collate",
+    "Batch": "model.code.batch",
     "Position": "pipeline.stream.collate",
     "Storage": "pipeline.engine.storage",
     "Ledger": "pipeline.engine.ledger",

@@ -4,15 +4,15 @@ In: a run's State and its micro-batches. Out: moved weights, and the figures of 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from codeseg.model.clip.prompts import TEMPLATES
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import Losses
-from codeseg.pipeline.stream.batches import Batch
 from codeseg.stages.training.flops import count_flops
 from codeseg.stages.training.optimizer import learning_rate, set_learning_rate
 from codeseg.stages.training.processes import Processes, accumulating
@@ -50,7 +50,7 @@ class Stepper:
             self._state.code.compile()
         self._model = self._processes.wrap(self._state.code)
 
-    def forward_backward(self, batches: list[Batch]) -> dict[str, Tensor]:
+    def forward_backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Add up gradients of the mean loss over micro-batches; returns the mean of each term."""
         self._state.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -78,9 +78,7 @@ class Stepper:
         template = seed % len(TEMPLATES) if code.config.random_template else None
         dtype = AUTOCAST.get(self._train.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            losses = model(
-                **batch.model_inputs(device), mask_noise_JBHW=noise_JBHW, template=template
-            )
+            losses = model(batch.to(device), noise_JBHW, template)
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import template_embeddings
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, CoDeConfig
 
 TINY = str(Path(__file__).parents[1] / "data" / "tiny_clip.json")
@@ -35,7 +36,7 @@ def small_code(clip: FrozenClip, **settings: Any) -> CoDe:
 
 def small_batch(
     clip: FrozenClip, rows: slice = slice(None), *, pad: bool = False, distinct: bool = True
-) -> dict[str, Tensor]:
+) -> Batch:
     """Images and captions `rows` of four; texts padded to the context, nouns repeated on demand."""
     texts = TEXTS[rows]
     images = torch.randint(
@@ -57,16 +58,16 @@ def small_batch(
     ids = [encode(noun) for noun in listed]
     longest = max(map(len, ids)) + 5 * pad
     cut = clip.context_length if pad else int(lengths.max())
-    return {
-        "pixels_BCHW": images[rows].to(torch.uint8),
-        "caption_tokens_BL": captions[:, :cut],
-        "caption_lengths_B": lengths,
-        "labels_BL": labels[:, :cut],
-        "noun_tokens_UM": torch.tensor([row + [0] * (longest - len(row)) for row in ids]),
-        "noun_lengths_U": torch.tensor([len(row) for row in ids]),
-        "noun_index_N": torch.tensor(index),
-        "knowledge_UC": template_embeddings(clip, listed, ("a {}.", "some {} there")).mean(1),
-    }
+    return Batch(
+        pixels_BCHW=images[rows].to(torch.uint8),
+        caption_tokens_BL=captions[:, :cut],
+        caption_lengths_B=lengths,
+        labels_BL=labels[:, :cut],
+        noun_tokens_UM=torch.tensor([row + [0] * (longest - len(row)) for row in ids]),
+        noun_lengths_U=torch.tensor([len(row) for row in ids]),
+        noun_index_N=torch.tensor(index),
+        knowledge_UC=template_embeddings(clip, listed, ("a {}.", "some {} there")).mean(1),
+    )
 
 
 def other_clip(**vision: Any) -> FrozenClip:

@@ -15,7 +15,7 @@ from codeseg.pipeline import schema
 from codeseg.pipeline.audit.selection import Chosen, write_selection
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.batches import Batch, FeatureStream, Position
+from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
 from codeseg.pipeline.stream.feature_table import features_path
 from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder, mix, uniform
 
@@ -29,17 +29,17 @@ def root(tmp_path_factory):
     return folder
 
 
-def take(stream: FeatureStream, count: int) -> list[Batch]:
+def take(stream: FeatureStream, count: int) -> list[StreamBatch]:
     return list(itertools.islice(iter(stream), count))
 
 
-def assert_equal(ours: Batch, theirs: Batch) -> None:
+def assert_equal(ours: StreamBatch, theirs: StreamBatch) -> None:
     assert ours.keys == theirs.keys
     assert ours.position == theirs.position
-    one, other = ours.model_inputs("cpu"), theirs.model_inputs("cpu")
-    assert one.keys() == other.keys()
+    one, other = vars(ours.to("cpu")), vars(theirs.to("cpu"))
     for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+        assert (value is None) == (other[name] is None), name
+        assert value is None or torch.equal(value, other[name]), name
 
 
 def table(root: Path) -> dict[str, dict]:
@@ -229,12 +229,11 @@ def test_pixels_and_tokens_are_those_of_the_same_stored_view(tmp_path, kind):
     assert seen == {0, 1, 2}
 
 
-def test_model_inputs_leave_out_what_the_table_lacks(tmp_path):
+def test_batch_holds_none_of_what_the_table_lacks(tmp_path):
     make_features(tmp_path, image_tokens="none")
     (batch,) = take(FeatureStream(tmp_path, batch_size=4), 1)
-    inputs = batch.model_inputs("cpu")
-    assert not any(name.startswith("image_token") for name in inputs)
-    assert inputs["pixels_BCHW"].shape == (4, 3, 32, 32)
+    assert batch.trunk_tokens() is None and batch.regions_BQ is None
+    assert batch.to("cpu").pixels_BCHW.shape == (4, 3, 32, 32)
 
 
 # -- bad input -------------------------------------------------------------------------------------

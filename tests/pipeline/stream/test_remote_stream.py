@@ -7,7 +7,7 @@ import pytest
 
 from bench.make_features import make_features
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.batches import Batch, FeatureStream
+from codeseg.pipeline.stream.batches import FeatureStream, StreamBatch
 from tests.pipeline.engine.test_object_store import ObjectStore, store
 from tests.pipeline.stream.test_batches import assert_equal
 
@@ -19,7 +19,7 @@ def upload(root: Path, remote: Storage) -> None:
         remote.write_atomic(str(path.relative_to(root)), path.read_bytes())
 
 
-def take(uri: str | Path, count: int, **options) -> list[Batch]:
+def take(uri: str | Path, count: int, **options) -> list[StreamBatch]:
     return list(itertools.islice(iter(FeatureStream(uri, batch_size=9, **options)), count))
 
 

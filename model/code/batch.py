@@ -1,0 +1,60 @@
+"""What a training step reads: one rank's share of a batch, as tensors. Torch only.
+
+Letters: B images of this rank, J nouns an image, N = J·B pairs (noun-major: all first nouns, then
+all second), U distinct nouns, M noun tokens (the longest), L caption tokens (the longest), H W
+pixels, Q = h·w patches, P = 1 + Q image tokens, D vision width, T text width, C joint width.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What `CoDe.forward` reads; what is None is computed, or not needed by the model at hand."""
+
+    pixels_BCHW: Tensor
+    """uint8 RGB 0..255, or float already normalised."""
+    caption_tokens_BL: Tensor
+    """int64: SOS, words, EOS, zeros."""
+    caption_lengths_B: Tensor
+    """int64: tokens up to and including EOS."""
+    labels_BL: Tensor
+    """int64: 1..J the selected nouns' tokens, 0 other nouns', −1 ignored (METHOD §4)."""
+    noun_tokens_UM: Tensor
+    """int64 BPE ids of the distinct nouns, without SOS and EOS, zero-padded."""
+    noun_lengths_U: Tensor
+    """int64: their token counts."""
+    noun_index_N: Tensor
+    """int64 into U."""
+    knowledge_UC: Tensor
+    """fp32: un-normalised mean of the template embeddings (METHOD §3)."""
+    caption_states_BLT: Tensor | None = None
+    """fp16: the frozen text encoder's hidden states before ln_final, zeros after EOS."""
+    image_tokens_BPD: Tensor | None = None
+    """fp16: the trunk's output, class token first."""
+    image_tokens_int8_BPD: Tensor | None = None
+    """int8: the same, to be multiplied with the scale."""
+    image_token_scale_BP: Tensor | None = None
+    """fp32: one scale a token."""
+    regions_BQ: Tensor | None = None
+    """int64: region of each patch in scan order; negative is none (METHOD §9)."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the tensors on a device, whatever else a subclass holds left behind."""
+        values = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        return Batch(
+            **{
+                name: value.to(device, non_blocking=True)
+                for name, value in values.items()
+                if value is not None
+            }
+        )
+
+    def trunk_tokens(self) -> Tensor | None:
+        """Return the trunk's output (B, P, D), dequantised; None when it is not stored."""
+        if self.image_tokens_int8_BPD is not None and self.image_token_scale_BP is not None:
+            return self.image_tokens_int8_BPD.float() * self.image_token_scale_BP[..., None]
+        return self.image_tokens_BPD
