@@ -1,8 +1,8 @@
 """features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop of CoDe (METHOD §7).
 
 Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
-that was killed goes on from its last checkpoint and ends with the same bits (on a CPU) as one that
-was not. Under torchrun every process reads its part of each batch
+that was killed goes on from its last checkpoint and ends with the same bits (on a CPU with as many
+threads) as one that was not. Under torchrun every process reads its part of each batch
 (stages/training/processes.py).
 """
 

@@ -27,19 +27,20 @@ def root(tmp_path_factory):
     return make_root(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(root):
-    run = root.parent / "undisturbed"
-    assert fit(root, run, tiny_recipe(root))
-    return run
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    """Before every run of the module: sums of another number of threads have other last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, one_thread):
+    run = root.parent / "undisturbed"
+    assert fit(root, run, tiny_recipe(root))
+    return run
 
 
 def model_bytes(run):
@@ -109,6 +110,18 @@ def test_run_resumed_from_any_checkpoint_ends_with_the_same_bits(root, undisturb
     assert fit(root, run, tiny_recipe(root, "train.prefetch=1"))
     assert model_bytes(run) == model_bytes(undisturbed)
     assert deterministic_metrics(run).equals(deterministic_metrics(undisturbed))
+
+
+def test_two_threads_resume_with_the_same_bits_too(root, tmp_path):
+    torch.set_num_threads(2)
+    try:
+        assert fit(root, tmp_path / "whole", tiny_recipe(root))
+        shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+        shutil.rmtree(checkpoints(tmp_path / "parts")[-1])
+        assert fit(root, tmp_path / "parts", tiny_recipe(root))
+    finally:
+        torch.set_num_threads(1)
+    assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
 
 
 def test_a_run_on_two_roots_ends_with_the_same_bits_from_any_checkpoint(root, tmp_path):

@@ -143,6 +143,23 @@ def test_cached_image_tokens_equal_recomputed_ones(clip, kind, tolerance):
     assert losses == pytest.approx(expected, abs=tolerance)
 
 
+def test_gradients_of_nouns_that_repeat_do_not_depend_on_the_order_of_threads(clip):
+    code, batch = small_code(clip), small_batch(clip)
+    index = torch.arange(8192) % len(batch.noun_tokens_UM)  # enough to be split among threads
+    weights = torch.randn(len(index), clip.embed_dim)
+    torch.set_num_threads(2)
+    try:
+        seen = set()
+        for _ in range(10):
+            nouns, _ = code._nouns(replace(batch, noun_index_N=index), None)
+            code.zero_grad()
+            (nouns * weights).sum().backward()
+            seen.add(code.noun_prompt.context.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) == 1
+
+
 # -- ranks -------------------------------------------------------------------------------------
 
 
