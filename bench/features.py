@@ -71,7 +71,7 @@ def main(
         options = {"features": settings, "device": device, "threads": threads}
         worker = FeaturesWorker(folder, options)
         clip = open_clip.create_model(model, device=device).eval()
-        size = settings["clip"]["image_size"]
+        size = settings.clip.image_size
         images = [
             torch.rand(batch_size, 3, size, size).to(device) for _ in range(rows // batch_size)
         ]

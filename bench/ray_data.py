@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codeseg.pipeline.engine.cluster import Resources, ray_session
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, plan
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.shards import _RayWorker, run_stage
+from codeseg.pipeline.engine.stage import PAIRS, state
 from codeseg.pipeline.engine.storage import Storage
 
 TARGET = 0.95
@@ -65,10 +66,10 @@ def ray_data(shards: int, seconds: float, workers: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         root = Storage.open(folder)
         inputs = {i: str(i) for i in range(shards)}
-        todo = plan(Ledger(root), "pairs", inputs, "s")
+        todo = state(root, PAIRS, settings="s", inputs=inputs)
         start = time.perf_counter()
         report = run_stage(
-            "pairs", SleepingWorker, root, {"seconds": seconds}, todo, inputs,
+            PAIRS, SleepingWorker, root, {"seconds": seconds}, todo, {"fingerprint": "s"},
             Resources(workers=workers), {},
         )  # fmt: skip
         assert len(report.done) == shards

@@ -27,6 +27,7 @@ from codeseg.pipeline.engine.shards import describe
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve, row_bytes
 from codeseg.pipeline.nouns.tagger import resolve_tagger
+from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.options import RayAddress
 from codeseg.stages.score import write_json
 
@@ -198,8 +199,13 @@ def check_disk(root: str, wishes: Wishes, rows: int | None = None) -> Finding:
     from codeseg.model.clip.weights import read_config
 
     config = read_config(wishes.clip)
-    sizes = {**config["vision_cfg"], "text_width": config["text_cfg"]["width"]}
-    planned = known * row_bytes(resolve(wishes, sizes)) - sum(record.bytes for record in features)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    sizes = {name: vision[name] for name in ("image_size", "patch_size", "width", "layers")}
+    facts = ClipFacts(
+        wishes.clip, wishes.pretrained, "", **sizes, text_width=text["width"],
+        embed_dim=config["embed_dim"], context_length=text.get("context_length", 77),
+    )  # fmt: skip
+    planned = known * row_bytes(resolve(wishes, facts)) - sum(record.bytes for record in features)
     if rows:
         planned += rows * JPG_BYTES - sum(record.bytes for record in pairs)
     found = f"{free / 1e9:,.1f} GB free, {max(planned, 0) / 1e9:,.1f} GB planned"

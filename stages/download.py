@@ -1,10 +1,9 @@
 """`codeseg download MANIFEST ROOT`: a URL list or a folder of tars -> urls/, pairs/."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +12,8 @@ from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, wo
 from codeseg.pipeline.download.tars import TarWorker, list_tars, tar_inputs
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
-from codeseg.pipeline.engine.ledger import Ledger, Plan, ShardRecord, plan
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import Manifest, load_manifest
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
@@ -125,20 +124,18 @@ def run_download(
             raise ValueError("--limit counts URLs; a folder of tars is taken whole")
         return _run_tars(manifest, place, root, settings, resources)
     cut = cut_shards(manifest, place, root, settings.shard_size, limit)
-    inputs = {shard: record.output for shard, record in cut.items()}
     rows = {shard: record.rows_out for shard, record in cut.items()}
-    ledger = Ledger(root)
-    todo = plan(ledger, "pairs", inputs, settings.fingerprint())
+    todo = state(root, PAIRS, settings=settings.fingerprint())
     if settings.retry_failed:
-        todo = with_retries(todo, ledger.records("pairs"), settings.allow_private)
-    _write_settings(ledger, manifest, settings)
+        todo = with_retries(todo, settings.allow_private)
+    resolved = _resolved(manifest, settings)
     # the workers share each host's limits, so it must be known before they start how many they are
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
             resources = fit(resources, DownloadWorker.MEMORY)
             settings = replace(settings, workers=most_workers(len(todo.pending), resources))
         work = asdict(settings)
-        return run_stage("pairs", DownloadWorker, root, work, todo, inputs, resources, rows)
+        return run_stage(PAIRS, DownloadWorker, root, work, todo, resolved, resources, rows)
 
 
 def _run_tars(
@@ -147,28 +144,28 @@ def _run_tars(
     """Make pairs of tars that are there already."""
     names = list_tars(place)
     inputs = tar_inputs(place, names)
-    ledger = Ledger(root)
-    todo = plan(ledger, "pairs", inputs, settings.fingerprint())
-    _write_settings(ledger, manifest, settings)
+    todo = state(root, PAIRS, settings=settings.fingerprint(), inputs=inputs)
+    resolved = {**_resolved(manifest, settings), "inputs": list(inputs.values())}
     work = {"place": place, "names": names, "download": asdict(settings)}
-    return run_stage("pairs", TarWorker, root, work, todo, inputs, resources, {})
+    return run_stage(PAIRS, TarWorker, root, work, todo, resolved, resources, {})
 
 
-def _write_settings(ledger: Ledger, manifest: Manifest, settings: DownloadSettings) -> None:
+def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:
+    """What the ledger keeps of the settings."""
     resolved = {**asdict(settings), "manifest": manifest.name}
     del resolved["workers"]  # as many as there are this time
-    ledger.write_settings("pairs", {**resolved, "fingerprint": settings.fingerprint()})
+    return {**resolved, "fingerprint": settings.fingerprint()}
 
 
-def with_retries(todo: Plan, records: Mapping[int, ShardRecord], allow_private: bool) -> Plan:
+def with_retries(todo: StageState, allow_private: bool) -> StageState:
     """Move current shards that hold rows worth another try to the stale ones."""
     again = {
         shard: "some rows are worth another try"
         for shard in todo.current
-        if any(worth_retrying(reason, allow_private) for reason in records[shard].rejected)
+        if any(worth_retrying(why, allow_private) for why in todo.records[shard].rejected)
     }
     current = [shard for shard in todo.current if shard not in again]
-    return Plan(current, todo.missing, {**todo.stale, **again})
+    return replace(todo, current=current, stale={**todo.stale, **again})
 
 
 def _absolute(place: str) -> str:

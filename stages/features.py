@@ -1,14 +1,15 @@
 """`codeseg features ROOT`: pairs + nouns -> vocabulary, features: what the frozen CLIP says."""
 
 import os
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 from codeseg.pipeline.engine.cluster import Resources, ray_session
-from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.progress import duration
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.plan import (
     Wishes,
@@ -20,7 +21,6 @@ from codeseg.pipeline.features.plan import (
     read_nouns,
     resolve,
 )
-from codeseg.pipeline.stream.vocabulary_table import vocabulary_fingerprint, vocabulary_settings
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
 DEFAULTS = Wishes()
@@ -109,9 +109,7 @@ def run_features(
     """
     read_nouns(root)  # refuses a root without them before any CLIP is fetched
     settings = resolve(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
-    work = make_plan(root, settings, vocabulary_fingerprint(settings))
-    if not work.vocabulary.pending and not work.features.pending:
-        return [StageReport("vocabulary"), StageReport("features")]
+    work = make_plan(root, settings)
     device = "cuda" if resources.gpus else "cpu"
     _refuse_missing_gpu(resources)
     if work.features.pending:
@@ -119,22 +117,20 @@ def run_features(
     from codeseg.pipeline.features.vocabulary import VocabularyWorker
     from codeseg.pipeline.features.worker import FeaturesWorker  # these load torch
 
-    ledger = Ledger(root)
     options = {"features": settings, "device": device, "threads": int(resources.cpus)}
-    counting = {**options, "shards": sorted(work.inputs)}
-    whole = {0: work.vocabulary_input}
-    with ray_session(resources):
-        ledger.write_settings("vocabulary", vocabulary_settings(settings))
+    counting = {**options, "shards": sorted(work.features.inputs or {})}
+    pending = work.vocabulary.pending or work.features.pending
+    with ray_session(resources) if pending else nullcontext():
         vocabulary = run_stage(
-            "vocabulary", VocabularyWorker, root, counting, work.vocabulary, whole, resources, {}
-        )
+            VOCABULARY, VocabularyWorker, root, counting, work.vocabulary,
+            settings.vocabulary(), resources, {},
+        )  # fmt: skip
         if vocabulary.failed:
             return [vocabulary]
-        ledger.write_settings("features", settings)
-        inputs, rows = work.inputs, work.rows
         features = run_stage(
-            "features", FeaturesWorker, root, options, work.features, inputs, resources, rows
-        )
+            FEATURES, FeaturesWorker, root, options, work.features,
+            settings.to_json(), resources, work.rows,
+        )  # fmt: skip
     return [vocabulary, features]
 
 
@@ -145,7 +141,7 @@ def announce(root: Storage, work: Work, resources: Resources, device: str, *, fo
         ValueError: the estimate is larger than the free space, and not `force`.
     """
     rows, free = sum(work.rows.values()), root.free_bytes()
-    speed = known_speed(Ledger(root).records("features"), work.settings)
+    speed = known_speed(work.features, work.settings)
     where = "as measured before"
     if speed is None and not resources.ray_address:
         where = "as measured on a few images"

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger, plan
+from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import NounSettings, NounWorker, resolve_tagger
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
@@ -53,13 +54,9 @@ def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> St
     Raises:
         ValueError: when nothing was downloaded yet.
     """
-    ledger = Ledger(root)
-    pairs = ledger.records("pairs")
-    if not pairs:
+    todo = state(root, NOUNS, settings=settings.fingerprint())
+    if todo.inputs is None:
         raise ValueError(f"{root.uri} has no pairs yet: run codeseg download first")
-    inputs = {shard: record.output for shard, record in pairs.items()}
-    rows = {shard: record.rows_out for shard, record in pairs.items()}
-    fingerprint = settings.fingerprint()
-    todo = plan(ledger, "nouns", inputs, fingerprint)
-    ledger.write_settings("nouns", {**asdict(settings), "fingerprint": fingerprint})
-    return run_stage("nouns", NounWorker, root, asdict(settings), todo, inputs, resources, rows)
+    rows = {shard: record.rows_out for shard, record in Ledger(root).records("pairs").items()}
+    resolved = {**asdict(settings), "fingerprint": settings.fingerprint()}
+    return run_stage(NOUNS, NounWorker, root, asdict(settings), todo, resolved, resources, rows)

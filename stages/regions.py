@@ -8,8 +8,9 @@ import typer
 
 from codeseg.model.regions.config import CLIP, Grouping
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger, plan
+from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.stage import REGIONS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
@@ -79,18 +80,13 @@ def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -
     """
     from codeseg.pipeline.regions.worker import RegionsWorker
 
-    views = int(read_feature_settings(root)["views"])
+    views = read_feature_settings(root).views
     settings = replace(settings, views=views)
-    ledger = Ledger(root)
-    features = ledger.records("features")
-    inputs = {shard: record.output for shard, record in features.items()}
+    todo = state(root, REGIONS, settings=settings.fingerprint())
+    features = Ledger(root).records("features")
     rows = {shard: record.rows_out * views for shard, record in features.items()}
-    todo = plan(ledger, "regions", inputs, settings.fingerprint())
-    if todo.pending:
-        ledger.write_settings("regions", asdict(settings))
-    return run_stage(
-        "regions", RegionsWorker, root, asdict(settings), todo, inputs, resources, rows
-    )
+    made = asdict(settings)
+    return run_stage(REGIONS, RegionsWorker, root, made, todo, made, resources, rows)
 
 
 def write_sheet(root: Storage, file: Path, pictures: int) -> None:

@@ -121,14 +121,18 @@ def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> b
     with stop_when_asked() as stop, Processes.start(recipe.train.device) as processes:
         step, position = progress(run)
         stream = open_stream(root, recipe, position, processes)
-        data = {"features": stream.settings, "rows": stream.rows, "contents": stream.fingerprint}
+        data = {
+            "features": stream.settings.to_json(),
+            "rows": stream.rows,
+            "contents": stream.fingerprint,
+        }
         check_run(run, recipe, data)
         if step == recipe.train.steps:
             if processes.leads:
                 typer.echo(f"{run} is finished: {step} steps")
             return True
         torch.manual_seed(recipe.train.seed)
-        clip = load_clip(stream.name, recipe, stream.settings)
+        clip = load_clip(stream.name, recipe, stream.settings.clip)
         code = CoDe(clip, recipe.model).to(processes.device)
         state = initial_state(code, recipe.train, processes.device)
         resume(run, state)

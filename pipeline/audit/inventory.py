@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from codeseg.pipeline import schema
 from codeseg.pipeline.audit.schemas import declared_schema, difference
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.stage import STAGES, Records, Settings
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.feature_table import features_inputs
-from codeseg.pipeline.stream.vocabulary_table import vocabulary_input
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 READERS = 16  # parallel reads: on an object store each is a round trip
 HASH_BYTES = 8 << 20
@@ -83,7 +83,7 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
         ValueError: when the folder is no dataset root, or a record cannot be read.
     """
     ledger = Ledger(root)
-    records = {table: ledger.records(table) for table in schema.TABLES}
+    records = {table: ledger.records(table) for table in STAGES}
     found = {table: set(root.names(table)) for table in schema.TABLES}
     if not any(records.values()) and not any(found.values()):
         raise ValueError(
@@ -91,24 +91,25 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
             "give the folder that `codeseg download` filled"
         )
     settings = {table: ledger.read_settings(table) or {} for table in schema.TABLES}
+    features = FeatureSettings.read(root) if settings["features"] else None
     jobs = [
         (table, path, recorded)
         for table in schema.TABLES
         for path, recorded in _paths(table, records[table], found[table])
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        files = list(pool.map(lambda job: _examine(root, job, settings["features"], hashes), jobs))
+        files = list(pool.map(lambda job: _examine(root, job, features, hashes), jobs))
     data: dict[str, list[str]] = {table: [] for table in schema.TABLES}
     for file in files:
         committed = file["recorded_bytes"] is not None
         if committed and not file["problem"] and not file["schema_problem"]:
             data[file["stage"]].append(file["path"])
     return Inventory(
-        ledger=pa.Table.from_pylist(_ledger_rows(records), schema=LEDGER),
+        ledger=pa.Table.from_pylist(_ledger_rows(records, settings), schema=LEDGER),
         files=pa.Table.from_pylist(files, schema=FILES),
         data=data,
         settings=_settings_table(settings),
-        embed_dim=settings["features"].get("clip", {}).get("embed_dim", 1),
+        embed_dim=features.clip.embed_dim if features else 1,
     )
 
 
@@ -129,7 +130,7 @@ def _paths(
 def _examine(
     root: Storage,
     job: tuple[str, str, dict[str, Any] | None],  # table, path, what the ledger says of it
-    features_settings: Mapping[str, Any],
+    features: FeatureSettings | None,
     hashes: bool,
 ) -> dict[str, Any]:
     """One row of FILES."""
@@ -150,7 +151,7 @@ def _examine(
                 source.seek(0)
             if PurePosixPath(path).suffix in (".parquet", ".arrow"):
                 file["rows"], file["pictures"], actual = _footer(source, path)
-                declared = declared_schema(table, features_settings)
+                declared = declared_schema(table, features)
                 file["schema_problem"] = declared and difference(actual, declared)
     except FileNotFoundError:
         file["problem"] = "missing"
@@ -186,20 +187,14 @@ def _sha256(source: pa.NativeFile) -> str:
     return digest.hexdigest()
 
 
-def _ledger_rows(records: Mapping[str, Mapping[int, ShardRecord]]) -> list[dict[str, Any]]:
+def _ledger_rows(records: Records, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:
     """Rows of LEDGER, with the input each shard would be made from today."""
-    pairs, nouns = records["pairs"], records["nouns"]
-    expected: dict[str, dict[int, str]] = {
-        "nouns": {shard: record.output for shard, record in pairs.items()},
-        "features": features_inputs(pairs, nouns),
-        "vocabulary": {0: vocabulary_input(nouns)},
-        "regions": {shard: record.output for shard, record in records["features"].items()},
-    }
     rows = []
-    for stage, shards in records.items():
-        for shard, record in shards.items():
+    for stage in schema.TABLES:
+        inputs = STAGES[stage].inputs_today(records, settings[stage]) or {}
+        for shard, record in records[stage].items():
             row = {name: getattr(record, name, None) for name in LEDGER.names}
-            row["expected_input"] = expected.get(stage, {}).get(shard)
+            row["expected_input"] = inputs.get(shard)
             row["rejected"] = list(record.rejected.items())
             row["versions"] = list(record.versions.items())
             rows.append(row)

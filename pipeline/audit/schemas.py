@@ -3,33 +3,23 @@
 table name, settings of the feature stage -> declared Arrow schema; actual schema -> difference
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import pyarrow as pa
 
 from codeseg.pipeline import schema
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
 """Columns of features too large for SQL, or of types DuckDB lacks; see feature_values."""
 
 
-def declared_schema(table: str, features_settings: Mapping[str, Any]) -> pa.Schema | None:
+def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema | None:
     """The table's schema; None where the settings that fix its shapes are missing."""
     if table in ("pairs", "nouns", "regions"):
         return {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}[table]
-    clip = features_settings.get("clip")
-    if not clip:
+    if features is None:
         return None
-    if table == "vocabulary":
-        return schema.vocabulary(clip["embed_dim"])
-    return schema.features(
-        views=features_settings["views"],
-        image_size=clip["image_size"],
-        tokens=1 + (clip["image_size"] // clip["patch_size"]) ** 2,
-        width=clip["width"],
-        text_width=clip["text_width"],
-        image_tokens=features_settings["image_tokens"],
+    return (
+        schema.vocabulary(features.clip.embed_dim) if table == "vocabulary" else features.schema()
     )
 
 

@@ -14,7 +14,7 @@ import io
 import os
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, check_image, is_retryable
 from codeseg.pipeline.download.outage import OutageWatch
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine import stage
+from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.shards import ShardError
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS
@@ -72,7 +73,6 @@ class DownloadWorker:
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
         """Import img2dataset and put the guarded fetch in its place."""
         self._root = Storage.open(root_uri)
-        self._ledger = Ledger(self._root)
         self._settings = DownloadSettings(**settings)
         self._shard = 0
         self._outage = OutageWatch(self._announce, self._settings.max_pause)
@@ -96,7 +96,7 @@ class DownloadWorker:
         start = perf_counter()
         self._shard = shard
         self._outage.restart()
-        urls = pq.read_table(self._root.open_input(f"urls/{shard:05d}.parquet"))
+        urls = pq.read_table(self._root.open_input(stage.URLS.path(shard)))
         kept = self._earlier_rows(shard, urls)
         todo = [row for row in range(len(urls)) if row not in kept]
         fresh = self._machinery.run(shard, urls, todo)
@@ -105,9 +105,8 @@ class DownloadWorker:
         rows = [kept.get(row) or fresh[row] for row in range(len(urls))]
         self._check_floor(rows)
         return commit_pairs(
-            self._root, self._ledger, self._settings, shard, input, rows, start,
-            self._machinery.versions,
-        )  # fmt: skip
+            self._root, self._settings, shard, input, rows, start, self._machinery.versions
+        )
 
     def _fetch(self, url: str | None) -> io.BytesIO:
         if self._outage.gave_up:
@@ -123,7 +122,7 @@ class DownloadWorker:
 
     def _earlier_rows(self, shard: int, urls: pa.Table) -> dict[int, dict[str, Any]]:
         """Rows of the shard's file, if there is one, that need no new attempt; by row number."""
-        path = f"pairs/{shard:05d}.parquet"
+        path = stage.PAIRS.path(shard)
         if not self._root.exists(path):
             return {}
         try:
@@ -276,7 +275,6 @@ class _ListWriter:
 
 def commit_pairs(
     root: Storage,
-    ledger: Ledger,
     settings: DownloadSettings,
     shard: int,
     input: str,
@@ -288,7 +286,6 @@ def commit_pairs(
 
     Args:
         root: of the dataset.
-        ledger: of the same root.
         settings: whose fingerprint the shard carries.
         shard: its number.
         input: fingerprint of what it was made from.
@@ -297,25 +294,12 @@ def commit_pairs(
         versions: of the libraries that made it.
     """
     table = pa.Table.from_pylist(rows, PAIRS.with_metadata({"settings": settings.fingerprint()}))
-    path = f"pairs/{shard:05d}.parquet"
-    info = root.write_atomic(path, lambda sink: write_pairs(table, sink))
-    rejected = Counter(row["error"] for row in rows if row["error"])
-    record = ShardRecord(
-        stage="pairs",
-        shard=shard,
-        input=input,
-        settings=settings.fingerprint(),
-        output=info.sha256,
-        files={path: asdict(info)},
-        rows_in=len(rows),
-        rows_out=len(rows) - rejected.total(),
-        rejected=dict(sorted(rejected.items())),
-        bytes=info.bytes,
-        seconds=round(perf_counter() - start, 3),
-        versions=versions,
-    )
-    ledger.commit(record)
-    return record
+    return stage.commit(
+        root, stage.PAIRS, shard, input, settings.fingerprint(),
+        lambda sink: write_pairs(table, sink),
+        rows_in=len(rows), rejected=Counter(row["error"] for row in rows if row["error"]),
+        start=start, versions=versions,
+    )  # fmt: skip
 
 
 def empty_row(

@@ -23,7 +23,7 @@ from codeseg.pipeline.download.pairs import (
     empty_row,
 )
 from codeseg.pipeline.download.urls import check_count
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS
 
@@ -105,9 +105,8 @@ class TarWorker:
                 empty = empty_row(shard, row, self._settings.shard_size, url, sample.caption)
                 rows.append({**empty, **self._outcome(sample)})
         return commit_pairs(
-            self._root, Ledger(self._root), self._settings, shard, input, rows, start,
-            self._machinery.versions,
-        )  # fmt: skip
+            self._root, self._settings, shard, input, rows, start, self._machinery.versions
+        )
 
     def _outcome(self, sample: Sample) -> dict[str, Any]:
         if sample.image is None or sample.fault:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codeseg.pipeline.download.lists import COMPRESSIONS, SUFFIXES, URLS, read_rows
+from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import Manifest
@@ -67,7 +68,7 @@ def cut_shards(
     root.remove_abandoned("urls")
     root.remove_abandoned("ledger/urls")
     ledger.write_settings("urls", {**settings, "complete": False})
-    taken = fingerprint(settings)
+    taken = stage.URLS.fingerprint(settings)
     count = 0
     batches = (batch for name in files for batch in read_rows(manifest, source, name))
     for shard, table in enumerate(_shards(batches, shard_size, limit)):
@@ -93,26 +94,13 @@ def check_count(shards: int, remedy: str) -> None:
 
 
 def _write(root: Storage, ledger: Ledger, shard: int, table: pa.Table, taken: str) -> ShardRecord:
-    start = perf_counter()
-    path = f"urls/{shard:05d}.parquet"
     ledger.retract("urls", shard)
-    info = root.write_atomic(path, lambda sink: pq.write_table(table, sink, compression="zstd"))
-    record = ShardRecord(
-        stage="urls",
-        shard=shard,
-        input=fingerprint([taken, shard]),
-        settings=taken,
-        output=info.sha256,
-        files={path: {"bytes": info.bytes, "sha256": info.sha256}},
-        rows_in=len(table),
-        rows_out=len(table),
-        rejected={},
-        bytes=info.bytes,
-        seconds=round(perf_counter() - start, 3),
+    return stage.commit(
+        root, stage.URLS, shard, fingerprint([taken, shard]), taken,
+        lambda sink: pq.write_table(table, sink, compression="zstd"),
+        rows_in=len(table), rejected={}, start=perf_counter(),
         versions={"pyarrow": pa.__version__},
-    )
-    ledger.commit(record)
-    return record
+    )  # fmt: skip
 
 
 def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:

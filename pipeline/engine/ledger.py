@@ -3,26 +3,23 @@
     ledger/<stage>/NNNNN.json      one record per committed shard; comes last and alone says "done"
     ledger/<stage>/settings.json   the stage's resolved settings, as last used
 
-A shard is current when its record's input and settings fingerprints are today's and its files are
-there in the size it says. Order of a shard's commit: retract the old record, write the data files,
-commit the new record; killed anywhere in between, the shard counts as missing and is done again.
+Whether a shard is current is told by stage.py. Order of a shard's commit: retract the old record,
+write the data files, commit the new record; killed anywhere in between, the shard counts as missing
+and is done again.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
 from codeseg.pipeline.engine.storage import Storage
 
-READERS = (
-    16  # parallel reads of records where each is a round trip; a local disk has no use for them
-)
+READERS = 16  # parallel reads of records, each a round trip; a local disk has no use for them
 FINGERPRINT_CHARACTERS = 16
-DAMAGED = "its file is gone or damaged"
 
 
 @dataclass(frozen=True)
@@ -129,54 +126,6 @@ class Ledger:
 
     def _broken(self, path: str) -> str:
         return f"{self._root.uri}: {path} is not a ledger file of codeseg; delete it and run again"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a stage has to do. Shard numbers, ascending; stale ones with the reason."""
-
-    current: list[int] = field(default_factory=list)
-    missing: list[int] = field(default_factory=list)
-    stale: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def pending(self) -> list[int]:
-        """Shards to be done: missing or stale."""
-        return sorted([*self.missing, *self.stale])
-
-
-def plan(ledger: Ledger, stage: str, inputs: Mapping[int, str], settings: str) -> Plan:
-    """Compare the ledger with what there is to do and with the files that there are.
-
-    Args:
-        ledger: of the dataset root.
-        stage: whose records are looked at.
-        inputs: shard number -> fingerprint of its input today.
-        settings: fingerprint of the settings that matter, today.
-    """
-    records = ledger.records(stage)
-    damaged = set(ledger.damaged(records))
-    result = Plan()
-    for shard in sorted(inputs):
-        record = records.get(shard)
-        if record is None:
-            result.missing.append(shard)
-        elif reason := _staleness(record, inputs[shard], settings):
-            result.stale[shard] = reason
-        elif shard in damaged:
-            result.stale[shard] = DAMAGED
-        else:
-            result.current.append(shard)
-    return result
-
-
-def _staleness(record: ShardRecord, shard_input: str, settings: str) -> str:
-    changed = []
-    if record.input != shard_input:
-        changed.append("its input changed")
-    if record.settings != settings:
-        changed.append("its settings changed")
-    return " and ".join(changed)
 
 
 def _record_path(stage: str, shard: int) -> str:

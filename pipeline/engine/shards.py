@@ -22,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
-from codeseg.pipeline.engine.ledger import Ledger, Plan, ShardRecord
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.progress import StageProgress, duration, refuse_second_run
+from codeseg.pipeline.engine.stage import Stage, StageState
 from codeseg.pipeline.engine.storage import Storage
 
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
@@ -32,7 +33,6 @@ PASSES = 3  # over the shards that Ray gave up, as it does when their node is go
 QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
 BACKOFF_SECONDS = 1.0
 FAILURES_SHOWN = 20
-MADE_BY = {"pairs": "download", "nouns": "nouns"}  # table -> command
 
 
 class ShardError(RuntimeError):
@@ -46,7 +46,7 @@ class ShardWorker(Protocol):
     ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
     MEMORY: ClassVar[int]  # bytes it needs, libraries and a shard of the usual size included
 
-    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
+    def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         """Load what every shard needs."""
 
     def process(self, shard: int, input: str) -> ShardRecord:
@@ -64,24 +64,24 @@ class StageReport:
 
 
 def run_stage(
-    stage: str,
+    stage: Stage,
     worker: type[ShardWorker],
     root: Storage,
-    settings: dict[str, Any],
-    plan: Plan,
-    inputs: Mapping[int, str],
+    options: dict[str, Any],
+    todo: StageState,
+    settings: Mapping[str, Any],
     resources: Resources,
     rows: Mapping[int, int],
 ) -> StageReport:
-    """Do every pending shard of a plan and show how it goes.
+    """Do every pending shard and show how it goes.
 
     Args:
         stage: the table being made.
         worker: importable class, instantiated once in each Ray worker.
         root: the dataset root; workers open its URI themselves.
-        settings: handed to every worker.
-        plan: what is pending; with nothing pending Ray is not even imported.
-        inputs: shard -> fingerprint of its input.
+        options: handed to every worker.
+        todo: where the stage stands; with nothing pending Ray is not even imported.
+        settings: resolved, kept in the ledger.
         resources: of each worker.
         rows: shard -> expected rows, for the progress display.
 
@@ -91,21 +91,25 @@ def run_stage(
     Raises:
         ValueError: another run of the stage is at work on the root.
     """
-    report = StageReport(stage)
-    for reason in sorted(set(plan.stale.values())):
-        stale = [shard for shard, why in plan.stale.items() if why == reason]
-        print(f"{stage}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
-    if not plan.pending:
+    table, pending = stage.table, todo.pending
+    report = StageReport(table)
+    again = {shard: why for shard, why in todo.stale.items() if shard in pending}
+    for reason in sorted(set(again.values())):
+        stale = [shard for shard, why in again.items() if why == reason]
+        print(f"{table}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
+    refuse_second_run(root, table)
+    Ledger(root).write_settings(table, settings)
+    if not pending:
         return report
-    refuse_second_run(root, stage)
     start = time.monotonic()
-    root.remove_abandoned(stage)
-    root.remove_abandoned(f"ledger/{stage}")
-    expected = {shard: rows.get(shard, 0) for shard in plan.pending}
-    with StageProgress(root, stage, expected) as progress, ray_session(resources):
+    root.remove_abandoned(table)
+    root.remove_abandoned(f"ledger/{table}")
+    expected = {shard: rows.get(shard, 0) for shard in pending}
+    with StageProgress(root, table, expected) as progress, ray_session(resources):
         resources = fit(resources, worker.MEMORY)
-        left = list(plan.pending)
-        constructor = _constructor(stage, worker, root, settings)
+        left = list(pending)
+        constructor = {"stage": table, "worker": worker, "root_uri": root.uri, "options": options}
+        inputs = todo.inputs or {}
         for number in range(PASSES):
             tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
             # what a first pass left may be a shard that kills its worker, and those queued behind
@@ -117,7 +121,7 @@ def run_stage(
                 if answer["error"]:
                     report.failed[shard] = answer["error"]
                     progress.failed(shard)
-                elif (record := Ledger(root).record(stage, shard)) is not None:
+                elif (record := Ledger(root).record(table, shard)) is not None:
                     report.done.append(record)
                     progress.done(record)
             if not left:
@@ -200,9 +204,9 @@ class _RayWorker:
     """What Ray runs: makes the ShardWorker at its first shard, turns exceptions into answers."""
 
     def __init__(
-        self, stage: str, worker: type[ShardWorker], root_uri: str, settings: dict[str, Any]
+        self, stage: str, worker: type[ShardWorker], root_uri: str, options: dict[str, Any]
     ) -> None:
-        self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, settings)
+        self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, options)
         self._worker: ShardWorker | None = None
         self._ledger = Ledger(Storage.open(root_uri))
         self._stage = stage
@@ -230,20 +234,19 @@ class _RayWorker:
         return message
 
 
-def read_shard(root: Storage, table: str, shard: int, columns: Iterable[str]) -> pa.Table:
-    """A shard of pairs or nouns, for the stage after it.
+def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) -> pa.Table:
+    """Return a shard of pairs or nouns, for the stage after it.
 
     Raises:
         ValueError: the file is damaged; says how it is made again.
     """
-    path = f"{table}/{shard:05d}.parquet"
+    path = stage.path(shard)
     try:
         with root.open_input(path) as source:
             return pq.read_table(source, columns=list(columns))
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"{root.uri}/{path} is corrupt, delete it and run codeseg {MADE_BY[table]} again: "
-            f"{error}"
+            f"{root.uri}/{path} is corrupt, delete it and {stage.again(root)}: {error}"
         ) from error
 
 
@@ -252,12 +255,6 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     for_people = isinstance(error, ValueError | ShardError) and text
     return text if for_people else f"{type(error).__name__}: {text}"
-
-
-def _constructor(
-    stage: str, worker: type[ShardWorker], root: Storage, settings: dict[str, Any]
-) -> dict[str, Any]:
-    return {"stage": stage, "worker": worker, "root_uri": root.uri, "settings": settings}
 
 
 def _brief(shards: list[int]) -> str:

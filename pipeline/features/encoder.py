@@ -4,14 +4,13 @@ Letters: R rows, V views, H W pixels, C channels, P image tokens, D vision width
 T text width.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 CAPTIONS = 256  # encoded together, alike in length
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,19 +27,19 @@ class Encoder:
         ValueError: this machine's weights are not those of the settings.
     """
 
-    def __init__(self, settings: dict[str, Any], device: str) -> None:
+    def __init__(self, settings: FeatureSettings, device: str) -> None:
         self._settings, self._device = settings, device
-        clip = settings["clip"]
-        self.clip = FrozenClip.load(clip["model"], clip["pretrained"], device)
-        if self.clip.weights_sha256 != clip["weights_sha256"]:
+        clip = settings.clip
+        self.clip = FrozenClip.load(clip.model, clip.pretrained, device)
+        if self.clip.weights_sha256 != clip.weights_sha256:
             raise ValueError(
-                f"the weights {clip['pretrained']!r} of {clip['model']} on this machine differ "
+                f"the weights {clip.pretrained!r} of {clip.model} on this machine differ "
                 "from those the stage was started with; give every machine the same file"
             )
 
     def autocast(self) -> torch.autocast:
         """The precision the CLIP runs at."""
-        dtype = DTYPES[self._settings["precision"]]
+        dtype = DTYPES[self._settings.precision]
         return torch.autocast(self._device, dtype=dtype, enabled=dtype is not torch.float32)
 
     @torch.inference_mode()

@@ -7,16 +7,23 @@ features, and an estimate. Torch is loaded only when the CLIP must be looked at.
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from codeseg.pipeline.engine.ledger import DAMAGED, Ledger, Plan, ShardRecord, plan
+from codeseg.pipeline.engine.stage import (
+    DAMAGED,
+    FEATURES,
+    MISSING,
+    NOUNS,
+    PAIRS,
+    VOCABULARY,
+    StageState,
+    faults,
+    state,
+)  # fmt: skip
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.feature_table import features_fingerprint, features_inputs
-from codeseg.pipeline.stream.vocabulary_table import vocabulary_input
+from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
 CLIP_CACHE = "ledger/features/clip.json"  # facts of the last used CLIP, so as not to load it again
@@ -50,38 +57,38 @@ class Wishes:
                 raise ValueError(f"--{option} is {', '.join(known)}, not {getattr(self, name)!r}")
 
 
-def resolve(wishes: Wishes, clip: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that go to `ledger/features/settings.json`."""
+def resolve(wishes: Wishes, clip: ClipFacts) -> FeatureSettings:
+    """Return the settings that go to `ledger/features/settings.json`."""
     from_pixels = wishes.image_tokens == "none"
-    return {
-        "clip": dict(clip),
-        "image_tokens": wishes.image_tokens,
-        "views": 1 if from_pixels else wishes.views,
-        "precision": wishes.precision,
-        "block_rows": wishes.batch_size,
-        "min_nouns": wishes.min_nouns,
-        "crop_scale": [wishes.least_crop, 1.0],
-        "flip": wishes.flip,
-        "mean": [0.485, 0.456, 0.406],  # ImageNet's, not CLIP's (METHOD §1)
-        "std": [0.229, 0.224, 0.225],
-        "seed": wishes.seed,
-        "templates": TEMPLATES,
-    }
+    return FeatureSettings(
+        clip=clip,
+        image_tokens=wishes.image_tokens,
+        views=1 if from_pixels else wishes.views,
+        precision=wishes.precision,
+        block_rows=wishes.batch_size,
+        min_nouns=wishes.min_nouns,
+        crop_scale=(wishes.least_crop, 1.0),
+        flip=wishes.flip,
+        mean=(0.485, 0.456, 0.406),  # ImageNet's, not CLIP's (METHOD §1)
+        std=(0.229, 0.224, 0.225),
+        seed=wishes.seed,
+        templates=TEMPLATES,
+    )
 
 
-def clip_facts(root: Storage, model: str, pretrained: str) -> dict[str, Any]:
-    """What the settings say of a CLIP, from the last run's notes or by loading it."""
+def clip_facts(root: Storage, model: str, pretrained: str) -> ClipFacts:
+    """Return what the settings say of a CLIP, from the last run's notes or by loading it."""
     model, name = _absolute(model), _absolute(pretrained)
-    weights_file = _hash_file(_weights_path(name))
+    asked = [model, name, _hash_file(_weights_path(name))]
     try:
         cached = json.loads(root.read_bytes(CLIP_CACHE))
-    except (FileNotFoundError, ValueError):
-        cached = {}
-    asked = [model, name, weights_file]
-    if cached.get("asked") != asked:
-        cached = {"asked": asked, "facts": _load_facts(model, name)}
-        root.write_atomic(CLIP_CACHE, json.dumps(cached, indent=1).encode() + b"\n")
-    facts: dict[str, Any] = cached["facts"]
+        if cached["asked"] == asked:
+            return ClipFacts.from_json(cached["facts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # another or no cache: the CLIP itself is looked at
+    facts = _load_facts(model, name)
+    noted = json.dumps({"asked": asked, "facts": asdict(facts)}, indent=1)
+    root.write_atomic(CLIP_CACHE, noted.encode() + b"\n")
     return facts
 
 
@@ -89,11 +96,9 @@ def clip_facts(root: Storage, model: str, pretrained: str) -> dict[str, Any]:
 class Work:
     """What there is to do at a root."""
 
-    settings: dict[str, Any]
-    vocabulary: Plan
-    vocabulary_input: str
-    features: Plan
-    inputs: dict[int, str]  # shard -> fingerprint of its input
+    settings: FeatureSettings
+    vocabulary: StageState
+    features: StageState
     rows: dict[int, int]  # pending shard -> trainable rows
     replaced_bytes: int  # of pending shards' older files
 
@@ -103,72 +108,61 @@ class Work:
         return sum(self.rows.values()) * row_bytes(self.settings)
 
 
-def read_nouns(root: Storage) -> dict[int, ShardRecord]:
-    """The ledger's nouns.
+def read_nouns(root: Storage) -> StageState:
+    """Return where the nouns stand.
 
     Raises:
         ValueError: there are none.
     """
-    nouns = Ledger(root).records("nouns")
-    if not nouns:
-        raise ValueError(f"{root.uri} holds no nouns; run `codeseg nouns {root.uri}`")
+    nouns = state(root, NOUNS)
+    if not nouns.records:
+        raise ValueError(f"{root.uri} holds no nouns; {NOUNS.again(root)}")
     return nouns
 
 
-def make_plan(root: Storage, settings: dict[str, Any], vocabulary_settings: str) -> Work:
+def make_plan(root: Storage, settings: FeatureSettings) -> Work:
     """Look at the ledger.
-
-    Args:
-        root: of the dataset.
-        settings: resolved.
-        vocabulary_settings: their fingerprint.
 
     Raises:
         ValueError: there are no nouns, or they are older than the pairs.
     """
-    ledger = Ledger(root)
-    pairs, nouns = ledger.records("pairs"), read_nouns(root)
-    stale = [i for i, record in nouns.items() if i in pairs and record.input != pairs[i].output]
-    if stale or nouns.keys() - pairs.keys():
-        raise ValueError(
-            f"{root.uri}: {len(stale) or 'some'} nouns shards do not match their pairs; "
-            f"run `codeseg nouns {root.uri}`"
-        )
-    inputs = features_inputs(pairs, nouns)
-    features = plan(ledger, "features", inputs, features_fingerprint(settings))
-    whole = {0: vocabulary_input(nouns)}
-    old = ledger.records("features")
+    nouns = read_nouns(root)
+    if nouns.inputs is None:
+        raise ValueError(f"{root.uri} holds no pairs; {PAIRS.again(root)}")
+    for why, (_, line) in faults(root, NOUNS, nouns).items():
+        if why != MISSING:
+            raise ValueError(line)
+    features = state(root, FEATURES, settings=settings.fingerprint())
+    vocabulary = state(root, VOCABULARY, settings=settings.vocabulary_fingerprint())
+    old = [features.records[i] for i, why in features.stale.items() if why != DAMAGED]
     return Work(
         settings=settings,
-        vocabulary=plan(ledger, "vocabulary", whole, vocabulary_settings),
-        vocabulary_input=whole[0],
+        vocabulary=vocabulary,
         features=features,
-        inputs=inputs,
-        rows={i: nouns[i].rows_out for i in features.pending},
-        replaced_bytes=sum(old[i].bytes for i, why in features.stale.items() if why != DAMAGED),
+        rows={i: nouns.records[i].rows_out for i in features.pending},
+        replaced_bytes=sum(record.bytes for record in old),
     )
 
 
-def row_bytes(settings: Mapping[str, Any]) -> int:
+def row_bytes(settings: FeatureSettings) -> int:
     """Estimated bytes of a features row."""
-    clip = settings["clip"]
-    caption = CAPTION_TOKENS * (2 * clip["text_width"] + 4) + 200
-    if settings["image_tokens"] == "none":
+    clip = settings.clip
+    caption = CAPTION_TOKENS * (2 * clip.text_width + 4) + 200
+    if settings.image_tokens == "none":
         return int(caption + JPG_BYTES)
-    tokens = 1 + (clip["image_size"] // clip["patch_size"]) ** 2
-    token = 2 * clip["width"] if settings["image_tokens"] == "fp16" else clip["width"] + 4
-    return int(caption + settings["views"] * (3 * clip["image_size"] ** 2 + tokens * token))
+    token = 2 * clip.width if settings.image_tokens == "fp16" else clip.width + 4
+    return int(caption + settings.views * (3 * clip.image_size**2 + clip.tokens * token))
 
 
-def known_speed(records: Mapping[int, ShardRecord], settings: Mapping[str, Any]) -> float | None:
+def known_speed(features: StageState, settings: FeatureSettings) -> float | None:
     """Rows a second of one worker, from shards already made with these settings."""
-    mine = features_fingerprint(settings)
-    made = [r for r in records.values() if r.settings == mine and r.rows_out]
+    mine = settings.fingerprint()
+    made = [r for r in features.records.values() if r.settings == mine and r.rows_out]
     seconds = sum(record.seconds for record in made)
     return sum(record.rows_in for record in made) / seconds if seconds else None
 
 
-def probe_speed(settings: dict[str, Any], device: str, threads: int) -> float:
+def probe_speed(settings: FeatureSettings, device: str, threads: int) -> float:
     """Rows a second of one worker, by encoding a few random images here."""
     import torch
 
@@ -176,25 +170,24 @@ def probe_speed(settings: dict[str, Any], device: str, threads: int) -> float:
 
     torch.set_num_threads(threads)
     encoder = Encoder(settings, device)
-    size, views = settings["clip"]["image_size"], settings["views"]
+    size, views = settings.clip.image_size, settings.views
     pixels = torch.zeros(PROBE_IMAGES, views, size, size, 3, dtype=torch.uint8)
     seconds = []
     for _ in range(2):  # the first run is a warm-up
         begin = time.perf_counter()
         encoder.caption_states([[0] * CAPTION_TOKENS] * PROBE_IMAGES)
-        if settings["image_tokens"] != "none":
+        if settings.image_tokens != "none":
             encoder.image_tokens(pixels).cpu()
         seconds.append(time.perf_counter() - begin)
     return PROBE_IMAGES / seconds[-1]
 
 
-def _load_facts(model: str, pretrained: str) -> dict[str, Any]:
+def _load_facts(model: str, pretrained: str) -> ClipFacts:
     from codeseg.model.clip.encoder import FrozenClip
 
     clip = FrozenClip.load(model, pretrained)
-    names = ("weights_sha256", "image_size", "patch_size", "width", "text_width", "embed_dim")
-    facts = {name: getattr(clip, name) for name in (*names, "layers", "context_length")}
-    return {"model": model, "pretrained": pretrained, **facts}
+    names = [field.name for field in fields(ClipFacts)][2:]
+    return ClipFacts(model, pretrained, **{name: getattr(clip, name) for name in names})
 
 
 def _absolute(name: str) -> str:

@@ -9,6 +9,7 @@ killed run goes on where it was last saved.
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 
 from codeseg.model.clip.prompts import template_embeddings
 from codeseg.pipeline import schema
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine import stage
+from codeseg.pipeline.engine.ledger import ShardRecord
 from codeseg.pipeline.engine.shards import read_shard
-from codeseg.pipeline.engine.storage import FileInfo, Storage
+from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder
-from codeseg.pipeline.stream.vocabulary_table import VOCABULARY_PATH, vocabulary_fingerprint
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
+PATH = stage.VOCABULARY.path(0)
 SAVE_SECONDS = 300  # between savings of an unfinished vocabulary
 PROMPT_TOKENS = 18  # SOS, EOS and METHOD §3's 16 context vectors must fit beside a noun's tokens
 
@@ -49,49 +52,38 @@ class VocabularyWorker:
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         torch.set_num_threads(options["threads"])
         self._root = Storage.open(root_uri)
-        self._settings: dict[str, Any] = options["features"]
+        self._settings: FeatureSettings = options["features"]
         self._shards: list[int] = options["shards"]
         self._encoder = Encoder(self._settings, options["device"])
         clip = self._encoder.clip
-        made_with = {"made_with": vocabulary_fingerprint(self._settings)}
+        made_with = {"made_with": self._settings.vocabulary_fingerprint()}
         self._schema = schema.vocabulary(clip.embed_dim).with_metadata(
             {"codeseg": json.dumps(made_with)}
         )
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Count, embed what is new, write the file, commit the record."""
-        begin = time.monotonic()
+        start = time.perf_counter()
         counts = self._count()
         embeddings = self._saved(counts)
         saved = time.monotonic()
         for text in sorted(counts.keys() - embeddings.keys()):
             embeddings[text] = self._embed(text)
             if time.monotonic() - saved > SAVE_SECONDS:
-                self._write(counts, embeddings)
+                self._root.write_atomic(PATH, self._writer(counts, embeddings))
                 saved = time.monotonic()
-        info = self._write(counts, embeddings)
-        record = ShardRecord(
-            stage="vocabulary",
-            shard=shard,
-            input=input,
-            settings=vocabulary_fingerprint(self._settings),
-            output=info.sha256,
-            files={VOCABULARY_PATH: {"bytes": info.bytes, "sha256": info.sha256}},
-            rows_in=len(counts),
-            rows_out=len(counts),
-            rejected={},
-            bytes=info.bytes,
-            seconds=round(time.monotonic() - begin, 3),
+        return stage.commit(
+            self._root, stage.VOCABULARY, shard, input, self._settings.vocabulary_fingerprint(),
+            self._writer(counts, embeddings),
+            rows_in=len(counts), rejected={}, start=start,
             versions={name: version(name) for name in ("torch", "open_clip_torch")},
-        )
-        Ledger(self._root).commit(record)
-        return record
+        )  # fmt: skip
 
     def _count(self) -> Counter[str]:
         """How many trainable captions name each noun."""
         counts: Counter[str] = Counter()
         for shard in self._shards:
-            table = read_shard(self._root, "nouns", shard, self.READS["nouns"])
+            table = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])
             nouns = table.filter(table["rejected"].is_null())["nouns"].combine_chunks().flatten()
             for pair in pc.value_counts(nouns.field("text")).to_pylist():
                 counts[pair["values"]] += pair["counts"]
@@ -100,7 +92,7 @@ class VocabularyWorker:
     def _saved(self, counts: Counter[str]) -> dict[str, Embedding]:
         """The embeddings that an earlier file holds, if it was made with the same settings."""
         try:
-            table = pa.ipc.open_file(self._root.open_input(VOCABULARY_PATH)).read_all()
+            table = pa.ipc.open_file(self._root.open_input(PATH)).read_all()
         except (FileNotFoundError, pa.ArrowInvalid):
             return {}
         if table.schema != self._schema or table.schema.metadata != self._schema.metadata:
@@ -124,8 +116,10 @@ class VocabularyWorker:
             )
         return mean
 
-    def _write(self, counts: Counter[str], embeddings: dict[str, Embedding]) -> FileInfo:
-        """Write the nouns that have an embedding, by id."""
+    def _writer(
+        self, counts: Counter[str], embeddings: dict[str, Embedding]
+    ) -> Callable[[pa.NativeFile], None]:
+        """Return what writes the nouns that have an embedding, by id."""
         texts = sorted(embeddings, key=schema.noun_id)
         ids = np.array([schema.noun_id(text) for text in texts], dtype=np.int64)
         assert (np.diff(ids) > 0).all(), "two nouns of one id"
@@ -146,4 +140,4 @@ class VocabularyWorker:
             with pa.ipc.new_file(sink, self._schema) as writer:
                 writer.write_batch(batch)  # one batch, so that the reader maps whole columns
 
-        return self._root.write_atomic(VOCABULARY_PATH, write)
+        return write

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codeseg.pipeline import schema
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine import stage
+from codeseg.pipeline.engine.ledger import ShardRecord
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
 from codeseg.pipeline.stream import views
-from codeseg.pipeline.stream.feature_table import features_fingerprint, features_path
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import mix
 
 FAULTY_STREAK = 8
@@ -72,7 +73,7 @@ class FeaturesWorker:
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         torch.set_num_threads(options["threads"])
         self._root = Storage.open(root_uri)
-        self._settings: dict[str, Any] = options["features"]
+        self._settings: FeatureSettings = options["features"]
         self._encoder = Encoder(self._settings, options["device"])
         self._schema = features_schema(self._settings)
         self._streak = 0  # faulty rows up to here
@@ -80,7 +81,7 @@ class FeaturesWorker:
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Encode a shard, write its file, commit its record."""
-        begin = time.monotonic()
+        start = time.perf_counter()
         rejected: Counter[str] = Counter()
         rows, rows_in = self._read(shard, rejected)
         states = self._encoder.caption_states([row["caption_tokens"] for row in rows])
@@ -93,45 +94,32 @@ class FeaturesWorker:
             batches = self._encoded(rows, rejected)
             with pa.ipc.new_file(sink, self._schema) as writer, ThreadPoolExecutor(1) as pool:
                 writing: Future[None] | None = None  # hash and write one batch, encode the next
-                for batch in uniform(batches, self._settings["block_rows"]):
+                for batch in uniform(batches, self._settings.block_rows):
                     if writing is not None:
                         writing.result()
                     rows_out += batch.num_rows
                     writing = pool.submit(writer.write_batch, batch)
                 if writing is not None:
                     writing.result()
+            assert rows_in == rows_out + rejected.total()
 
-        path = features_path(shard)
-        info = self._root.write_atomic(path, write)
-        assert rows_in == rows_out + rejected.total()
-        record = ShardRecord(
-            stage="features",
-            shard=shard,
-            input=input,
-            settings=features_fingerprint(self._settings),
-            output=info.sha256,
-            files={path: {"bytes": info.bytes, "sha256": info.sha256}},
-            rows_in=rows_in,
-            rows_out=rows_out,
-            rejected=dict(sorted(rejected.items())),
-            bytes=info.bytes,
-            seconds=round(time.monotonic() - begin, 3),
+        return stage.commit(
+            self._root, stage.FEATURES, shard, input, self._settings.fingerprint(), write,
+            rows_in=rows_in, rejected=rejected, start=start,
             versions={name: version(name) for name in ("torch", "open_clip_torch", "pillow")},
-        )
-        Ledger(self._root).commit(record)
-        return record
+        )  # fmt: skip
 
     def _read(self, shard: int, rejected: Counter[str]) -> tuple[list[Row], int]:
         """The shard's usable rows with their JPEGs, and how many were trainable to begin with."""
-        nouns = read_shard(self._root, "nouns", shard, self.READS["nouns"])
+        nouns = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])
         nouns = nouns.filter(nouns["rejected"].is_null())
-        pairs = read_shard(self._root, "pairs", shard, self.READS["pairs"])
+        pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
         place = {key: i for i, key in enumerate(pairs["key"].to_pylist())}
         jpgs, rows = pairs["jpg"], []
-        context = self._settings["clip"]["context_length"]
+        context = self._settings.clip.context_length
         for full in nouns.drop_columns("rejected").to_pylist():
             row = cut(full, context)
-            if len(row["nouns"]) < self._settings["min_nouns"]:
+            if len(row["nouns"]) < self._settings.min_nouns:
                 rejected["too_few_nouns"] += 1
             elif row["key"] not in place or not jpgs[place[row["key"]]].is_valid:
                 rejected["no_image"] += 1
@@ -147,7 +135,7 @@ class FeaturesWorker:
                 rejected["broken_image"] += 1
                 continue
             images.append(image)
-            if len(images) == self._settings["block_rows"]:
+            if len(images) == self._settings.block_rows:
                 yield self._encode(images, rejected)
                 images = []
         if images:
@@ -158,7 +146,7 @@ class FeaturesWorker:
         waiting: deque[Future[Image | None]] = deque()
         for row in rows:
             waiting.append(self._pool.submit(self._decode, row))
-            if len(waiting) > DECODED_AHEAD * self._settings["block_rows"]:
+            if len(waiting) > DECODED_AHEAD * self._settings.block_rows:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -170,13 +158,11 @@ class FeaturesWorker:
             image = views.decode(jpg)
         except OSError:
             return None
-        if settings["image_tokens"] == "none":
+        if settings.image_tokens == "none":
             return Image(row, jpg, np.empty(0, np.uint8))
-        scale = (settings["crop_scale"][0], settings["crop_scale"][1])
-        size, flip = settings["clip"]["image_size"], settings["flip"]
-        bits = [
-            mix(settings["seed"], views.key_hash(row["key"]), v) for v in range(settings["views"])
-        ]
+        size, scale, flip = settings.clip.image_size, settings.crop_scale, settings.flip
+        key = views.key_hash(row["key"])
+        bits = [mix(settings.seed, key, v) for v in range(settings.views)]
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
         return Image(row, jpg, np.stack(made))
 
@@ -185,7 +171,7 @@ class FeaturesWorker:
         states = [image.row["caption_states"] for image in images]
         faults = ["" if np.isfinite(values).all() else "non_finite" for values in states]
         columns: dict[str, pa.Array] = {}
-        if self._settings["image_tokens"] == "none":
+        if self._settings.image_tokens == "none":
             columns["jpg"] = pa.array([image.jpg for image in images], pa.binary())
         else:
             pixels = np.stack([image.pixels_VHWC for image in images])
@@ -211,7 +197,7 @@ class FeaturesWorker:
 
     def _image_columns(self, pixels: NDArray[np.uint8], tokens_RVPD: Tensor) -> dict[str, pa.Array]:
         columns = {"pixels": pixels}
-        if self._settings["image_tokens"] == "int8":
+        if self._settings.image_tokens == "int8":
             rounded, scales = to_int8(tokens_RVPD)
             columns |= {"image_tokens": rounded.cpu().numpy(), "image_scales": scales.cpu().numpy()}
         else:
@@ -251,19 +237,11 @@ def cut(row: Row, context_length: int) -> Row:
     return row | {"caption_tokens": [*tokens[:eos], tokens[-1]], "nouns": nouns}
 
 
-def features_schema(settings: dict[str, Any]) -> pa.Schema:
+def features_schema(settings: FeatureSettings) -> pa.Schema:
     """Schema of the shards; its metadata hold the settings as JSON under `codeseg`."""
-    clip = settings["clip"]
-    arrow = schema.features(
-        views=settings["views"],
-        image_size=clip["image_size"],
-        tokens=1 + (clip["image_size"] // clip["patch_size"]) ** 2,
-        width=clip["width"],
-        text_width=clip["text_width"],
-        image_tokens=settings["image_tokens"],
-    )
-    facts = {key: value for key, value in clip.items() if key != "pretrained"}  # may be a path
-    text = json.dumps(settings | {"clip": facts}, sort_keys=True)
+    facts = settings.to_json()
+    del facts["clip"]["pretrained"]  # may be a path
+    arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)
     return arrow.with_metadata({**(arrow.metadata or {}), b"codeseg": text.encode()})
 
 

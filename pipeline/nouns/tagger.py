@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine import stage
+from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import NOUNS
@@ -144,7 +145,6 @@ class NounWorker:
 
         self._find_spans = find_spans
         self._root = Storage.open(root_uri)
-        self._ledger = Ledger(self._root)
         self._settings = NounSettings(**settings)
         self._tokenizer = CaptionTokenizer(self._settings.context_length)
         self._tagger = NounTagger(self._settings.tagger)
@@ -153,36 +153,22 @@ class NounWorker:
     def process(self, shard: int, input: str) -> ShardRecord:
         """Tag the shard's successful pairs, write, commit."""
         start = perf_counter()
-        pairs = read_shard(self._root, "pairs", shard, self.READS["pairs"])
+        pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
         pairs = pairs.filter(pa.compute.equal(pairs["status"], "success"))
         with _garbage_later():
             rows = self.rows(pairs["key"].to_pylist(), pairs["caption"].to_pylist())
         table = pa.Table.from_pylist(rows, NOUNS)
-        path = f"nouns/{shard:05d}.parquet"
-        info = self._root.write_atomic(
-            path, lambda sink: pq.write_table(table, sink, compression="zstd")
-        )
         rejected = Counter(row["rejected"] for row in rows if row["rejected"])
-        record = ShardRecord(
-            stage="nouns",
-            shard=shard,
-            input=input,
-            settings=self._settings.fingerprint(),
-            output=info.sha256,
-            files={path: asdict(info)},
-            rows_in=len(rows),
-            rows_out=len(rows) - rejected.total(),
-            rejected=dict(sorted(rejected.items())),
-            bytes=info.bytes,
-            seconds=round(perf_counter() - start, 3),
+        return stage.commit(
+            self._root, stage.NOUNS, shard, input, self._settings.fingerprint(),
+            lambda sink: pq.write_table(table, sink, compression="zstd"),
+            rows_in=len(rows), rejected=rejected, start=start,
             versions={
                 "spacy": self._tagger.version,
                 self._settings.tagger: self._settings.tagger_version,
                 "pyarrow": pa.__version__,
             },
-        )
-        self._ledger.commit(record)
-        return record
+        )  # fmt: skip
 
     def rows(self, keys: list[str], captions: list[str | None]) -> list[dict[str, Any]]:
         """Rows of NOUNS for captions, in their order; equal captions are tagged once."""

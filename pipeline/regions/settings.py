@@ -6,11 +6,11 @@ In: the command's options, ROOT's ledger/features/settings.json. Out: settings, 
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from codeseg.model.regions.config import CLIP, Grouping
-from codeseg.pipeline.engine.ledger import Ledger, fingerprint
+from codeseg.pipeline.engine.stage import REGIONS
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,18 @@ class RegionSettings:
 
     def fingerprint(self) -> str:
         """Of what matters: where the weights lie does not, what they are does."""
-        return fingerprint({**asdict(self), "weights": None})
+        return REGIONS.fingerprint(asdict(self))
 
 
-def read_feature_settings(root: Storage) -> dict[str, Any]:
-    """Settings of the features that regions are made from.
+def read_feature_settings(root: Storage) -> FeatureSettings:
+    """Return the settings of the features that regions are made from.
 
     Raises:
         FileNotFoundError: there are no features.
         ValueError: the features keep no views of the images.
     """
-    settings = Ledger(root).read_settings("features")
-    if settings is None:
-        raise FileNotFoundError(f"{root.uri} holds no features; run `codeseg features {root.uri}`")
-    if settings["image_tokens"] == "none":
+    settings = FeatureSettings.read(root)
+    if settings.image_tokens == "none":
         raise ValueError(
             f"{root.uri} keeps no fixed views to cut into regions (--image-tokens none crops anew "
             f"each time); run `codeseg features {root.uri} --image-tokens int8`"

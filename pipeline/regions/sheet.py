@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from codeseg.pipeline.engine.stage import FEATURES
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import read_feature_settings
-from codeseg.pipeline.stream.feature_table import Block, features_path
+from codeseg.pipeline.stream.feature_table import Block
 from codeseg.pipeline.stream.region_table import RegionMap, RegionTable
 
 CELL = 160  # pixels of a picture's side on the sheet
@@ -31,7 +32,7 @@ def first_pictures(root: Storage, count: int) -> list[tuple[Pixels, RegionMap]]:
     table, settings = RegionTable(root), read_feature_settings(root)
     pictures: list[tuple[Pixels, RegionMap]] = []
     for shard in table.shards:
-        reader = pa.ipc.open_file(root.open_input(features_path(shard)))
+        reader = pa.ipc.open_file(root.open_input(FEATURES.path(shard)))
         for number in range(reader.num_record_batches):
             block = Block(reader.get_batch(number), settings)
             for row in range(block.rows):

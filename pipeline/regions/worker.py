@@ -6,7 +6,6 @@ no second model and no image: the stored trunk tokens are enough.
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,12 +18,13 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import CLIP, Grouping
 from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import SelfSupervisedVit, clip_keys
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline import schema
+from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.stage import FEATURES, REGIONS, commit
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings
-from codeseg.pipeline.schema import REGIONS
-from codeseg.pipeline.stream.feature_table import Block, features_path
-from codeseg.pipeline.stream.region_table import encode_map, regions_path
+from codeseg.pipeline.stream.feature_table import Block
+from codeseg.pipeline.stream.region_table import encode_map
 
 PICTURES_A_STEP = 32  # views that go through the ViT together
 
@@ -35,7 +35,7 @@ class RegionsWorker:
     READS: ClassVar[dict[str, tuple[str, ...]]] = {
         "features": ("key", "pixels", "image_tokens", "image_scales")
     }
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"regions": tuple(REGIONS.names)}
+    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"regions": tuple(schema.REGIONS.names)}
     MEMORY: ClassVar[int] = 1_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
@@ -43,17 +43,17 @@ class RegionsWorker:
         grouping = Grouping(**settings["grouping"])
         self._settings = RegionSettings(**{**settings, "grouping": grouping})
         self._features = read_feature_settings(self._root)
-        clip = self._features["clip"]
-        side = clip["image_size"] // clip["patch_size"]
+        clip = self._features.clip
+        side = clip.image_size // clip.patch_size
         self._grid = (side, side)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._clip: FrozenClip | None = None
         if self._settings.group_by == CLIP:
-            self._clip = FrozenClip.load(clip["model"], clip["pretrained"], self._device)
-            if self._clip.weights_sha256 != clip["weights_sha256"]:
+            self._clip = FrozenClip.load(clip.model, clip.pretrained, self._device)
+            if self._clip.weights_sha256 != clip.weights_sha256:
                 raise ValueError(
-                    f"the weights {clip['pretrained']} of {clip['model']} are not those the "
-                    f"features were made with; run `codeseg features {self._root.uri}`"
+                    f"the weights {clip.pretrained} of {clip.model} are not those the "
+                    f"features were made with; {FEATURES.again(self._root)}"
                 )
         else:
             self._vit = SelfSupervisedVit(self._settings.group_by, self._settings.weights)
@@ -68,29 +68,17 @@ class RegionsWorker:
         start = time.perf_counter()
         rows = list(self._rows(shard))
         columns = zip(*rows, strict=True) if rows else ([], [], [])
-        table = pa.table([pa.array(c) for c in columns], schema=REGIONS)
-        path = regions_path(shard)
-        info = self._root.write_atomic(path, lambda sink: pq.write_table(table, sink))
-        record = ShardRecord(
-            stage="regions",
-            shard=shard,
-            input=input,
-            settings=self._settings.fingerprint(),
-            output=info.sha256,
-            files={path: asdict(info)},
-            rows_in=table.num_rows,
-            rows_out=table.num_rows,
-            rejected={},
-            bytes=info.bytes,
-            seconds=time.perf_counter() - start,
+        table = pa.table([pa.array(c) for c in columns], schema=schema.REGIONS)
+        return commit(
+            self._root, REGIONS, shard, input, self._settings.fingerprint(),
+            lambda sink: pq.write_table(table, sink),
+            rows_in=table.num_rows, rejected={}, start=start,
             versions={"torch": torch.__version__, "numpy": np.__version__},
-        )
-        Ledger(self._root).commit(record)
-        return record
+        )  # fmt: skip
 
     def _rows(self, shard: int) -> Iterator[tuple[str, int, bytes]]:
         """Key, view and region map of every view of a shard."""
-        path = features_path(shard)
+        path = FEATURES.path(shard)
         reader = pa.ipc.open_file(self._root.open_input(path))
         views = self._settings.views
         for number in range(reader.num_record_batches):
@@ -115,6 +103,6 @@ class RegionsWorker:
             features: Tensor = self._vit(pixels_BCHW, self._grid)
             return features
         tokens = torch.from_numpy(block.image_tokens_RVPD[rows].astype(np.float32))
-        if self._features["image_tokens"] == "int8":
+        if self._features.image_tokens == "int8":
             tokens = tokens * torch.from_numpy(block.image_scales_RVP[rows].copy())[..., None]
         return clip_keys(self._clip, tokens.flatten(0, 1).to(self._device))

@@ -3,7 +3,7 @@
 The tensors and their letters are described in `codeseg.model.code.batch`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codeseg.model.code.batch import Batch
 from codeseg.pipeline.stream import views
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.feature_table import Block
 from codeseg.pipeline.stream.order import Hash, IntArray
 from codeseg.pipeline.stream.region_table import RegionTable
@@ -69,7 +70,7 @@ class Collate:
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        settings: FeatureSettings,
         vocabulary: Vocabulary | MergedVocabulary,
         *,
         pin_memory: bool = False,
@@ -110,15 +111,15 @@ class Collate:
 
     def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Tensor]:
         """Pixels and image tokens of each sample's view."""
-        clip, kind = self._settings["clip"], self._settings["image_tokens"]
-        B, S = len(samples), clip["image_size"]
+        clip, kind = self._settings.clip, self._settings.image_tokens
+        B, S = len(samples), clip.image_size
         pixels_BHWC = self._empty(B, S, S, 3, dtype=torch.uint8)
         tensors = {"pixels_BCHW": pixels_BHWC.permute(0, 3, 1, 2)}
         if kind == "none":
             for sample, out, view in zip(samples, pixels_BHWC.numpy(), views_B, strict=True):
                 out[:] = self._augmented(sample, view)
             return tensors
-        chosen = [int(v) for v in views_B % np.uint64(self._settings["views"])]
+        chosen = [int(v) for v in views_B % np.uint64(self._settings.views)]
         maps = [
             sample.regions.regions(sample.block.key(sample.row), v).ravel()
             for sample, v in zip(samples, chosen, strict=True)
@@ -153,15 +154,15 @@ class Collate:
         return views.view(
             image,
             np.atleast_1d(bits),
-            size=self._settings["clip"]["image_size"],
-            crop_scale=tuple(self._settings["crop_scale"]),
-            flip=self._settings["flip"],
+            size=self._settings.clip.image_size,
+            crop_scale=self._settings.crop_scale,
+            flip=self._settings.flip,
         )
 
     def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
         """Caption tokens, states and the labels of METHOD §4."""
         rows = [_row(s.block.caption_tokens, s.row) for s in samples]
-        B, L, T = len(rows), max(map(len, rows)), self._settings["clip"]["text_width"]
+        B, L, T = len(rows), max(map(len, rows)), self._settings.clip.text_width
         tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
         states_BLT = self._full(B, L, T, value=0, dtype=torch.float16)
         labels_BL = self._full(B, L, value=-1, dtype=torch.int64)

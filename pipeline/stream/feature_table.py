@@ -5,7 +5,6 @@ memory-mapped where the root is local; every defect is one line that says what t
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -15,32 +14,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
+from codeseg.pipeline.engine.stage import DAMAGED, FEATURES, MISSING, StageState, faults, state
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.selection import read_selection
 
 READERS = 8
 IntArray = NDArray[np.int64]
 Lists = tuple[NDArray[Any], NDArray[np.int32]]  # (values, offsets): row i is values[o[i] : o[i+1]]
-
-
-def features_path(shard: int) -> str:
-    """Where the features of a shard lie under the root."""
-    return f"features/{shard:05d}.arrow"
-
-
-def features_inputs(
-    pairs: Mapping[int, ShardRecord], nouns: Mapping[int, ShardRecord]
-) -> dict[int, str]:
-    """Fingerprint of what each features shard is made from, for shards that have both tables."""
-    both = sorted(pairs.keys() & nouns.keys())
-    return {i: fingerprint(f"{nouns[i].output}+{pairs[i].output}") for i in both}
-
-
-def features_fingerprint(settings: Mapping[str, Any]) -> str:
-    """Fingerprint of the settings; where the CLIP's weights were read from does not matter."""
-    clip = {key: value for key, value in settings["clip"].items() if key != "pretrained"}
-    return fingerprint({**settings, "clip": clip})
 
 
 class Block:
@@ -49,7 +31,7 @@ class Block:
     Letters: R rows, V views, H W pixels, P image tokens, D vision width, T text width.
     """
 
-    def __init__(self, batch: pa.RecordBatch, settings: Mapping[str, Any]) -> None:
+    def __init__(self, batch: pa.RecordBatch, settings: FeatureSettings) -> None:
         self._batch = batch
         self._settings = settings
         self.rows = batch.num_rows
@@ -65,19 +47,19 @@ class Block:
     @cached_property
     def pixels_RVHWC(self) -> NDArray[np.uint8]:
         """RGB pixels 0..255 of the stored views."""
-        S = self._settings["clip"]["image_size"]
-        return self._fixed("pixels").reshape(self.rows, self._settings["views"], S, S, 3)
+        S = self._settings.clip.image_size
+        return self._fixed("pixels").reshape(self.rows, self._settings.views, S, S, 3)
 
     @cached_property
     def image_tokens_RVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
         """Trunk output (METHOD §2.1), fp16 or int8."""
-        V, D = self._settings["views"], self._settings["clip"]["width"]
+        V, D = self._settings.views, self._settings.clip.width
         return self._fixed("image_tokens").reshape(self.rows, V, -1, D)
 
     @cached_property
     def image_scales_RVP(self) -> NDArray[np.float32]:
         """What an int8 token is to be multiplied with."""
-        return self._fixed("image_scales").reshape(self.rows, self._settings["views"], -1)
+        return self._fixed("image_scales").reshape(self.rows, self._settings.views, -1)
 
     @cached_property
     def caption_tokens(self) -> Lists:
@@ -134,32 +116,28 @@ class FeatureTable:
     ) -> None:
         self._root = root
         self._skip_corrupt = skip_corrupt
-        self._again = f"run `codeseg features {root.uri}`"
+        self._again = FEATURES.again(root)
         self.skipped: dict[int, str] = {}
-        ledger = Ledger(root)
-        records = ledger.records("features")
-        settings = ledger.read_settings("features")
-        if not records or settings is None:
+        self.settings = FeatureSettings.read(root)
+        found = state(root, FEATURES, settings=self.settings.fingerprint())
+        if not found.records:
             raise FileNotFoundError(f"{root.uri} holds no features; {self._again}")
-        self.settings: dict[str, Any] = settings
-        self._check_ledger(records, ledger.records("pairs"), ledger.records("nouns"))
-        selected = read_selection(root, selection, records) if selection else None
+        self._check(found)
+        selected = read_selection(root, selection, found.records) if selection else None
+        records = {i: record for i, record in found.records.items() if i not in self.skipped}
         with ThreadPoolExecutor(READERS) as pool:
             usable = list(pool.map(self._is_usable, records.values()))
         records = {i: r for (i, r), ok in zip(records.items(), usable, strict=True) if ok}
         content = [r.output for r in records.values()]
-        identity = [features_fingerprint(settings), content]
+        identity = [self.settings.fingerprint(), content]
         self.fingerprint = fingerprint([*identity, *([selected.fingerprint] if selected else [])])
         self._blocks: list[tuple[int, int]] = []  # (shard, number within it), none without rows
         self._rows: list[IntArray | None] = []  # those of each block that are read; None: all
         counts = []
         for shard, record in records.items():
             for number, size in enumerate(self._sizes(record)):
-                rows = (
-                    selected.block(shard, number * self.settings["block_rows"], size)
-                    if selected
-                    else None
-                )
+                first = number * self.settings.block_rows
+                rows = selected.block(shard, first, size) if selected else None
                 if count := size if rows is None else len(rows):
                     self._blocks.append((shard, number))
                     self._rows.append(rows)
@@ -190,7 +168,7 @@ class FeatureTable:
 
     def place(self, number: int) -> str:
         """The file that a block lies in, for messages."""
-        return f"{self._root.uri}/{features_path(self._blocks[number][0])}"
+        return f"{self._root.uri}/{FEATURES.path(self._blocks[number][0])}"
 
     def _load(self, number: int) -> Future[Block]:
         with self._lock:
@@ -211,27 +189,30 @@ class FeatureTable:
     def _refuse_network_error(self, error: Exception, shard: int) -> None:
         """An object store that does not answer says nothing about the file."""
         if isinstance(error, OSError) and not self._root.is_local:
-            place = f"{self._root.uri}/{features_path(shard)}"
+            place = f"{self._root.uri}/{FEATURES.path(shard)}"
             raise OSError(f"{place} cannot be read now: {error}") from error
 
     def _open(self, shard: int) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(self._root.open_input(features_path(shard)))
+        return pa.ipc.open_file(self._root.open_input(FEATURES.path(shard)))
 
     def _sizes(self, record: ShardRecord) -> list[int]:
         """Rows of the shard's blocks: all alike but the last."""
-        size = int(self.settings["block_rows"])
+        size = self.settings.block_rows
         return [min(size, record.rows_out - i) for i in range(0, record.rows_out, size)]
+
+    def _check(self, found: StageState) -> None:
+        """Refuse what a run would do again; missing and damaged shards may be left out."""
+        for why, (shards, line) in faults(self._root, FEATURES, found).items():
+            if why not in (MISSING, DAMAGED):
+                raise ValueError(line)
+            if not self._skip_corrupt:
+                raise ValueError(f"{line}, or skip corrupt shards")
+            self.skipped |= dict.fromkeys(shards, why)
 
     def _is_usable(self, record: ShardRecord) -> bool:
         """Whether the shard's file is whole; refuses or notes one that is not."""
-        path = features_path(record.shard)
-        committed = record.files[path]["bytes"]
+        path = FEATURES.path(record.shard)
         try:
-            size = self._root.size(path)
-            if size is None:
-                raise ValueError("is missing")
-            if size != committed:
-                raise ValueError(f"has {size} bytes but had {committed} when it was committed")
             if self._open(record.shard).num_record_batches != len(self._sizes(record)):
                 raise ValueError("has another number of record batches than it was committed with")
         except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
@@ -243,34 +224,6 @@ class FeatureTable:
             self.skipped[record.shard] = str(error)
             return False
         return True
-
-    def _check_ledger(
-        self,
-        records: dict[int, ShardRecord],
-        pairs: dict[int, ShardRecord],
-        nouns: dict[int, ShardRecord],
-    ) -> None:
-        """Refuse missing, stale and mixed shards; a ledger of the features alone is fine."""
-        inputs = features_inputs(pairs, nouns)
-        missing = sorted((pairs.keys() | nouns.keys()) - records.keys())
-        if missing and not self._skip_corrupt:
-            raise ValueError(f"{self._name(missing)} missing; {self._again}, or skip them")
-        self.skipped |= dict.fromkeys(missing, "is missing")
-        stale = [i for i, record in records.items() if i in inputs and record.input != inputs[i]]
-        if stale:
-            raise ValueError(f"{self._name(stale)} older than the nouns; {self._again}")
-        mine = features_fingerprint(self.settings)
-        mixed = [i for i, record in records.items() if record.settings != mine]
-        if mixed:
-            raise ValueError(
-                f"{self._name(mixed)} made with other settings (another CLIP?) than "
-                f"ledger/features/settings.json says; {self._again}"
-            )
-
-    def _name(self, shards: list[int]) -> str:
-        some = ", ".join(f"{shard:05d}" for shard in shards[:3])
-        more = f" and {len(shards) - 3} more" if len(shards) > 3 else ""
-        return f"{self._root.uri}: features of shard {some}{more} are"
 
     def _redo(self, shard: int) -> str:
         return f"delete ledger/features/{shard:05d}.json and {self._again}"

@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codeseg.pipeline.engine.ledger import Ledger, fingerprint
+from codeseg.pipeline.engine.stage import REGIONS, faults, state
 from codeseg.pipeline.engine.storage import Storage
 
 RegionMap = NDArray[np.uint8]
 
 SHARD_DIGITS = 5  # of a key: the shard it belongs to
 SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches; 3 MB each
-
-
-def regions_path(shard: int) -> str:
-    """Where the regions of a shard lie under the root."""
-    return f"regions/{shard:05d}.parquet"
 
 
 def encode_map(regions: RegionMap) -> bytes:
@@ -53,20 +49,13 @@ class RegionTable:
 
     def __init__(self, root: Storage) -> None:
         self._root = root
-        self._again = f"run `codeseg regions {root.uri}`"
-        ledger = Ledger(root)
-        settings = ledger.read_settings("regions")
-        self._records = ledger.records("regions")
-        if not self._records or settings is None:
+        self._again = REGIONS.again(root)
+        settings, found = Ledger(root).read_settings("regions"), state(root, REGIONS)
+        if not found.records or settings is None:
             raise FileNotFoundError(f"{root.uri} holds no regions; {self._again}")
-        self.settings = settings
-        for shard, features in ledger.records("features").items():
-            record = self._records.get(shard)
-            if record is None or record.input != features.output:
-                state = "missing" if record is None else "older than the features"
-                raise ValueError(
-                    f"{root.uri}: regions of shard {shard:05d} are {state}; {self._again}"
-                )
+        self.settings, self._records = settings, found.records
+        for _, line in faults(root, REGIONS, found).values():
+            raise ValueError(line)
         self.shards = list(self._records)
         self.fingerprint = fingerprint([record.output for record in self._records.values()])
         self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read)
@@ -81,12 +70,12 @@ class RegionTable:
         rows = self._shard(shard)
         row = int(np.searchsorted(rows.keys, int(key))) + view
         if row >= len(rows.keys) or rows.keys[row] != int(key) or rows.views[row] != view:
-            place = f"{self._root.uri}/{regions_path(shard)}"
+            place = f"{self._root.uri}/{REGIONS.path(shard)}"
             raise ValueError(f"{place} lacks view {view} of {key}; {self._redo(shard)}")
         return decode_map(rows.maps[row].as_py())
 
     def _read(self, shard: int) -> "_Rows":
-        path = regions_path(shard)
+        path = REGIONS.path(shard)
         try:
             with self._root.open_input(path) as source:
                 table = pq.read_table(source).combine_chunks()

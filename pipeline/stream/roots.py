@@ -5,15 +5,16 @@
 Roots are trained together only when their features are of the same kind: CLIP, views, token form.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from codeseg.pipeline.engine.ledger import fingerprint
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.collate import Sample
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.feature_table import FeatureTable
 from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder
 from codeseg.pipeline.stream.region_table import RegionTable
@@ -62,7 +63,7 @@ class Roots:
         self.settings = self._tables[0].settings
         for storage, table in zip(storages, self._tables, strict=True):
             _refuse_other_kind(storages[0].uri, self.settings, storage.uri, table.settings)
-        self.min_nouns = min(int(table.settings["min_nouns"]) for table in self._tables)
+        self.min_nouns = min(table.settings.min_nouns for table in self._tables)
         several = len(storages) > 1
         self._marks = [f"{number}:" if several else "" for number in range(len(storages))]
         self.skipped = {
@@ -118,18 +119,18 @@ class Roots:
 
 
 def _refuse_other_kind(
-    first: str, wanted: Mapping[str, Any], other: str, settings: Mapping[str, Any]
+    first: str, wanted: FeatureSettings, other: str, settings: FeatureSettings
 ) -> None:
     """Refuse features that cannot stand in one batch with the first root's.
 
     Raises:
         ValueError: naming what differs.
     """
-    before, after = ({**s, **s["clip"]} for s in (wanted, settings))
+    before, after = ({**s.to_json(), **asdict(s.clip)} for s in (wanted, settings))
     differing = [
-        f"{key} {before.get(key)} and {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if key not in ("clip", *MAY_DIFFER) and before.get(key) != after.get(key)
+        f"{key} {before[key]} and {after[key]}"
+        for key in sorted(before)
+        if key not in ("clip", *MAY_DIFFER) and before[key] != after[key]
     ]
     if differing:
         raise ValueError(

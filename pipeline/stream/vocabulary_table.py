@@ -3,34 +3,15 @@
 In: ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped where ROOT is local.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.stage import DAMAGED, VOCABULARY, state
 from codeseg.pipeline.engine.storage import Storage
-
-VOCABULARY_PATH = "vocabulary/nouns.arrow"
-
-
-def vocabulary_input(nouns: Mapping[int, ShardRecord]) -> str:
-    """Fingerprint of what the vocabulary is made from."""
-    return fingerprint([nouns[i].output for i in sorted(nouns)])
-
-
-def vocabulary_settings(features: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the features settings the vocabulary depends on."""
-    keys = ("clip", "precision", "templates")
-    return {key: features[key] for key in keys}
-
-
-def vocabulary_fingerprint(features: Mapping[str, Any]) -> str:
-    """Fingerprint of `vocabulary_settings`; the CLIP counts by its weights."""
-    settings = vocabulary_settings(features)
-    return fingerprint({**settings, "clip": settings["clip"]["weights_sha256"]})
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 
 class Vocabulary:
@@ -40,18 +21,16 @@ class Vocabulary:
         ValueError, FileNotFoundError: it is missing, stale, broken or empty; one line.
     """
 
-    def __init__(self, root: Storage, settings: Mapping[str, Any]) -> None:
-        self._place = f"{root.uri}/{VOCABULARY_PATH}"
-        self._again = f"run `codeseg features {root.uri}`"
-        ledger = Ledger(root)
-        record, nouns = ledger.record("vocabulary", 0), ledger.records("nouns")
-        if record is None:
+    def __init__(self, root: Storage, settings: FeatureSettings) -> None:
+        path = VOCABULARY.path(0)
+        self._place, self._again = f"{root.uri}/{path}", VOCABULARY.again(root)
+        found = state(root, VOCABULARY, settings=settings.vocabulary_fingerprint())
+        if not found.records:
             raise FileNotFoundError(f"{self._place} is missing; {self._again}")
-        old = nouns and record.input != vocabulary_input(nouns)
-        if old or record.settings != vocabulary_fingerprint(settings):
+        if found.stale.get(0, DAMAGED) != DAMAGED:
             raise ValueError(f"{self._place} is older than the nouns or the CLIP; {self._again}")
         try:
-            table = pa.ipc.open_file(root.open_input(VOCABULARY_PATH)).read_all()
+            table = pa.ipc.open_file(root.open_input(path)).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{self._place} is corrupt ({error}); {self._again}") from error
         if not table.num_rows:

@@ -33,6 +33,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import Position
+from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.training.config import differences
 from codeseg.stages.training.optimizer import optimizer_tensors, restore_optimizer
 from codeseg.stages.training.recipes import HARMLESS, Recipe
@@ -112,42 +113,29 @@ def codeseg_version() -> str:
         return "source"
 
 
-def check_data(root: str, recipe: Recipe, settings: Mapping[str, Any]) -> None:
-    """Refuse features of another CLIP by name, before any weights are fetched.
+def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
+    """Return the recipe's CLIP, which must be the one that made the features.
 
     Raises:
-        ValueError: naming both.
+        ValueError: when it cannot be had or is another one; before any weights are fetched when
+            its name says so.
     """
-    made = settings["clip"]
-    if made["model"] != recipe.clip.model:
+    remedy = (
+        f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
+        f"{recipe.clip.pretrained}`, or train with --set clip.model={made.model} "
+        f"--set clip.pretrained={made.pretrained}"
+    )
+    if made.model != recipe.clip.model:
         raise ValueError(
-            f"the features of {root} were made with CLIP {made['model']}/{made['pretrained']}, "
-            f"the recipe {recipe.name} wants {recipe.clip.model}/{recipe.clip.pretrained}: "
-            f"{_remedy(root, recipe, made)}"
+            f"the features of {root} were made with CLIP {made.model}/{made.pretrained}, "
+            f"the recipe {recipe.name} wants {recipe.clip.model}/{recipe.clip.pretrained}: {remedy}"
         )
-
-
-def load_clip(root: str, recipe: Recipe, settings: Mapping[str, Any]) -> FrozenClip:
-    """The recipe's CLIP, which must be the one that made the features.
-
-    Raises:
-        ValueError: when it cannot be had or is another one.
-    """
-    check_data(root, recipe, settings)
     clip = FrozenClip.load(recipe.clip.model, recipe.clip.pretrained)
     try:
-        check_clip(settings["clip"], clip, f"the feature table of {root}")
+        check_clip(dataclasses.asdict(made), clip, f"the feature table of {root}")
     except ValueError as error:
-        raise ValueError(f"{error}: {_remedy(root, recipe, settings['clip'])}") from None
+        raise ValueError(f"{error}: {remedy}") from None
     return clip
-
-
-def _remedy(root: str, recipe: Recipe, made: Mapping[str, Any]) -> str:
-    return (
-        f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
-        f"{recipe.clip.pretrained}`, or train with --set clip.model={made['model']} "
-        f"--set clip.pretrained={made['pretrained']}"
-    )
 
 
 def save(run: Path, recipe: Recipe, state: State) -> None:

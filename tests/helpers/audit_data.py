@@ -19,15 +19,15 @@ from PIL import Image
 
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.feature_table import features_inputs
-from codeseg.pipeline.stream.vocabulary_table import vocabulary_input
 
 ROWS, SHARDS = 100, 4
 SOS, EOS = 49406, 49407
 WIDTH, TEXT_WIDTH, EMBED_DIM, PATCHES = 32, 8, 16, 5
 CLIP = {
-    "model": "test", "pretrained": "random", "image_size": 16, "patch_size": 8, "width": WIDTH,
+    "model": "test", "pretrained": "random", "weights_sha256": "0" * 64,
+    "image_size": 16, "patch_size": 8, "width": WIDTH,
     "text_width": TEXT_WIDTH, "embed_dim": EMBED_DIM, "layers": 2, "context_length": 77,
 }  # fmt: skip
 NOUNS = [a + b for a in ("fen", "bar", "cor", "dul", "kes", "mol") for b in
@@ -146,7 +146,11 @@ def make_root(root: Path, spoils: Spoils | None = None, tokens: str = "fp16") ->
     spoils = spoils or Spoils()
     storage = Storage.open(root)
     ledger = Ledger(storage)
-    settings = {"clip": CLIP, "image_tokens": tokens, "views": 1} | spoils.settings
+    settings = {
+        "clip": CLIP, "image_tokens": tokens, "views": 1, "precision": "fp32", "block_rows": 64,
+        "min_nouns": 2, "crop_scale": [1.0, 1.0], "flip": False, "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2], "seed": 0, "templates": 80,
+    } | spoils.settings  # fmt: skip
     shapes = {"views": 1, "image_size": 16, "tokens": PATCHES, "width": WIDTH,
               "text_width": TEXT_WIDTH, "image_tokens": tokens}  # fmt: skip
     ledger.write_settings("features", settings)
@@ -171,12 +175,13 @@ def make_root(root: Path, spoils: Spoils | None = None, tokens: str = "fp16") ->
         write("pairs", mine[0], schema.PAIRS, "0", len(mine[0]), alive, lost)
         write("nouns", mine[1], schema.NOUNS, ledger.records("pairs")[shard].output,
               len(mine[1]), kept, few)  # fmt: skip
-        inputs = features_inputs(ledger.records("pairs"), ledger.records("nouns"))
+        records = {table: ledger.records(table) for table in ("pairs", "nouns")}
+        inputs = FEATURES.inputs_today(records, None)
         write("features", mine[2], columns, inputs[shard], kept, len(mine[2]), {})
     write = _writer(storage, ledger, spoils, 0)
     size = len(vocabulary)
     write("vocabulary", vocabulary, schema.vocabulary(EMBED_DIM),
-          vocabulary_input(ledger.records("nouns")), size, size, {})  # fmt: skip
+          VOCABULARY.inputs_today(records, None)[0], size, size, {})  # fmt: skip
     return root
 
 

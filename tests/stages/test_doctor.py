@@ -16,6 +16,7 @@ from bench.make_nouns import make_nouns
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve, row_bytes
+from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.cli import app
 from codeseg.stages.doctor import (
     ask,
@@ -128,7 +129,7 @@ def test_a_name_resolves_or_the_finding_says_why_not():
 
 
 def row(wishes):
-    clip = {"image_size": 64, "patch_size": 8, "width": 128, "text_width": 80}
+    clip = ClipFacts("storybook", "", "", 64, 8, 128, 80, 64, 4, 77)
     return row_bytes(resolve(wishes, clip))
 
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.stage import REGIONS
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.region_table import RegionTable, regions_path
+from codeseg.pipeline.stream.region_table import RegionTable
 from tests.helpers.tiny_run import make_root
 
 
@@ -27,11 +28,11 @@ def test_regions_are_made_shown_and_not_made_twice(tmp_path):
     assert Image.open(sheet).size == (4 * 336 + 8, 2 * 168 + 8)
     assert RegionTable(Storage.open(root)).regions("000010006", 1).max() < 4
     records = Ledger(Storage.open(root)).records("regions")
-    written = [(root / regions_path(i)).stat().st_mtime_ns for i in (0, 1)]
+    written = [(root / REGIONS.path(i)).stat().st_mtime_ns for i in (0, 1)]
     again = run(root, "--regions", 4)
     assert again.returncode == 0, again.stderr
     assert Ledger(Storage.open(root)).records("regions") == records
-    assert [(root / regions_path(i)).stat().st_mtime_ns for i in (0, 1)] == written
+    assert [(root / REGIONS.path(i)).stat().st_mtime_ns for i in (0, 1)] == written
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from PIL import Image
 
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, Img2dataset
 from codeseg.pipeline.download.urls import cut_shards
+from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger, plan
+from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import ShardError
+from codeseg.pipeline.engine.stage import state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import parse_manifest
 from codeseg.pipeline.schema import PAIRS
@@ -106,11 +108,10 @@ def test_retry_failed_asks_only_for_rows_worth_it_and_keeps_the_others(tmp_path,
     first = do()
     assert first.rejected == {"http_404": 1, "http_500": 1, "http_503": 1}
     before = rows(root)
-    records = Ledger(root).records("pairs")
     inputs = {0: first.input}
-    todo = plan(Ledger(root), "pairs", inputs, settings().fingerprint())
+    todo = state(root, stage.PAIRS, settings=settings().fingerprint(), inputs=inputs)
     assert todo.current == [0]
-    assert list(with_retries(todo, records, True).stale) == [0]
+    assert list(with_retries(todo, True).stale) == [0]
 
     image_server.add_image("/1.jpg", seed=7)
     image_server.hits.clear()

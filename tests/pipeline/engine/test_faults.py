@@ -183,9 +183,10 @@ def test_a_node_removed_in_mid_stage_changes_nothing(tmp_path):
     script = """
         import sys, threading, time
         from ray.cluster_utils import Cluster
-        from codeseg.pipeline.engine.ledger import Ledger, plan, fingerprint
+        from codeseg.pipeline.engine.ledger import fingerprint
         from codeseg.pipeline.engine.cluster import Resources
         from codeseg.pipeline.engine.shards import run_stage
+        from codeseg.pipeline.engine.stage import PAIRS, state
         from codeseg.pipeline.engine.storage import Storage
         from tests.helpers.slow_worker import SlowWorker
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -199,8 +200,9 @@ def test_a_node_removed_in_mid_stage_changes_nothing(tmp_path):
                 time.sleep(0.05)
             cluster.remove_node(lost, allow_graceful=False)
         threading.Thread(target=remove, daemon=True).start()
-        report = run_stage("pairs", SlowWorker, root, {}, plan(Ledger(root), "pairs", inputs, "s"),
-                           inputs, Resources(workers=2, ray_address=cluster.address), {})
+        todo = state(root, PAIRS, settings="s", inputs=inputs)
+        report = run_stage(PAIRS, SlowWorker, root, {}, todo, {},
+                           Resources(workers=2, ray_address=cluster.address), {})
         print("REPORT", len(report.done), report.failed)
         cluster.shutdown()
     """

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint, plan
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -46,13 +47,17 @@ def test_settings_are_no_record(ledger):
     assert ledger.read_settings("features") is None
 
 
-def test_plan_tells_current_missing_and_stale_apart(ledger, tmp_path):
+def nouns(root, inputs):
+    return state(Storage.open(root), NOUNS, settings="s", inputs=inputs)
+
+
+def test_state_tells_current_missing_and_stale_apart(ledger, tmp_path):
     for shard in range(4):
         Storage.open(tmp_path).write_atomic(f"nouns/{shard:05d}.parquet", bytes(10))
         ledger.commit(record(shard))
     ledger.commit(record(2, settings="old"))
     ledger.commit(record(3, settings="old", input="old"))
-    result = plan(ledger, "nouns", {0: "in0", 1: "other", 2: "in2", 3: "in3", 4: "in4"}, "s")
+    result = nouns(tmp_path, {0: "in0", 1: "other", 2: "in2", 3: "in3", 4: "in4"})
     assert result.current == [0]
     assert result.missing == [4]
     assert result.stale == {
@@ -69,16 +74,16 @@ def test_a_shard_whose_file_is_gone_or_cut_is_done_again(ledger, tmp_path):
         ledger.commit(record(shard))
     (tmp_path / "nouns/00000.parquet").unlink()
     (tmp_path / "nouns/00002.parquet").write_bytes(bytes(9))
-    result = plan(ledger, "nouns", {i: f"in{i}" for i in range(3)}, "s")
+    result = nouns(tmp_path, {i: f"in{i}" for i in range(3)})
     assert result.current == [1]
     assert result.stale == dict.fromkeys([0, 2], "its file is gone or damaged")
 
 
-def test_a_retracted_shard_is_missing(ledger):
+def test_a_retracted_shard_is_missing(ledger, tmp_path):
     ledger.commit(record(0))
     ledger.retract("nouns", 0)
     ledger.retract("nouns", 0)
-    assert plan(ledger, "nouns", {0: "in0"}, "s").missing == [0]
+    assert nouns(tmp_path, {0: "in0"}).missing == [0]
 
 
 def test_fingerprints_ignore_key_order_and_see_every_change():

@@ -13,8 +13,9 @@ from werkzeug.serving import make_server
 
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker
 from codeseg.pipeline.download.urls import cut_shards
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, plan
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.stage import PAIRS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import parse_manifest
 
@@ -149,7 +150,7 @@ def test_a_store_that_refuses_writes_leaves_nothing_that_looks_done(
     with pytest.raises(OSError, match=r".+"):
         download(root, inputs)
     store.fault = lambda method, path: None
-    todo = plan(Ledger(root), "pairs", {0: inputs[0].output}, DownloadSettings().fingerprint())
+    todo = state(root, PAIRS, settings=DownloadSettings().fingerprint())
     assert todo.missing == [0]
     [record] = download(root, inputs)
     assert root.size("pairs/00000.parquet") == record.bytes

@@ -12,7 +12,6 @@ import pytest
 
 from codeseg.pipeline.engine import progress
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger, plan
 from codeseg.pipeline.engine.progress import (
     Heartbeat,
     StageProgress,
@@ -20,6 +19,7 @@ from codeseg.pipeline.engine.progress import (
     refuse_second_run,
 )
 from codeseg.pipeline.engine.shards import run_stage
+from codeseg.pipeline.engine.stage import PAIRS, state
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -37,9 +37,9 @@ def root(tmp_path):
 def test_a_second_run_is_refused_while_the_first_lives_and_goes_on_at_once_when_it_is_killed(root):
     first = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     leave_heartbeat(root, host=socket.gethostname(), pid=first.pid)
-    todo = plan(Ledger(root), "pairs", {0: "i"}, "s")
+    todo = state(root, PAIRS, settings="s", inputs={0: "i"})
     with pytest.raises(ValueError, match=rf"by process {first.pid} on {socket.gethostname()}"):
-        run_stage("pairs", object, root, {}, todo, {0: "i"}, Resources(workers=1), {})
+        run_stage(PAIRS, object, root, {}, todo, {}, Resources(workers=1), {})
     first.kill()
     first.communicate()
     refuse_second_run(root, "pairs")

@@ -11,7 +11,7 @@ import pytest
 
 from codeseg.pipeline.engine.cluster import Resources, fit, most_workers
 from codeseg.pipeline.engine.cluster import ray_session as cluster_session
-from codeseg.pipeline.engine.ledger import Ledger, Plan, ShardRecord, fingerprint, plan
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
 from codeseg.pipeline.engine.progress import read_heartbeat
 from codeseg.pipeline.engine.shards import (
     QUEUED_FROM,
@@ -21,6 +21,7 @@ from codeseg.pipeline.engine.shards import (
     run_stage,
     show_report,
 )
+from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -67,14 +68,14 @@ class CountingWorker:
 
 def run(root, shards, settings=None, **resources):
     inputs = {shard: fingerprint(shard) for shard in range(shards)}
-    todo = plan(Ledger(root), "pairs", inputs, "s")
+    todo = state(root, PAIRS, settings="s", inputs=inputs)
     return run_stage(
-        "pairs",
+        PAIRS,
         CountingWorker,
         root,
         settings or {},
         todo,
-        inputs,
+        {},
         Resources(**{"workers": 2, **resources}),
         dict.fromkeys(inputs, 10),
     )
@@ -116,12 +117,12 @@ def test_a_pool_of_no_given_size_grows_while_shards_wait(ray_session, tmp_path):
 def test_with_nothing_pending_ray_is_not_even_imported(tmp_path):
     script = """
         import sys
-        from codeseg.pipeline.engine.ledger import Plan
         from codeseg.pipeline.engine.cluster import Resources
         from codeseg.pipeline.engine.shards import run_stage
+        from codeseg.pipeline.engine.stage import PAIRS, StageState
         from codeseg.pipeline.engine.storage import Storage
-        report = run_stage("pairs", object, Storage.open(sys.argv[1]), {}, Plan([0, 1]), {},
-                           Resources(), {})
+        report = run_stage(PAIRS, object, Storage.open(sys.argv[1]), {},
+                           StageState(current=[0, 1]), {}, Resources(), {})
         assert report.done == [] and "ray" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
@@ -130,9 +131,9 @@ def test_with_nothing_pending_ray_is_not_even_imported(tmp_path):
 @pytest.mark.parametrize("asked", [{"cpus": 64}, {"memory": 10**15}, {"gpus": 1000}])
 def test_what_no_machine_has_is_refused_at_once(ray_session, tmp_path, asked):
     root = Storage.open(tmp_path)
-    todo = plan(Ledger(root), "pairs", {0: "0"}, "s")
+    todo = state(root, PAIRS, settings="s", inputs={0: "0"})
     with pytest.raises(ValueError, match=r"each worker needs 1 CPU, 1000 GPU|this machine has not"):
-        run_stage("pairs", CountingWorker, root, {}, todo, {0: "0"}, Resources(**asked), {})
+        run_stage(PAIRS, CountingWorker, root, {}, todo, {}, Resources(**asked), {})
 
 
 def test_memory_bounds_the_workers_and_an_estimate_stops_nobody(ray_session, capsys):
@@ -149,17 +150,16 @@ def test_stale_shards_are_named_before_they_are_redone(ray_session, tmp_path, ca
     root = Storage.open(tmp_path)
     run(root, 2)
     inputs = {0: fingerprint(0), 1: "changed"}
-    todo = plan(Ledger(root), "pairs", inputs, "s")
-    run_stage("pairs", CountingWorker, root, {}, todo, inputs, Resources(workers=1), {})
+    todo = state(root, PAIRS, settings="s", inputs=inputs)
+    run_stage(PAIRS, CountingWorker, root, {}, todo, {}, Resources(workers=1), {})
     assert "1 shards are done again because its input changed: 1" in capsys.readouterr().out
     assert len(root.names("tries/0")) == 1 and len(root.names("tries/1")) == 2
 
 
 def test_a_worker_that_cannot_be_set_up_fails_its_shards_not_the_run(ray_session, tmp_path):
-    todo = Plan(missing=[0, 1])
-    inputs = {0: "a", 1: "b"}
+    todo = StageState(missing=[0, 1], inputs={0: "a", 1: "b"})
     root = Storage.open(tmp_path)
-    report = run_stage("pairs", BrokenWorker, root, {}, todo, inputs, Resources(workers=1), {})
+    report = run_stage(PAIRS, BrokenWorker, root, {}, todo, {}, Resources(workers=1), {})
     assert report.failed == dict.fromkeys([0, 1], "no tagger is installed")
 
 

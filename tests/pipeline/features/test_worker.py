@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
 from codeseg.pipeline.features.plan import Wishes, clip_facts, make_plan, resolve
@@ -25,13 +27,7 @@ from codeseg.pipeline.features.vocabulary import VocabularyWorker
 from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, uniform
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
-from codeseg.pipeline.stream.feature_table import features_path
 from codeseg.pipeline.stream.order import mix
-from codeseg.pipeline.stream.vocabulary_table import (
-    VOCABULARY_PATH,
-    vocabulary_fingerprint,
-    vocabulary_settings,
-)
 from codeseg.stages.features import run_features
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
@@ -66,15 +62,15 @@ def run(root: Path | str, **wishes) -> dict:
     """The whole stage without Ray; returns the settings."""
     chosen = options(root, **wishes)
     settings, storage = chosen["features"], Storage.open(root)
-    work = make_plan(storage, settings, vocabulary_fingerprint(settings))
+    work = make_plan(storage, settings)
     ledger = Ledger(storage)
-    ledger.write_settings("vocabulary", vocabulary_settings(settings))
-    ledger.write_settings("features", settings)
+    ledger.write_settings("vocabulary", settings.vocabulary())
+    ledger.write_settings("features", settings.to_json())
     if work.vocabulary.pending:
-        VocabularyWorker(str(root), chosen).process(0, work.vocabulary_input)
+        VocabularyWorker(str(root), chosen).process(0, work.vocabulary.inputs[0])
     worker = FeaturesWorker(str(root), chosen)
     for shard in work.features.pending:
-        worker.process(shard, work.inputs[shard])
+        worker.process(shard, work.features.inputs[shard])
     return settings
 
 
@@ -110,7 +106,7 @@ def test_features_are_what_the_clip_says(root, source):
     for key, row in list(rows_of(root).items())[:5]:
         pixels = np.array(row["pixels"], np.uint8).reshape(2, 64, 64, 3)
         for v in range(2):
-            bits = mix(settings["seed"], views.key_hash(key), v)
+            bits = mix(settings.seed, views.key_hash(key), v)
             image = views.decode(jpgs[key])
             expected = views.view(image, bits, size=64, crop_scale=(0.9, 1.0), flip=True)
             assert (pixels[v] == expected).all()
@@ -137,7 +133,7 @@ def test_the_vocabulary_is_the_unnormalised_mean_over_templates(root):
     for row in nouns_of(root).values():
         for noun in row["nouns"] if row["rejected"] is None else []:
             counts[noun["text"]] = counts.get(noun["text"], 0) + 1
-    rows = pa.ipc.open_file(root / VOCABULARY_PATH).read_all().to_pylist()
+    rows = pa.ipc.open_file(root / VOCABULARY.path(0)).read_all().to_pylist()
     assert {row["text"]: row["count"] for row in rows} == counts
     assert [row["id"] for row in rows] == sorted(schema.noun_id(text) for text in counts)
     for row in rows[:3]:
@@ -152,7 +148,7 @@ def test_the_vocabulary_is_the_unnormalised_mean_over_templates(root):
 @pytest.mark.parametrize("kind", ["fp16", "int8", "none"])
 def test_the_same_command_writes_the_same_bytes_and_the_stream_reads_them(root, kind):
     run(root, image_tokens=kind)
-    paths = [root / VOCABULARY_PATH, *(root / features_path(shard) for shard in (0, 1))]
+    paths = [root / VOCABULARY.path(0), *(root / FEATURES.path(shard) for shard in (0, 1))]
     first = [path.read_bytes() for path in paths]
     for path in [*paths, *(root / "ledger").glob("[fv]*/0*.json")]:
         path.unlink()
@@ -210,7 +206,7 @@ def test_broken_images_and_missing_ones_are_rejections(root, source):
     assert record.rows_in == record.rows_out + sum(record.rejected.values()) == 10
     record = FeaturesWorker(str(root), options(root)).process(0, "input")
     assert record.rejected == {"broken_image": 2, "no_image": 1}
-    sizes = pa.ipc.open_file(root / features_path(0))
+    sizes = pa.ipc.open_file(root / FEATURES.path(0))
     assert [sizes.get_batch(i).num_rows for i in range(sizes.num_record_batches)] == [4, 3]
 
 
@@ -256,25 +252,25 @@ def test_a_corpus_without_nouns_gives_an_empty_vocabulary_that_can_grow(root):
 def test_changed_settings_make_shards_stale_and_moved_weights_do_not(root):
     settings = run(root)
     storage = Storage.open(root)
-    same = make_plan(storage, settings, vocabulary_fingerprint(settings))
+    same = make_plan(storage, settings)
     assert same.features.pending == same.vocabulary.pending == []
-    moved = settings | {"clip": settings["clip"] | {"pretrained": "/elsewhere/weights.pt"}}
-    again = make_plan(storage, moved, vocabulary_fingerprint(moved))
+    moved = replace(settings, clip=replace(settings.clip, pretrained="/elsewhere/weights.pt"))
+    again = make_plan(storage, moved)
     assert again.features.pending == again.vocabulary.pending == []
     views2 = options(root, views=2)["features"]
-    changed = make_plan(storage, views2, vocabulary_fingerprint(views2))
+    changed = make_plan(storage, views2)
     assert sorted(changed.features.stale) == [0, 1]
     assert changed.vocabulary.pending == []
 
 
 def test_a_damaged_file_is_made_again(root):
     settings = run(root)
-    path = root / features_path(1)
+    path = root / FEATURES.path(1)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     with pytest.raises(ValueError, match="codeseg features"):
         FeatureStream(root, batch_size=4)
-    work = make_plan(Storage.open(root), settings, vocabulary_fingerprint(settings))
+    work = make_plan(Storage.open(root), settings)
     assert work.features.pending == [1]
     run(root)
     assert path.read_bytes() == whole
@@ -285,7 +281,7 @@ def test_known_nouns_are_not_embedded_again(root, monkeypatch):
     chosen = options(root)
     worker = VocabularyWorker(str(root), chosen)
     worker.process(0, "input")
-    first = (root / VOCABULARY_PATH).read_bytes()
+    first = (root / VOCABULARY.path(0)).read_bytes()
     embedded = []
     honest = VocabularyWorker._embed
     monkeypatch.setattr(
@@ -293,7 +289,7 @@ def test_known_nouns_are_not_embedded_again(root, monkeypatch):
     )
     worker.process(0, "input")
     assert embedded == []
-    assert (root / VOCABULARY_PATH).read_bytes() == first
+    assert (root / VOCABULARY.path(0)).read_bytes() == first
     VocabularyWorker(str(root), chosen | {"shards": [0]}).process(0, "input")
     other = options(root, precision="bf16")
     VocabularyWorker(str(root), other).process(0, "input")
@@ -302,7 +298,9 @@ def test_known_nouns_are_not_embedded_again(root, monkeypatch):
 
 def test_other_weights_on_a_worker_are_refused(root):
     chosen = options(root)
-    chosen["features"]["clip"]["weights_sha256"] = "0" * 64
+    honest = chosen["features"]
+    other = replace(honest.clip, weights_sha256="0" * 64)
+    chosen["features"] = replace(honest, clip=other)
     with pytest.raises(ValueError, match="differ"):
         FeaturesWorker(str(root), chosen)
 
@@ -311,11 +309,11 @@ def test_no_nouns_or_stale_nouns_say_what_to_run(tmp_path):
     settings = options(tmp_path)["features"]
     storage = Storage.open(tmp_path)
     with pytest.raises(ValueError, match="codeseg nouns"):
-        make_plan(storage, settings, "")
+        make_plan(storage, settings)
     make_nouns(tmp_path, shards=1)
     write_table(storage, "pairs", 0, [], schema.PAIRS, input="urls")
     with pytest.raises(ValueError, match="codeseg nouns"):
-        make_plan(storage, settings, "")
+        make_plan(storage, settings)
 
 
 def test_wrong_wishes_name_the_option():
@@ -391,12 +389,12 @@ def test_the_command_writes_what_the_workers_write_and_then_has_nothing_to_do(ro
     assert first.returncode == 0, first.stderr
     assert "20 pairs in 2 shards" in first.stdout
     assert "GB free" in first.stdout
-    made = (root / features_path(1)).read_bytes()
+    made = (root / FEATURES.path(1)).read_bytes()
     for path in (root / "ledger/features").glob("0*.json"):
         path.unlink()
     worker = FeaturesWorker(str(root), options(root, batch_size=64))
     worker.process(1, "input")
-    assert (root / features_path(1)).read_bytes() == made
+    assert (root / FEATURES.path(1)).read_bytes() == made
     worker.process(0, "input")
     run(root, batch_size=64)
     begin = time.monotonic()

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from codeseg.pipeline.download.pairs import write_pairs
+from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, plan
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import NounWorker, resolve_tagger
 from codeseg.pipeline.schema import NOUNS, PAIRS
@@ -127,8 +128,7 @@ def test_the_stage_makes_a_row_per_successful_pair_and_a_rerun_does_nothing(ray_
     assert table["caption"].to_pylist() == captions
     assert run_nouns(root, settings, Resources()).done == []
     commit_pairs(root, [*captions, "a kite"])
-    inputs = {0: Ledger(root).record("pairs", 0).output}
-    todo = plan(Ledger(root), "nouns", inputs, settings.fingerprint())
+    todo = stage.state(root, stage.NOUNS, settings=settings.fingerprint())
     assert todo.stale == {0: "its input changed"}
 
 

@@ -19,15 +19,16 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import Grouping
 from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import SelfSupervisedVit, clip_keys
+from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.stage import FEATURES, REGIONS
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
 from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures, mean_colours
 from codeseg.pipeline.regions.worker import RegionsWorker
-from codeseg.pipeline.schema import REGIONS
 from codeseg.pipeline.stream.batches import FeatureStream
-from codeseg.pipeline.stream.feature_table import Block, features_path
-from codeseg.pipeline.stream.region_table import RegionTable, decode_map, encode_map, regions_path
+from codeseg.pipeline.stream.feature_table import Block
+from codeseg.pipeline.stream.region_table import RegionTable, decode_map, encode_map
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
 SETTINGS = RegionSettings(views=2, grouping=Grouping(regions=5, min_patches=2))
@@ -78,8 +79,8 @@ def test_map_of_vit_b16_is_compact():
 
 def test_every_view_of_every_row_has_regions_in_the_features_order(root):
     for shard, rows in ((0, 5), (1, 6)):
-        table = pq.read_table(root.local_path / regions_path(shard))
-        assert table.schema.equals(REGIONS)
+        table = pq.read_table(root.local_path / REGIONS.path(shard))
+        assert table.schema.equals(schema.REGIONS)
         keys = [f"{shard:05d}{row:04d}" for row in range(rows) for _ in range(2)]
         assert table.column("key").to_pylist() == keys
         assert table.column("view").to_pylist() == [0, 1] * rows
@@ -101,7 +102,7 @@ def test_int8_tokens_give_regions_too(tmp_path):
 
 
 def test_table_finds_the_map_of_a_key_and_view(root):
-    table = pq.read_table(root.local_path / regions_path(1)).to_pydict()
+    table = pq.read_table(root.local_path / REGIONS.path(1)).to_pydict()
     regions = RegionTable(root)
     for row in (0, 5, 11):
         found = regions.regions(table["key"][row], table["view"][row])
@@ -112,9 +113,9 @@ def test_table_finds_the_map_of_a_key_and_view(root):
 
 def test_regions_follow_the_features_of_their_own_view(root):
     """Grouping the stored tokens by hand gives the stored map."""
-    features = Ledger(root).read_settings("features")
+    features = read_feature_settings(root)
     clip = FrozenClip.load(TINY, "random:1")
-    reader = pa.ipc.open_file(root.open_input(features_path(1)))
+    reader = pa.ipc.open_file(root.open_input(FEATURES.path(1)))
     block = Block(reader.get_batch(1), features)  # rows 4 and 5
     tokens = torch.from_numpy(block.image_tokens_RVPD[1, 1].astype(np.float32))
     with torch.no_grad():
@@ -143,7 +144,7 @@ def test_batches_carry_the_regions_of_the_view_they_chose(root):
     settings = read_feature_settings(root)
     pictures = {}
     for shard in (0, 1):
-        reader = pa.ipc.open_file(root.open_input(features_path(shard)))
+        reader = pa.ipc.open_file(root.open_input(FEATURES.path(shard)))
         for number in range(reader.num_record_batches):
             block = Block(reader.get_batch(number), settings)
             for row in range(block.rows):
@@ -227,17 +228,17 @@ def test_missing_weights_file_is_named():
 
 def test_features_that_are_not_finite_name_file_and_key(tmp_path):
     root = make_root(tmp_path)
-    file = tmp_path / features_path(0)
+    file = tmp_path / FEATURES.path(0)
     with pa.memory_map(str(file)) as source:
         table = pa.ipc.open_file(source).read_all().to_pylist()
     table[3]["image_tokens"][16 * 64 + 5] = float("nan")
-    schema = pa.ipc.open_file(root.open_input(features_path(0))).schema
+    schema = pa.ipc.open_file(root.open_input(FEATURES.path(0))).schema
 
     def write(sink):
         with pa.ipc.new_file(sink, schema) as writer:
             writer.write_table(pa.Table.from_pylist(table, schema=schema), max_chunksize=4)
 
-    root.write_atomic(features_path(0), write)
+    root.write_atomic(FEATURES.path(0), write)
     with pytest.raises(ValueError, match=r"00000\.arrow: 000000003: patch features hold NaN"):
         RegionsWorker(root.uri, asdict(SETTINGS)).process(0, "input")
 
@@ -267,13 +268,20 @@ def test_table_refuses_missing_and_stale_and_corrupt_regions(tmp_path):
     _, last = do_all(root)
     ledger = Ledger(root)
     ledger.commit(replace(last, input="older"))
-    with pytest.raises(ValueError, match="shard 00001 are older than the features"):
+    with pytest.raises(
+        ValueError, match=r"regions/00001\.parquet: its input changed; run `codeseg regions"
+    ):
         RegionTable(root)
     ledger.retract("regions", 1)
-    with pytest.raises(ValueError, match="shard 00001 are missing"):
+    with pytest.raises(ValueError, match=r"regions/00001\.parquet: it is missing"):
         RegionTable(root)
     ledger.commit(last)
-    (tmp_path / regions_path(1)).write_bytes(b"no parquet")
+    file = tmp_path / REGIONS.path(1)
+    size = file.stat().st_size
+    file.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"00001\.parquet: its file is gone or damaged"):
+        RegionTable(root)
+    file.write_bytes(bytes(size))
     with pytest.raises(ValueError, match=r"00001\.parquet is corrupt"):
         RegionTable(root).regions("000010000", 0)
 

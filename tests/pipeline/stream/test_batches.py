@@ -14,9 +14,9 @@ from bench.make_features import TINY_CLIP, make_features, noun_text, noun_tokens
 from codeseg.pipeline import schema
 from codeseg.pipeline.audit.selection import Chosen, write_selection
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.stage import FEATURES
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
-from codeseg.pipeline.stream.feature_table import features_path
 from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder, mix, uniform
 
 KINDS = ["fp16", "int8", "none"]
@@ -275,7 +275,7 @@ def test_a_shard_older_than_its_nouns_is_named(tmp_path):
     record.write_text(text.replace(output, "f" * 64))
     with pytest.raises(ValueError) as caught:
         open_stream(tmp_path)
-    assert_one_line(caught.value, "00002", "older than the nouns", "codeseg features")
+    assert_one_line(caught.value, "00002", "its input changed", "codeseg features")
 
 
 def test_shards_of_another_clip_are_refused(tmp_path):
@@ -283,15 +283,15 @@ def test_shards_of_another_clip_are_refused(tmp_path):
     settings_file.write_text(settings_file.read_text().replace('"tiny"', '"ViT-B-16"'))
     with pytest.raises(ValueError) as caught:
         open_stream(tmp_path)
-    assert_one_line(caught.value, "00000", "another CLIP", "codeseg features")
+    assert_one_line(caught.value, "00000", "its settings changed", "codeseg features")
 
 
 def test_a_truncated_file_is_named_and_skipped_only_when_asked(tmp_path):
-    path = make(tmp_path) / features_path(1)
+    path = make(tmp_path) / FEATURES.path(1)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError) as caught:
         open_stream(tmp_path)
-    assert_one_line(caught.value, str(path), "5000 bytes", "codeseg features")
+    assert_one_line(caught.value, str(path), "gone or damaged", "codeseg features")
     stream = open_stream(tmp_path, skip_corrupt=True)
     assert stream.rows == 20 + 22
     assert list(stream.skipped) == ["00001"]
@@ -299,7 +299,7 @@ def test_a_truncated_file_is_named_and_skipped_only_when_asked(tmp_path):
 
 
 def test_a_file_damaged_inside_is_named_while_streaming(tmp_path):
-    path = make(tmp_path, shards=1) / features_path(0)
+    path = make(tmp_path, shards=1) / FEATURES.path(0)
     data = bytearray(path.read_bytes())
     middle = data.index(b"\xff\xff\xff\xff", 4000)  # a message's start
     data[middle : middle + 300] = bytes(300)
@@ -310,7 +310,7 @@ def test_a_file_damaged_inside_is_named_while_streaming(tmp_path):
 
 
 def test_non_finite_features_name_file_and_key(tmp_path):
-    path = make(tmp_path, shards=1) / features_path(0)
+    path = make(tmp_path, shards=1) / FEATURES.path(0)
     batch = pa.ipc.open_file(path).get_batch(0)
     value = batch.column("image_tokens").values.to_numpy()[5:9].tobytes()
     data = path.read_bytes()
@@ -375,7 +375,7 @@ def features_of(root: Path) -> dict[int, ShardRecord]:
 
 
 def stored_keys(root: Path, shard: int) -> list[str]:
-    return pa.ipc.open_file(root / features_path(shard)).read_all()["key"].to_pylist()
+    return pa.ipc.open_file(root / FEATURES.path(shard)).read_all()["key"].to_pylist()
 
 
 def test_an_epoch_of_a_selection_is_exactly_its_rows(root):

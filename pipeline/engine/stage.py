@@ -1,0 +1,231 @@
+"""What each stage is made from, its files, and which of its shards are current: said once. Light.
+
+    root, stage -> StageState: every shard is current, missing or stale (and why)
+
+    urls ─► pairs ─┬─► nouns ─┬─► vocabulary
+                   └──────────┴─► features ─► regions
+
+A run does what is missing or stale, `status` shows it, the audit compares it and the trainer
+refuses it: all of them ask `state`, and every worker ends in `commit`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+
+DAMAGED = "its file is gone or damaged"
+NO_INPUT = "its input is not there"
+MISSING = "it is missing"
+
+Settings = Mapping[str, Any]  # as in ledger/<stage>/settings.json
+Records = Mapping[str, Mapping[int, ShardRecord]]  # table -> shard -> record
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One table of a dataset root."""
+
+    table: str  # and folder of its ledger records
+    command: str  # of codeseg, which makes it
+    file: str  # of a shard, under the root
+    inputs: tuple[str, ...] = ()  # tables whose shard of the same number it is made from
+    whole: bool = False  # one shard for the corpus, made from every shard of its input
+    matters: Callable[[Settings], object] = dict  # what of the settings decides the content
+
+    def path(self, shard: int) -> str:
+        """Return where a shard lies under the root."""
+        return self.file.format(shard)
+
+    def again(self, root: Storage) -> str:
+        """Return what to run to have the table made or completed."""
+        return f"run `codeseg {self.command} {root.uri}`"
+
+    def fingerprint(self, settings: Settings) -> str:
+        """Return the fingerprint of what of the settings decides the content.
+
+        Raises:
+            ValueError: they are no settings of this stage.
+        """
+        try:
+            return str(settings.get("fingerprint") or fingerprint(self.matters(settings)))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(
+                f"ledger/{self.table}/settings.json holds no settings of codeseg {self.table}; "
+                f"delete it and run codeseg {self.command} again"
+            ) from None
+
+    def inputs_today(self, records: Records, settings: Settings | None) -> dict[int, str] | None:
+        """Return what each shard would be made from today, as fingerprints.
+
+        Args:
+            records: of every table in `inputs`.
+            settings: of this stage; those of a folder of tars name its "inputs".
+
+        Returns:
+            shard -> fingerprint, ascending; None where the ledger does not tell.
+        """
+        tables = [records[table] for table in self.inputs]
+        if not tables or not all(tables):
+            listed = (settings or {}).get("inputs")
+            return dict(enumerate(listed)) if isinstance(listed, list) else None
+        if self.whole:
+            return {0: fingerprint([record.output for record in tables[0].values()])}
+        shared = sorted(set.intersection(*map(set, tables)))
+        made_from = {i: [table[i].output for table in tables] for i in shared}
+        return {
+            i: outputs[0] if len(outputs) == 1 else fingerprint("+".join(outputs))
+            for i, outputs in made_from.items()
+        }
+
+
+def _without(settings: Settings, name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
+
+
+# Where weights lie decides nothing, what they are does.
+URLS = Stage(
+    "urls", "download MANIFEST", "urls/{:05d}.parquet", matters=lambda s: _without(s, "complete")
+)
+PAIRS = Stage("pairs", "download MANIFEST", "pairs/{:05d}.parquet", ("urls",))
+NOUNS = Stage("nouns", "nouns", "nouns/{:05d}.parquet", ("pairs",))
+VOCABULARY = Stage(
+    "vocabulary", "features", "vocabulary/nouns.arrow", ("nouns",), whole=True,
+    matters=lambda s: {**s, "clip": s["clip"]["weights_sha256"]},
+)  # fmt: skip
+FEATURES = Stage(
+    "features", "features", "features/{:05d}.arrow", ("nouns", "pairs"),
+    matters=lambda s: {**s, "clip": _without(s["clip"], "pretrained")},
+)  # fmt: skip
+REGIONS = Stage(
+    "regions", "regions", "regions/{:05d}.parquet", ("features",),
+    matters=lambda s: {**s, "weights": None},
+)  # fmt: skip
+STAGES = {stage.table: stage for stage in (URLS, PAIRS, NOUNS, VOCABULARY, FEATURES, REGIONS)}
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Where a stage stands. Shard numbers ascend; stale ones have the reason."""
+
+    records: Mapping[int, ShardRecord] = field(default_factory=dict)
+    inputs: Mapping[int, str] | None = None  # shard -> fingerprint of its input today, if known
+    current: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    stale: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards that a run does: missing or stale, and their input is there."""
+        return sorted(i for i in [*self.missing, *self.stale] if i in (self.inputs or {}))
+
+
+def state(
+    root: Storage,
+    stage: Stage,
+    *,
+    settings: str | None = None,
+    inputs: Mapping[int, str] | None = None,
+    records: Records | None = None,
+) -> StageState:
+    """Compare a stage's records with its inputs, its settings and its files as they are now.
+
+    Args:
+        root: of the dataset.
+        stage: one of `STAGES`.
+        settings: fingerprint of the settings; None = of those last used.
+        inputs: shard -> fingerprint of its input, where the ledger does not know it.
+        records: of the stage and its inputs, where they have been read already.
+
+    Raises:
+        ValueError: a record or the settings cannot be read.
+    """
+    ledger = Ledger(root)
+    records = records or {t: ledger.records(t) for t in (stage.table, *stage.inputs)}
+    mine, last = records[stage.table], ledger.read_settings(stage.table)
+    if inputs is None:
+        inputs = stage.inputs_today(records, last)
+    if settings is None and last is not None:
+        settings = stage.fingerprint(last)
+    damaged = set(ledger.damaged(mine))
+    found = StageState(mine, inputs)
+    upstream = set() if stage.whole else {i for table in stage.inputs for i in records[table]}
+    for shard in sorted({*mine, *upstream, *(inputs or {})}):
+        record = mine.get(shard)
+        if record is None:
+            found.missing.append(shard)
+            continue
+        reasons = []
+        if inputs is not None and record.input != inputs.get(shard):
+            reasons.append("its input changed" if shard in inputs else NO_INPUT)
+        if settings is not None and record.settings != settings:
+            reasons.append("its settings changed")
+        if reasons or shard in damaged:
+            found.stale[shard] = " and ".join(reasons) or DAMAGED
+        else:
+            found.current.append(shard)
+    return found
+
+
+def faults(root: Storage, stage: Stage, found: StageState) -> dict[str, tuple[list[int], str]]:
+    """Return what a reader of the table must refuse: reason -> (shards, a line that says it)."""
+    faulty = {**dict.fromkeys(found.missing, MISSING), **found.stale}
+    lines = {}
+    for why in dict.fromkeys(faulty.values()):
+        shards = [shard for shard, reason in faulty.items() if reason == why]
+        more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        place = f"{root.uri}/{stage.path(shards[0])}{more}"
+        lines[why] = (shards, f"{place}: {why}; {stage.again(root)}")
+    return lines
+
+
+def commit(
+    root: Storage,
+    stage: Stage,
+    shard: int,
+    input: str,
+    settings: str,
+    write: Callable[[pa.NativeFile], None],
+    *,
+    rows_in: int,
+    rejected: Mapping[str, int],
+    start: float,
+    versions: Mapping[str, str],
+) -> ShardRecord:
+    """Write a shard's file, then the record that alone says "done".
+
+    Args:
+        root: of the dataset.
+        stage: of the shard.
+        shard: its number.
+        input: fingerprint of what it was made from.
+        settings: fingerprint of the settings that it was made with.
+        write: writes the file to the stream it is given.
+        rows_in: rows that went in.
+        rejected: reason -> rows that did not come out; read when the file is written.
+        start: when the work began, on `time.perf_counter`'s clock.
+        versions: of the libraries that made it.
+    """
+    path = stage.path(shard)
+    info = root.write_atomic(path, write)
+    record = ShardRecord(
+        stage=stage.table,
+        shard=shard,
+        input=input,
+        settings=settings,
+        output=info.sha256,
+        files={path: asdict(info)},
+        rows_in=rows_in,
+        rows_out=rows_in - sum(rejected.values()),
+        rejected=dict(sorted(rejected.items())),
+        bytes=info.bytes,
+        seconds=round(perf_counter() - start, 3),
+        versions=dict(versions),
+    )
+    Ledger(root).commit(record)
+    return record

@@ -1,0 +1,129 @@
+"""What decides the features of a root: the CLIP, its views and the form they are kept in. Light.
+
+In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint these classes keep.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, get_args, get_type_hints
+
+from codeseg.pipeline import schema
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
+from codeseg.pipeline.engine.storage import Storage
+
+
+class _Plain:
+    """A frozen dataclass of plain values that JSON holds."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return the dataclass of a JSON object.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type.
+        """
+        hints = get_type_hints(cls)
+        if not isinstance(value, Mapping) or value.keys() != hints.keys():
+            raise ValueError(f"the fields are not {', '.join(hints)}")
+        return cls(**{name: _typed(name, value[name], kind) for name, kind in hints.items()})
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, _Plain):
+        return kind.from_json(value)
+    if inner := get_args(kind):
+        if isinstance(value, list | tuple) and len(value) == len(inner):
+            return tuple(_typed(name, v, k) for v, k in zip(value, inner, strict=True))
+    elif type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(f"{name} is {value!r}")
+
+
+@dataclass(frozen=True)
+class ClipFacts(_Plain):
+    """What the settings say of a CLIP; widths in numbers, sizes in pixels."""
+
+    model: str
+    pretrained: str  # where the weights were read from
+    weights_sha256: str  # what they are
+    image_size: int
+    patch_size: int
+    width: int  # of the vision trunk
+    text_width: int
+    embed_dim: int
+    layers: int
+    context_length: int  # tokens
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of a view: its patches and the class token."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class FeatureSettings(_Plain):
+    """What decides the content of a shard of features."""
+
+    clip: ClipFacts
+    image_tokens: str  # "fp16", "int8" or "none"
+    views: int
+    precision: str  # "fp32", "bf16" or "fp16"
+    block_rows: int  # images encoded together, and rows of a record batch
+    min_nouns: int  # captions with fewer distinct nouns are left out
+    crop_scale: tuple[float, float]  # share of the image's area
+    flip: bool  # mirror half the views
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    seed: int  # of the views
+    templates: int  # of the knowledge embeddings
+
+    @classmethod
+    def read(cls, root: Storage) -> Self:
+        """Return the settings of a root's features.
+
+        Raises:
+            FileNotFoundError: there are no features.
+            ValueError: the file holds something else.
+        """
+        value = Ledger(root).read_settings(FEATURES.table)
+        if value is None:
+            raise FileNotFoundError(f"{root.uri} holds no features; {FEATURES.again(root)}")
+        try:
+            return cls.from_json(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{root.uri}: ledger/features/settings.json holds no settings of features "
+                f"({error}); delete it and {FEATURES.again(root)}"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON gives them back: tuples are lists."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        lists = {name: list(v) for name, v in plain.items() if isinstance(v, tuple)}
+        return {**plain, **lists, "clip": asdict(self.clip)}
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the features' settings."""
+        return FEATURES.fingerprint(self.to_json())
+
+    def vocabulary(self) -> dict[str, Any]:
+        """Return what of the settings the vocabulary depends on, as its settings.json."""
+        whole = self.to_json()
+        return {name: whole[name] for name in ("clip", "precision", "templates")}
+
+    def vocabulary_fingerprint(self) -> str:
+        """Return the fingerprint of the vocabulary's settings."""
+        return VOCABULARY.fingerprint(self.vocabulary())
+
+    def schema(self) -> Any:
+        """Return the Arrow schema of the shards."""
+        clip = self.clip
+        return schema.features(
+            views=self.views,
+            image_size=clip.image_size,
+            tokens=clip.tokens,
+            width=clip.width,
+            text_width=clip.text_width,
+            image_tokens=self.image_tokens,
+        )
