@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,14 @@ from bench.regions import boundary_f
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.pictures.pixels import rgb_pixels
 from codeseg.pipeline.benchmark.labels import read_raw_label
-from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.benchmark.manifest import BenchmarkData, load_benchmark
+from codeseg.pipeline.benchmark.metrics import Scores, confusion_matrix
 from codeseg.pipeline.storybook import scenes as storybook
 from codeseg.stages.demo import BENCHMARKS
-from codeseg.stages.pages.report_curve import THRESHOLDS, curve
 
 SEEDS = (0, 1, 2)
 TIMED_PICTURES = 20
+THRESHOLDS = np.round(np.arange(0.025, 1.0, 0.025), 3)
 
 # Title, recipe (None: the frozen CLIP alone), --method.
 WAYS = (
@@ -174,6 +175,21 @@ def choose(demo: Path, scenes: int) -> None:
             f"| {title} | {THRESHOLDS[best]} | {mious[best]:.1f} | {there:.1f} | {used} |",
             flush=True,
         )
+
+
+def curve(segmenter: Segmenter, data: BenchmarkData, ids: Iterable[str]) -> list[float]:
+    """MIoU in percent at every threshold, on some images of the split."""
+    classes = len(data.benchmark.classes)
+    totals = np.zeros((len(THRESHOLDS), classes, classes), np.int64)
+    embeddings = segmenter.embed_texts(data.benchmark.texts)
+    for image_id in ids:
+        chunks = segmenter.maps(rgb_pixels(data.image_path(image_id)), embeddings)
+        best, index = torch.cat([maps for _, maps in chunks]).max(0)
+        label = data.label(image_id)
+        for t, threshold in enumerate(THRESHOLDS):
+            guess = torch.where(best > threshold, index + 1, 0).cpu().numpy()
+            totals[t] += confusion_matrix(label, guess, classes)
+    return [100 * Scores(total).miou for total in totals]
 
 
 if __name__ == "__main__":

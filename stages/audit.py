@@ -2,15 +2,19 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from codeseg.pipeline.audit.database import Audit, Finding
+    from codeseg.pipeline.audit.database import Audit
+    from codeseg.pipeline.audit.questions import Finding
+    from codeseg.stages.pages.checks import Answer
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 SHOWN_ROWS = 100
@@ -101,10 +105,7 @@ def audit(
             if json_file:
                 _write_json(json_file, root, findings)
             if report:
-                from codeseg.pipeline.audit.report import write_report
-
-                write_report(report, root, opened, findings)
-                typer.echo(f"report: {report}")
+                _write_page(report, root, opened, findings)
             _gate(findings, gates)
 
 
@@ -132,6 +133,7 @@ def _check(opened: "Audit") -> "list[Finding]":
     from rich.table import Table
 
     from codeseg.pipeline.audit.questions import check_names
+    from codeseg.stages.pages.checks import in_words
 
     console = Console()
     findings = []
@@ -139,13 +141,12 @@ def _check(opened: "Audit") -> "list[Finding]":
         for name in check_names():
             status.update(f"asking {name}")
             findings.append(opened.check(name))
-    table = Table("check", "verdict", "figures", "first keys", box=None, pad_edge=False)
+    table = Table("check", "verdict", "what was found", "first keys", box=None, pad_edge=False)
     for finding in findings:
         colour = COLOURS[finding.verdict]
-        figures = ", ".join(f"{name} {_short(v)}" for name, v in finding.figures.items())
         verdict = f"[{colour}]{finding.verdict}[/{colour}]"
         keys = "" if finding.verdict == "pass" else "\n".join(finding.keys)
-        table.add_row(finding.check, verdict, _plain(figures), _plain(keys))
+        table.add_row(finding.check, verdict, _plain(in_words(finding)), _plain(keys))
     console.print(table)
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
@@ -158,12 +159,25 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return " · ".join(str(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _write_page(path: Path, root: str, opened: "Audit", findings: "list[Finding]") -> None:
+    """Write the findings, charts, samples and tables as one page."""
+    from codeseg.stages.pages.checks import audit_sections
+    from codeseg.stages.pages.page import write_page
+
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    sections = audit_sections(findings, _answers(opened))
+    write_page(path, sections, title="Audit", subtitle=f"{root} · {date}")
+    typer.echo(f"report: {path}")
+
+
+def _answers(opened: "Audit") -> "Iterator[Answer]":
+    """Ask what the page shows besides the checks; nothing where there are no rows."""
+    from codeseg.pipeline.audit.questions import questions
+
+    for name, question in questions().items():
+        if name.startswith("show_") and (rows := opened.figures(question)):
+            pictured = question.chart == "pictures"
+            yield question, rows, opened.pictures([row["key"] for row in rows] if pictured else [])
 
 
 def _write_json(path: Path, root: str, findings: "list[Finding]") -> None:

@@ -33,7 +33,7 @@ NEEDED = {
             "stages/test_demo.py", "stages/test_regions.py", "stages/training/test_regions.py",
             "docs/test_run_pages.py"),
     "spacy": ("stages/test_doctor.py",),
-    "duckdb": ("pipeline/audit/*", "stages/test_report.py"),
+    "duckdb": ("pipeline/audit/*", "stages/pages/test_hostile.py"),
     "pycurl": ("pipeline/download/test_fetch.py", "pipeline/download/test_tars.py"),
     "moto": ("pipeline/engine/test_object_store.py", "pipeline/stream/test_remote_stream.py"),
     "webdataset": ("pipeline/download/test_tars.py",),

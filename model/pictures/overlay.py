@@ -41,7 +41,7 @@ def colours(count: int) -> list[Colour]:
 
 def overlay(
     pixels_HW3: Pixels,
-    label_HW: Pixels,
+    label_HW: npt.NDArray[np.integer],
     palette: Sequence[Colour | None],
     opacity: float = OPACITY,
 ) -> Image.Image:
@@ -62,7 +62,7 @@ def overlay(
     return Image.fromarray(np.rint(painted).astype(np.uint8))
 
 
-def edges(label_HW: Pixels) -> npt.NDArray[np.bool_]:
+def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     """Pixels whose right or lower neighbour has another label."""
     edge = np.zeros(label_HW.shape, bool)
     edge[:, :-1] |= label_HW[:, 1:] != label_HW[:, :-1]

@@ -10,7 +10,6 @@ audit_sql/thresholds.sql. This is the only file that imports duckdb.
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,25 +18,13 @@ import pyarrow as pa
 
 from codeseg.pipeline.audit import values as audit_values
 from codeseg.pipeline.audit.inventory import Inventory, take_inventory
-from codeseg.pipeline.audit.questions import COUNTED, Question, check_names, questions
+from codeseg.pipeline.audit.questions import COUNTED, Finding, Question, check_names, questions
 from codeseg.pipeline.audit.views import AuditOptions, open_views
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.engine.storage import Storage
 
 VIEWS = ("pairs", "nouns", "features", "vocabulary", "trainable", "ledger", "metrics")
 FIRST_KEYS = 5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The answer to a check."""
-
-    check: str
-    sentence: str
-    verdict: str  # pass, warn, fail or skip
-    figures: dict[str, Any]
-    keys: list[str]  # the first offending keys, hosts, files … in order
-    seconds: float
 
 
 class Audit:

@@ -1,14 +1,17 @@
 """The questions of the audit: audit_sql/*.sql, one a file, read and put in order. Light.
 
-A file opens with comments: the sentence it proves, then `Needs:` (views that must have rows) and
-`Chart:` (how the report draws it). Names starting with "show_" are figures for the report; the rest
-are checks, whose SELECT gives one row: verdict, figures …, keys.
+A file opens with comments: the sentence it proves, then `Needs:` (views that must have rows),
+`Figures:` (a check's figures in words; {name%} is a share) and `Chart:` (how the report draws it:
+`bar x=… y=…`, `line x=… y=… [log]`, `lines x=… y=… series=…`, `table` or `pictures`). Names that
+start with "show_" are figures for the report; the rest are checks, whose SELECT gives one row:
+verdict, figures …, keys.
 """
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,6 +24,7 @@ STAGE_ORDER = (
 COUNTED = ("noun_counts", "class_coverage", "near_pictures", "near_benchmark")
 """Tables made by a query of the same name and kept, since several questions ask them."""
 NOT_CHECKS = ("macros", "thresholds", "show_", *COUNTED)
+VERDICTS = ("fail", "warn", "skip", "pass")  # in the order of interest
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,20 @@ class Question:
     sentence: str
     needs: tuple[str, ...]  # views that must have rows
     chart: str
+    figures: str
     sql: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a check."""
+
+    check: str
+    sentence: str
+    verdict: str  # one of VERDICTS
+    figures: dict[str, Any]
+    keys: list[str]  # the first offending keys, hosts, files … in order
+    seconds: float
 
 
 @cache
@@ -62,7 +79,7 @@ def _parse(name: str, text: str) -> Question:
         if not line.startswith("--"):
             break
         comments.append(line.removeprefix("--").strip())
-    headers = {"Needs": "", "Chart": ""}
+    headers = {"Needs": "", "Chart": "", "Figures": ""}
     sentence = []
     for comment in comments:
         title, _, value = comment.partition(": ")
@@ -70,9 +87,8 @@ def _parse(name: str, text: str) -> Question:
             headers[title] = value
         else:
             sentence.append(comment)
-    return Question(
-        name, " ".join(sentence), tuple(headers["Needs"].split()), headers["Chart"], text
-    )
+    needs = tuple(headers["Needs"].split())
+    return Question(name, " ".join(sentence), needs, headers["Chart"], headers["Figures"], text)
 
 
 def class_names(benchmarks: tuple[tuple[str, Path | None], ...]) -> pa.Table:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
-from PIL import Image
 
 from codeseg.model.pictures.overlay import colours, overlay
 from codeseg.pipeline.storybook.scenes import Scene
@@ -45,7 +44,9 @@ def hint(line: str) -> str:
 
 def plain(pixels: np.ndarray) -> str:
     """A picture before anything was looked for."""
-    return _stage(f'<img class="painted" alt="the picture" src="{figures.png(pixels, MAX_SIDE)}">')
+    return _stage(
+        f'<img class="painted" alt="the picture" src="{figures.embedded(pixels, MAX_SIDE)}">'
+    )
 
 
 def painted(masks: Masks, threshold: Threshold, opacity: float, title: str = "") -> str:
@@ -74,10 +75,11 @@ def painted(masks: Masks, threshold: Threshold, opacity: float, title: str = "")
             f"<i></i>background <small>{areas[0]:.0%}</small></button>"
         )
     names = text(", ".join(masks.words))
+    plain = figures.embedded(label, MAX_SIDE, lossless=True)
     pictures = (
         f'<img class="painted" alt="the picture, painted by {names}" '
-        f'src="{figures.png(shown, MAX_SIDE)}">'
-        f'<img class="labels" alt="" hidden src="{figures.png(Image.fromarray(label), MAX_SIDE)}">'
+        f'src="{figures.embedded(shown, MAX_SIDE)}">'
+        f'<img class="labels" alt="" hidden src="{plain}">'
         '<canvas class="dim"></canvas><span class="tip" hidden></span>'
     )
     head = f"<h3>{text(title)}</h3>" if title else ""
@@ -105,7 +107,7 @@ def thumbnails(scenes: Sequence[Scene]) -> str:
     """Example pictures, a button each."""
     buttons = "".join(
         f'<button type="button" data-example="{i}" title="{text(scene.caption)}">'
-        f'<img alt="{text(scene.caption)}" src="{figures.png(scene.image, 128)}"></button>'
+        f'<img alt="{text(scene.caption)}" src="{figures.embedded(scene.image, 128)}"></button>'
         for i, scene in enumerate(scenes)
     )
     return f'<div class="examples">{buttons}</div>'

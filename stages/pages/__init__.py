@@ -1,1 +1,1 @@
-"""What reports are drawn with."""
+"""What reports and audits are drawn with."""

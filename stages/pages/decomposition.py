@@ -4,13 +4,13 @@ The co-segmentation view of the report and of the browser page (thesis, figure 4
 """
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codeseg.model.pictures.overlay import colours, overlay
 from codeseg.stages.pages import figures
+from codeseg.stages.pages.html import Html, fill, join
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmenter
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def decomposition(
     segmenter: "Segmenter", pixels: "Pixels", caption: str, nouns: Sequence[str]
-) -> str:
+) -> Html:
     """Take a caption and its picture apart.
 
     Args:
@@ -43,11 +43,11 @@ def decomposition(
         style = "" if label < 0 else f"background:{figures.css(palette[label])}66;"
         if own is not None:
             style += f"border-bottom:3px solid {figures.css(palette[own])};"
-        parts.append(f'<span style="{style}">{escape(word)}</span>')
-    cells = figures.picture(pixels, "picture")
-    cells += figures.picture(overlay(pixels, result.label_map, [None, *palette]), "regions")
+        parts.append(fill('<span style="{}">{}</span>', style, word))
+    cells = [figures.picture(pixels, "picture")]
+    cells.append(figures.picture(overlay(pixels, result.label_map, [None, *palette]), "regions"))
     for j, noun in enumerate(nouns):
         grey = np.rint(result.masks[j] * 255).astype(np.uint8)
-        cells += figures.picture(grey, f"soft mask: {noun}")
-    key = figures.legend(nouns, palette)
-    return f'<p class="caption">{" ".join(parts)}</p>{key}<div class="row">{cells}</div>'
+        cells.append(figures.picture(grey, f"soft mask: {noun}"))
+    form = '<p class="caption">{}</p>{}<div class="row">{}</div>'
+    return fill(form, join(parts, " "), figures.legend(nouns, palette), join(cells))

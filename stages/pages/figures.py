@@ -1,183 +1,260 @@
-"""Numbers and pictures -> pieces of one offline HTML page: tables, SVG charts, embedded PNGs.
+"""Numbers and pictures -> pieces of an offline page: tables, SVG charts, embedded pictures.
 
-No plotting library: a report must open anywhere, years later, from one file. Colours are Okabe and
-Ito's and a single-hue scale, which colour-blind people read; every mark carries its value as text
-or as a tooltip.
+No plotting library: a page must open anywhere, years later, from one file. Colours are Okabe and
+Ito's and a single-hue scale, which colour-blind people read; every axis has a name, and every mark
+carries its value as text or as a tooltip.
 """
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from html import escape
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from codeseg.model.pictures.overlay import Colour, colours
+from codeseg.stages.pages.html import Html, fill, join, said
 
-ROW = 16  # height of a bar, pixels
-CHART = 460  # width of a chart's plotting area, pixels
-MOST_LABELLED = 32  # classes that a heat map names; more are only shown as tooltips of the axis
+WIDTH, HEIGHT = 430, 250  # of a chart, pixels: as wide as a telephone
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 40  # what a plot leaves for its axes
+BAR = 15  # height of a bar, pixels
+NAMES = 150  # width left for the names of bars, pixels
+WIDEST = 60  # a column, pixels
+ALONE: Colour = (0, 114, 178)  # a single series
+MOST_LETTERS = 34  # of a name beside a chart; the tooltip has all of them
+MOST_POINTED = 60  # values of a line that get a point with a tooltip
+MOST_SHADED = 32  # classes of a heat map
+CELL = 18  # of a heat map, pixels
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def css(colour: Colour) -> str:
-    """#rrggbb."""
+    """Return #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
-    """An HTML table; numbers right-aligned; the row `best` emphasised."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = ""
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], best: int | None = None) -> Html:
+    """Return a table that sorts by its headings; the row `best` is emphasized."""
+    head = join(fill("<th>{}</th>", name) for name in header)
+    body = []
     for i, row in enumerate(rows):
-        cells = "".join(
-            f'<td class="number">{escape(cell)}</td>'
-            if _is_number(cell)
-            else f"<td>{escape(cell)}</td>"
-            for cell in row
-        )
-        body += f'<tr class="best">{cells}</tr>' if i == best else f"<tr>{cells}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        cells = [
+            fill('<td class="{}">{}</td>', _kind(value), value)
+            if isinstance(value, Html)
+            else fill('<td class="{}">{}</td>', _kind(value), said(value))
+            for value in row
+        ]
+        body.append(fill('<tr class="{}">{}</tr>', "best" if i == best else "", join(cells)))
+    form = '<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    return fill(form, head, join(body))
 
 
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).replace(",", "").replace("−", "").replace("%", "").isdigit()
+def _kind(value: Any) -> str:
+    text = said(value)
+    if text.translate({ord(mark): None for mark in ".,−%+- "}).isdigit():
+        return "number"
+    return "long" if len(text) > MOST_LETTERS else ""
 
 
-def legend(names: Sequence[str], palette: Sequence[Colour]) -> str:
-    """Swatches with names."""
-    items = "".join(
-        f'<span class="key"><i style="background:{css(colour)}"></i>{escape(name)}</span>'
-        for name, colour in zip(names, palette, strict=True)
-    )
-    return f'<p class="legend">{items}</p>'
+def legend(names: Sequence[str], palette: Sequence[Colour]) -> Html:
+    """Return swatches with names."""
+    form = '<span class="key"><i style="background:{}"></i>{}</span>'
+    keys = [fill(form, css(colour), name) for name, colour in zip(names, palette, strict=True)]
+    return fill('<p class="legend">{}</p>', join(keys))
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], unit: str) -> str:
-    """Horizontal bars, a group of them (one a series) for each name.
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_name: str) -> Html:
+    """Return horizontal bars, a group of them (one a series) for each name.
 
     Args:
         groups: what each group is, top to bottom.
         series: name -> a value a group; None draws nothing.
-        unit: written behind the values.
+        x_name: what the values are.
     """
-    palette = colours(len(series))
-    height = (ROW * len(series) + 10) * len(groups) + 8
+    palette = colours(len(series)) if len(series) > 1 else [ALONE]
+    step = BAR * len(series) + 8
     largest = max((v for values in series.values() for v in values if v is not None), default=1)
-    scale = CHART / max(largest, 1e-9)
+    scale = (WIDTH - NAMES - 56) / max(largest, 1e-9)
     parts = []
     for g, group in enumerate(groups):
-        top = 4 + g * (ROW * len(series) + 10)
-        middle = top + ROW * len(series) / 2 + 4
-        parts.append(f'<text x="150" y="{middle:.0f}" text-anchor="end">{escape(group)}</text>')
+        top = 4 + g * step
+        parts.append(_text(NAMES - 6, top + BAR * len(series) / 2 + 4, group, "end"))
         for s, (name, values) in enumerate(series.items()):
-            value = values[g]
-            if value is None:
-                continue
-            y, width = top + s * ROW, max(1.0, value * scale)
-            parts.append(
-                f'<rect x="156" y="{y}" width="{width:.1f}" height="{ROW - 2}" '
-                f'fill="{css(palette[s])}"><title>{escape(group)}, {escape(name)}: '
-                f"{value:.1f} {unit}</title></rect>"
-                f'<text class="small" x="{160 + width:.1f}" y="{y + ROW - 5}">{value:.1f}</text>'
-            )
-    chart = _svg(160 + CHART + 50, height, "".join(parts), f"bars of {', '.join(series)}")
-    return legend(list(series), palette) + chart
+            if (value := values[g]) is not None:
+                y, width, told = top + s * BAR, max(1.0, value * scale), said(value)
+                text = f"{group}, {name}: {told}"
+                parts.append(_box(NAMES, y, width, BAR - 2, palette[s], text))
+                parts.append(_text(NAMES + width + 4, y + BAR - 4, told, "start"))
+    height = step * len(groups) + 24
+    parts.append(_text(NAMES, height - 6, x_name, "start"))
+    key = legend(list(series), palette) if len(series) > 1 else Html()
+    return join([key, _svg(WIDTH, height, parts, f"bars: {x_name}")])
 
 
-def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str, y_name: str
-) -> str:
-    """A line chart; series: name -> (x values, y values)."""
-    palette = colours(len(series))
-    width, height, left, bottom, top, right = 430, 232, 52, 34, 20, 20
-    xs = [x for values, _ in series.values() for x in values]
-    ys = [y for _, values in series.values() for y in values if np.isfinite(y)]
-    if not xs or not ys:
-        return "<p>no data</p>"
-    x0, x1, y0, y1 = min(xs), max(xs), min(0.0, min(ys)), max(ys)
-    sx, sy = (width - left - right) / ((x1 - x0) or 1), (height - bottom - top) / ((y1 - y0) or 1)
-    parts = []
-    for value in np.linspace(y0, y1, 5):
-        y = height - bottom - (value - y0) * sy
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="small" x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{value:.3g}</text>"
-        )
-    for value in np.linspace(x0, x1, 5):
-        x = left + (value - x0) * sx
-        parts.append(
-            f'<text class="small" x="{x:.1f}" y="{height - bottom + 15}" text-anchor="middle">'
-            f"{value:.3g}</text>"
-        )
-    for (name, (x_values, y_values)), colour in zip(series.items(), palette, strict=True):
-        points = " ".join(
-            f"{left + (x - x0) * sx:.1f},{height - bottom - (y - y0) * sy:.1f}"
-            for x, y in zip(x_values, y_values, strict=True)
-            if np.isfinite(y)
-        )
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{css(colour)}" stroke-width="2">'
-            f"<title>{escape(name)}</title></polyline>"
-        )
-    parts.append(
-        f'<text x="{(left + width) / 2}" y="{height - 4}" text-anchor="middle">'
-        f"{escape(x_name)}</text>"
-        f'<text x="{left - 5}" y="10" text-anchor="end" class="small">{escape(y_name)}</text>'
-    )
-    return legend(list(series), palette) + _svg(width, height, "".join(parts), y_name)
+def plot(
+    series: Series, x_name: str, y_name: str, *, log: bool = False, columns: bool = False
+) -> Html:
+    """Return lines over a numbered axis, or columns where there is one series of counts.
+
+    Args:
+        series: name -> (x values, y values); what is not finite is left out.
+        x_name: what x is.
+        y_name: what y is.
+        log: both axes logarithmic; what is not positive is left out.
+        columns: columns from zero in place of lines.
+    """
+    points = {name: _drawable(*values, log) for name, values in series.items()}
+    xs = sorted({x for values in points.values() for x, _ in values})
+    ys = [y for values in points.values() for _, y in values]
+    if not ys:
+        return fill('<p class="note">No numbers to draw.</p>')
+    gap = min((b - a for a, b in pairwise(xs)), default=1.0) * columns
+    x0, x1, y0, y1 = xs[0] - gap / 2, xs[-1] + gap / 2, min(ys), max(ys)
+    if not log:
+        y0, y1 = min(y0, 0.0), max(y1, 0.0)
+    x_scale = (WIDTH - LEFT - RIGHT) / ((x1 - x0) or 1)
+    y_scale = (HEIGHT - TOP - BOTTOM) / ((y1 - y0) or 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return LEFT + (x - x0) * x_scale, HEIGHT - BOTTOM - (y - y0) * y_scale
+
+    parts = _axes(place, (x0, x1), (y0, y1), log)
+    palette = colours(len(series)) if len(series) > 1 else [ALONE]
+    for (name, values), colour in zip(points.items(), palette, strict=True):
+        places = [place(x, y) for x, y in values]
+        told = [f"{name} {_tick(x, log)}: {_tick(y, log)}" for x, y in values]
+        if columns:
+            wide, bottom = min(WIDEST, max(1.0, 0.86 * gap * x_scale)), HEIGHT - BOTTOM
+            boxes = [(x - wide / 2, y, wide, bottom - y) for x, y in places]
+            parts += [_box(*box, colour, text) for box, text in zip(boxes, told, strict=True)]
+            continue
+        form = '<polyline points="{}" fill="none" stroke="{}"><title>{}</title></polyline>'
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(fill(form, path, css(colour), name))
+        form = '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"><title>{}</title></circle>'
+        if len(places) < MOST_POINTED:
+            marks = zip(places, told, strict=True)
+            parts += [fill(form, x, y, css(colour), text) for (x, y), text in marks]
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_name, "middle"))
+    parts.append(_text(4, 12, y_name, "start"))
+    key = legend(list(series), palette) if len(series) > 1 else Html()
+    return join([key, _svg(WIDTH, HEIGHT, parts, f"{y_name} over {x_name}")])
 
 
-def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """A confusion matrix, each row in shares of the labelled pixels; darker is more."""
-    count = len(names)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    white, dark = np.array([255, 255, 255.0]), np.array([0, 62, 116.0])
-    shade = white + (dark - white) * np.sqrt(share)[..., None]  # the root shows small confusions
-    cell = 18 if count <= MOST_LABELLED else max(3, 600 // count)
-    left, top = (96, 96) if count <= MOST_LABELLED else (8, 8)
-    side = cell * count
-    image = png(np.rint(shade).astype(np.uint8))
-    parts = [
-        f'<image x="{left}" y="{top}" width="{side}" height="{side}" preserveAspectRatio="none" '
-        f'style="image-rendering:pixelated" href="{image}"/>'
-        f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="#888"/>'
+def _drawable(xs: Sequence[float], ys: Sequence[float], log: bool) -> list[tuple[float, float]]:
+    """Return the points that can be drawn, their logarithms if `log`."""
+    points = [
+        (float(x), float(y))
+        for x, y in zip(xs, ys, strict=True)
+        if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)
     ]
-    if count <= MOST_LABELLED:
-        for k, name in enumerate(names):
-            y, x = top + cell * k + 13, left + cell * k + 12
-            parts.append(
-                f'<text class="small" x="{left - 4}" y="{y}" text-anchor="end">'
-                f"{escape(name)}</text>"
-                f'<text class="small" transform="translate({x},{top - 4}) rotate(-60)">'
-                f"{escape(name)}</text>"
-            )
-    svg = _svg(left + side + 60, top + side + 8, "".join(parts), "confusion matrix")
-    return "<p>Rows: label; columns: prediction; shade: share of the label's pixels.</p>" + svg
+    if log:
+        return [(math.log10(x), math.log10(y)) for x, y in points if x > 0 and y > 0]
+    return points
 
 
-def picture(pixels: npt.NDArray[np.uint8] | Image.Image, caption: str, width: int = 180) -> str:
-    """An embedded picture with a line below it."""
-    return (
-        f'<figure><img src="{png(pixels, 2 * width)}" width="{width}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+def _axes(
+    place: Callable[[float, float], tuple[float, float]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    log: bool,
+) -> list[Html]:
+    """Return grid lines and numbers at round values."""
+    form = '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
+    parts = []
+    for value in ticks(*y_range, log):
+        y = place(x_range[0], value)[1]
+        parts.append(fill(form, LEFT, WIDTH - RIGHT, y, y))
+        parts.append(_text(LEFT - 5, y + 4, _tick(value, log), "end"))
+    for value in ticks(*x_range, log):
+        x = place(value, y_range[0])[0]
+        parts.append(_text(x, HEIGHT - BOTTOM + 15, _tick(value, log), "middle"))
+    return parts
+
+
+def ticks(low: float, high: float, log: bool = False) -> list[float]:
+    """Return round values between two others, about five; whole powers of ten if `log`."""
+    if high <= low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= (high - low) / 5)
+    step = max(1.0, round(step)) if log else step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * k for k in range(first, last + 1)]
+
+
+def _tick(value: float, log: bool) -> str:
+    return said(10**value if log else value)
+
+
+def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
+    """Return a confusion matrix, each row in shares of the labelled pixels; darker is more.
+
+    Only classes that occur are drawn, and of many those with most pixels.
+    """
+    pixels = matrix.sum(0) + matrix.sum(1)
+    shown = sorted(k for k in np.argsort(-pixels, kind="stable")[:MOST_SHADED] if pixels[k])
+    share = (matrix / np.maximum(matrix.sum(1, keepdims=True), 1))[np.ix_(shown, shown)]
+    names = [names[k] for k in shown]
+    parts = [_text(120, 12, "columns: prediction; rows: label", "start")]
+    for i, name in enumerate(names):
+        middle = 120 + CELL * i + 12
+        parts.append(_text(116, 4 + middle, name, "end"))
+        parts.append(_text(middle, 118, name, "start", f"rotate(-60 {middle} 118)"))
+        for j, predicted in enumerate(names):
+            shade = 1 - math.sqrt(share[i, j])  # the root shows small confusions
+            colour = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
+            told = f"{name} as {predicted}: {said(float(share[i, j]), share=True)}"
+            parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, colour, told))
+    side = CELL * len(names)
+    return _svg(200 + side, 130 + side, parts, "confusion matrix", "wide")
+
+
+def picture(
+    pixels: npt.NDArray[np.uint8] | Image.Image, caption: str, width: int = 180, most: int = 640
+) -> Html:
+    """Return an embedded picture, `width` pixels wide on the page, that opens large on a click."""
+    form = (
+        '<figure style="width:{}px"><button type="button" title="show large"><img src="{}" '
+        'width="{}" alt="{}"></button><figcaption>{}</figcaption></figure>'
     )
+    return fill(form, width, embedded(pixels, most), width, caption, caption)
 
 
-def png(pixels: npt.NDArray[np.uint8] | Image.Image, most: int = 640) -> str:
-    """A data: URI; pictures wider than `most` are made smaller."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    if image.width > most:
-        image = image.resize((most, max(1, round(image.height * most / image.width))))
+def embedded(
+    pixels: npt.NDArray[np.uint8] | Image.Image, most: int, *, lossless: bool = False
+) -> str:
+    """Return a WebP as a data: URI; a side longer than `most` pixels is made smaller."""
+    image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
+    image.thumbnail((most, most))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "WEBP", quality=80, lossless=lossless)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _svg(width: float, height: float, content: str, label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
-        f'role="img" aria-label="{escape(label)}">{content}</svg>'
+def _text(x: float, y: float, text: str, anchor: str, transform: str = "") -> Html:
+    """Return a line of text; a long one is cut, with all of it as a tooltip."""
+    short = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
+    form = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" transform="{}">{}<title>{}</title></text>'
+    return fill(form, x, y, anchor, transform, short, text)
+
+
+def _box(x: float, y: float, width: float, height: float, colour: Colour, told: str) -> Html:
+    form = (
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title>'
+        "</rect>"
     )
+    return fill(form, x, y, width, height, css(colour), told)
+
+
+def _svg(width: float, height: float, parts: Sequence[Html], label: str, kind: str = "") -> Html:
+    form = (
+        '<div class="scroll"><svg class="{}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" '
+        'height="{:.0f}" role="img" aria-label="{}">{}</svg></div>'
+    )
+    return fill(form, kind, width, height, width, height, label, join(parts))

@@ -1,5 +1,6 @@
 import json
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from codeseg.model.pictures.overlay import OPACITY
+from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.stages.cli import app
-from codeseg.stages.pages import figures
-from codeseg.stages.pages.report_parts import names_apart
-from codeseg.stages.report import Section, write_report
+from codeseg.stages.pages.evaluations import find_evaluations, names_apart
+from tests.helpers.markup import check_ours
 from tests.helpers.toy_benchmark import toy
 
 
@@ -43,7 +45,8 @@ def folder(tmp_path):
     ledger.mkdir(parents=True)
     record = {"rows_in": 10, "rows_out": 7, "rejected": {"http_404": 3}}
     (ledger / "00000.json").write_text(json.dumps(record))
-    audit = {"checks": {"pairs_rows": {"verdict": "pass", "sentence": "all <there>"}}}
+    found = {"sentence": "all <there>", "verdict": "pass", "figures": {"rows": 10}, "keys": []}
+    audit = {"checks": {"pairs_rows": found | {"seconds": 0.1}}}
     (tmp_path / "demo/audit.json").write_text(json.dumps(audit))
     return tmp_path / "demo"
 
@@ -52,13 +55,20 @@ def test_the_page_shows_all_there_is_and_needs_no_network(folder):
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 0, done.output
     page = (folder / "report.html").read_text()
-    for text in ("strong", "weak", "100.00", "step-000100", "http_404 3", "all &lt;there&gt;"):
-        assert text in page, text
-    assert page.count("ground truth") >= 1 and page.count("data:image/png;base64,") >= 4
+    found = check_ours(page)
+    for text in (
+        "strong",
+        "weak",
+        "100.00",
+        "step-000100",
+        "http_404 3",
+        "all <there>",
+        "rows: 10",
+    ):
+        assert text in found.text, text
+    assert found.text.count("ground truth") >= 1 and page.count("data:image/webp;base64,") >= 4
     assert "<polyline" in page and "window" in page
-    assert not re.search(r'(src|href)="(?!data:|#)', page) and "http" not in page.replace(
-        "http_", ""
-    )
+    assert "http" not in page.replace("http_", "").replace("http-equiv", "")
 
 
 def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):
@@ -71,41 +81,18 @@ def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 0, done.output
-    page = (folder / "report.html").read_text()
-    assert "a very &lt;red&gt; car" in page and "my photo.png" in page
-
-
-def test_the_curve_over_thresholds_is_computed_once_for_the_same_scores(tmp_path):
-    manifest = toy(tmp_path / "data", raw=np.tile([[0, 1, 2]], (6, 8)), background="true")
-    out = tmp_path / "demo/toy"
-    words = ["--benchmark", manifest, "--data", manifest.parent, "--method", "maskclip"]
-    words += ["--clip", "storybook", "--pretrained", "storybook"]
-    done = CliRunner().invoke(app, ["evaluate", *map(str, words), "--out", str(out)])
-    assert done.exit_code == 0, done.output
-
-    def report():
-        done = CliRunner().invoke(app, ["report", str(tmp_path / "demo")])
-        assert done.exit_code == 0, done.output
-        return "curve over thresholds" in done.output, (tmp_path / "demo/report.html").read_text()
-
-    computed, page = report()
-    assert computed and "toy: threshold" in page and "<polyline" in page
-    assert report() == (False, page)
-    for path, content in (
-        (out / "scores.json", (out / "scores.json").read_text() + "\n"),
-        (out / "threshold.json", "{"),
-    ):
-        path.write_text(content)
-        assert report() == (True, page)
+    text = check_ours((folder / "report.html").read_text()).text
+    assert "a very <red> car" in text and "my photo.png" in text
 
 
 def test_evaluations_of_the_same_name_are_told_apart():
     runs = [Path(f"runs/{run}/evaluations/voc/code") for run in ("a", "b")]
-    assert names_apart(runs) == ["a/code", "b/code"]
-    assert names_apart([*runs, Path("clip")]) == ["a/code", "b/code", "clip"]
-    assert names_apart([Path("runs/code"), Path("code")]) == ["runs/code", "code"]
+    assert names_apart(runs) == ["a", "b"]
+    assert names_apart([Path("demo/code"), Path("demo/clip")]) == ["code", "clip"]
+    assert names_apart([Path("runs/code"), Path("code")]) == ["runs", "code"]
+    assert names_apart([Path("runs/code")]) == ["code"]
     deep = [Path("x/1/run"), Path("x/2/run"), Path("y/1/run")]
-    assert names_apart(deep) == ["x/1/run", "x/2/run", "y/1/run"]
+    assert names_apart(deep) == ["x/1", "x/2", "y/1"]
 
 
 def test_segments_written_by_something_else_are_named(folder):
@@ -119,23 +106,103 @@ def test_an_empty_folder_is_refused(tmp_path):
     assert isinstance(done.exception, ValueError) and "nothing to report" in str(done.exception)
 
 
-def test_what_users_wrote_is_escaped(tmp_path):
-    bars = figures.bars(["<b>"], {"<i>": [1.0]}, "%")
-    table = figures.table(["<b>"], [["<i>"]])
-    write_report(tmp_path / "r.html", [Section("<u>", bars + table, "<s>")], title="<q>")
-    page = (tmp_path / "r.html").read_text()
-    for tag in ("<b>", "<u>", "<s>", "<q>"):
-        assert tag not in page.replace("<b></b>", "")
-    assert "&lt;u&gt;" in page
+def change(folder, method, **changes):
+    """Change what a score of the fixture recorded."""
+    path = folder / "evaluation/toy" / method / "scores.json"
+    scores = json.loads(path.read_text())
+    settings = scores["settings"] | changes.pop("settings", {})
+    path.write_text(json.dumps(scores | changes | {"settings": settings}))
 
 
-def test_bars_lengths_are_proportional_and_absent_classes_have_none():
-    chart = figures.bars(["a", "b", "c"], {"m": [10.0, 20.0, None]}, "%")
-    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', chart)]
-    assert len(widths) == 2 and widths[1] == pytest.approx(2 * widths[0])
+def test_methods_have_their_names_and_the_best_of_equals_is_bold(folder):
+    change(folder, "weak", settings={"method": "naclip+scg"})
+    change(folder, "strong", settings={"method": "naclip+scg"})
+    (group,) = find_evaluations(folder)
+    assert [e.name for e in group] == ["NACLIP + SCG (weak)", "NACLIP + SCG (strong)"]
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    page = (folder / "report.html").read_text()
+    assert page.count('<tr class="best">') == 1
+    assert "strong" in page.split('<tr class="best">')[1].split("</tr>")[0]
 
 
-def test_lines_leave_out_what_is_not_finite():
-    chart = figures.lines({"m": ([1, 2, 3], [1.0, float("nan"), 3.0])}, "step", "loss")
-    points = re.search(r'points="([^"]*)"', chart)
-    assert points and len(points[1].split()) == 2
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "sclip"},
+        {"settings": {"protocol": "plain"}},
+        {"settings": {"window": 224}},
+        {"images": "b"},
+    ],
+)
+def test_another_protocol_or_other_images_are_never_in_one_comparison(folder, changes):
+    if "images" in changes:
+        path = folder / "evaluation/toy/weak/images.parquet"
+        table = pq.read_table(path)
+        ids = pa.array([changes["images"]])
+        pq.write_table(table.set_column(0, "id", ids), path)
+        change(folder, "weak", data=None)
+    else:
+        change(folder, "weak", **changes)
+    assert [len(group) for group in find_evaluations(folder)] == [1, 1]
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    page = (folder / "report.html").read_text()
+    assert '<tr class="best">' not in page
+    assert "Numbers of different tables do not compare" in page
+
+
+def test_a_part_of_the_split_is_said_to_be_one(folder):
+    text = (folder.parent / "data/toy.toml").read_text()
+    (folder.parent / "data/toy.toml").write_text(text.replace("images = 1\n", "images = 1449\n"))
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    page = (folder / "report.html").read_text()
+    assert "1 of 1,449 images: does not compare with published numbers" in page
+
+
+def test_classes_that_never_occur_are_left_out(tmp_path):
+    manifest = toy(tmp_path / "data", raw=np.tile([[0, 1, 2]], (6, 8)), classes=150)
+    out = tmp_path / "scored/labels"
+    out.mkdir(parents=True)
+    Image.fromarray(np.full((6, 24), 1, np.uint8)).save(out / "a.png")
+    words = ["--data", manifest.parent, "--predictions", out, "--out", out.parent]
+    done = CliRunner().invoke(app, ["score", str(manifest), *map(str, words)])
+    assert done.exit_code == 0, done.output
+    path = out.parent / "scores.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": str(manifest)}))
+    assert CliRunner().invoke(app, ["report", str(out.parent)]).exit_code == 0
+    found = check_ours((out.parent / "report.html").read_text())
+    assert "c2" in found.text and "c3" not in found.text
+    assert "columns: prediction; rows: label" in found.text and "IoU, %" in found.text
+    assert "label maps made elsewhere" in found.text
+
+
+def test_a_class_has_the_benchmarks_color_in_every_picture(folder, monkeypatch):
+    painted = []
+    monkeypatch.setattr(
+        "codeseg.stages.pages.figures.embedded",
+        lambda pixels, most: painted.append(np.asarray(pixels)) or "data:image/webp;base64,",
+    )
+    manifest = folder.parent / "data/toy.toml"
+    manifest.write_text(manifest.read_text().replace("[2, 2, 2]", "[200, 100, 50]"))
+    assert load_benchmark(manifest).palette[2] == (200, 100, 50)
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    _, truth, weak, strong = (np.asarray(picture) for picture in painted[:4])
+    assert tuple(truth[-1, -1]) == tuple(round(OPACITY * c) for c in (200, 100, 50))
+    assert (truth == strong).all() and not (truth == weak).all()
+
+
+def test_the_report_predicts_nothing(folder):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom codeseg.stages.report import report\n"
+        f"report(Path({str(folder)!r}))\nassert not {{'torch', 'duckdb'}} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["scores.json", "audit.json"])
+@pytest.mark.parametrize("content", ["[]", '{"benchmark": 3}', '{"checks": {"a": {"b": 1}}}', "{"])
+def test_a_file_of_something_else_is_named(folder, name, content):
+    (folder / name).write_text(content)
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert isinstance(done.exception, ValueError | FileNotFoundError)
+    assert name in str(done.exception) and "\n" not in str(done.exception)

@@ -1,5 +1,6 @@
 -- Captions are mostly different, and no single one is everywhere.
 -- Needs: pairs
+-- Figures: {distinct_captions} different captions; {repeats%} repeat another; the most frequent occurs {most_frequent} times
 WITH groups AS (
     SELECT hash(caption) AS h, count(*) AS copies, min(key) AS first
     FROM pairs WHERE status = 'success' GROUP BY 1

@@ -1,5 +1,6 @@
 -- Captions are in English: Latin letters, no function words of another language.
 -- Needs: pairs
+-- Figures: in another script: {other_script%}; with words of another language: {other_words%}
 WITH judged AS (
     SELECT key,
         length(caption) <> strlen(caption)

@@ -1,5 +1,6 @@
 -- Few captions are empty, short or very long.
 -- Needs: pairs
+-- Figures: {mean_words} words on average, median {median_characters} characters, longest {longest}; empty: {empty}, short: {short%}, long: {long%}
 WITH judged AS (
     SELECT key, length(coalesce(caption, '')) AS characters,
         len(string_split(trim(coalesce(caption, '')), ' ')) AS words

@@ -1,6 +1,7 @@
 -- Every trainable caption's tokens start with the one SOS, end with the one EOS, hold neither
 -- between, and fit the context length.
 -- Needs: nouns
+-- Figures: start token {sos}, end token {eos}, wrong captions: {wrong}
 WITH trainable AS (
     SELECT key, caption_tokens AS tokens FROM nouns WHERE rejected IS NULL
 ), marks AS (

@@ -1,5 +1,6 @@
 -- Few captions are cut at the text encoder's context length.
 -- Needs: nouns
+-- Figures: {mean_tokens} tokens on average, room for {context_length}; cut: {truncated%}
 SELECT
     verdict(false, share(count(*) FILTER (len(caption_tokens) >= context_length()), count(*))
         > threshold('truncated_share')) AS verdict,

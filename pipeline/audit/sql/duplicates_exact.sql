@@ -1,5 +1,6 @@
 -- No picture occurs twice byte for byte, as served.
 -- Needs: pairs
+-- Figures: {repeats} of {pictures} pictures repeat another, in {groups} groups; largest group: {largest}
 WITH suspects AS (
     SELECT key, sha256 FROM pairs
     WHERE status = 'success' AND hash(sha256) IN (

@@ -1,5 +1,6 @@
 -- Every feature is a finite number.
 -- Needs: features
+-- Figures: {rows} rows, values that are not finite: {nonfinite}
 SELECT
     verdict(count(*) FILTER (coalesce(image_nonfinite, 0) + state_nonfinite > 0) > 0, false)
         AS verdict,

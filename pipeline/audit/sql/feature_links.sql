@@ -1,6 +1,7 @@
 -- Every feature row has at least J nouns, all in the vocabulary, with spans inside its caption, and
 -- the tokens of its row in nouns.
 -- Needs: features vocabulary
+-- Figures: {rows} rows, nouns missing from the vocabulary: {unknown_nouns}, wrong rows: {wrong}
 WITH nouns_of AS (SELECT DISTINCT unnest(noun_ids) AS id FROM features),
 unknown AS (SELECT coalesce(list(id), []) AS ids FROM nouns_of ANTI JOIN vocabulary USING (id)),
 wrong AS (

@@ -1,5 +1,6 @@
 -- No row's tokens or states are zero, or far longer or shorter than those of other rows.
 -- Needs: features
+-- Figures: median norm: {image_median} of image tokens, {state_median} of caption states; rows of zeros: {zero}, odd rows: {odd}
 WITH finite AS (  -- the others are feature_finite's
     FROM feature_values WHERE coalesce(image_nonfinite, 0) + state_nonfinite = 0
 ), usual AS (

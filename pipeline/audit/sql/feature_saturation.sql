@@ -1,5 +1,6 @@
 -- The int8 image tokens, where there are any, are not cut off at their limits.
 -- Needs: features
+-- Figures: {int8_rows} int8 rows; most saturated: {largest_share%} of a row's values
 SELECT
     verdict(false, max(saturated) > threshold('saturated_share')) AS verdict,
     count(saturated) AS int8_rows,

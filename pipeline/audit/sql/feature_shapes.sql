@@ -1,5 +1,6 @@
 -- Every caption has one state of the text encoder's width a token.
 -- Needs: features
+-- Figures: text width {text_width}, wrong rows: {wrong}
 WITH widths AS (
     SELECT f.key, state_values / len(caption_tokens) AS width
     FROM features f JOIN feature_values USING (key)

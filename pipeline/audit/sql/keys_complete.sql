@@ -1,6 +1,7 @@
 -- No key is missing between the tables: a row of nouns for every picture, a row of features for
 -- every trainable caption but those the ledger counts as rejected, and none without its origin.
 -- Needs: pairs nouns
+-- Figures: {shards} shards compared, missing keys: {missing}
 WITH tagged AS (
     SELECT shard FROM sound_shards WHERE stage = 'pairs'
     INTERSECT SELECT shard FROM sound_shards WHERE stage = 'nouns'

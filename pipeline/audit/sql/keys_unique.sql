@@ -1,5 +1,6 @@
 -- No key occurs twice in a table.
 -- Needs: pairs
+-- Figures: repeated keys: {repeated}, in {rows} rows
 WITH repeated AS (
     SELECT 'pairs' AS place, key FROM pairs
     WHERE hash(key) IN (SELECT hash(key) FROM pairs GROUP BY 1 HAVING count(*) > 1)

@@ -1,5 +1,6 @@
 -- No picture (of those that were decoded) looks the same as a benchmark image.
 -- Needs: pairs benchmark_pictures
+-- Figures: {leaked} of {images} benchmark images look like one of {hashed} pictures
 SELECT
     verdict(share(count(DISTINCT image), (SELECT count(*) FROM benchmark_pictures))
         > threshold('leak_share'), count(*) > 0) AS verdict,

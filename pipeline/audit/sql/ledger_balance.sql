@@ -1,5 +1,6 @@
 -- At every stage and shard rows in = rows out + rows rejected, the table has those rows, and the
 -- next stage starts from them.
+-- Figures: {shards} shards, {rows_in} rows in, {rows_out} rows out, unbalanced shards: {unbalanced}
 WITH tables AS (
     SELECT stage, shard, sum(rows) AS rows
     FROM files WHERE recorded_bytes IS NOT NULL AND problem IS NULL GROUP BY ALL

@@ -1,4 +1,5 @@
 -- Every shard has gone through each stage that was begun.
+-- Figures: shards done: {shards}; missing: {missing}
 WITH order_of(stage, upstream) AS (
     VALUES ('nouns', 'pairs'), ('features', 'nouns'), ('regions', 'features')
 ), missing AS (

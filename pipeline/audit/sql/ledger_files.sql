@@ -1,4 +1,5 @@
 -- The ledger and the files agree: none missing, extra, truncated, unreadable or changed.
+-- Figures: {files} files, {bytes} bytes, hashed: {hashed}, missing: {missing}, extra: {extra}, damaged: {damaged}
 WITH judged AS (
     SELECT path, CASE
         WHEN recorded_bytes IS NULL THEN 'extra: not in the ledger'

@@ -1,4 +1,5 @@
 -- Every file has the columns, types and shapes that its table declares.
+-- Figures: {files} files, different from their declaration: {different}
 SELECT
     verdict(count(schema_problem) > 0, false) AS verdict,
     count(*) AS files,

@@ -1,4 +1,5 @@
 -- All shards of a stage were made with the same settings.
+-- Figures: {settings} settings over {stages} stages
 WITH counted AS (
     SELECT stage, settings, count(*) AS shards, min(shard) AS first FROM ledger GROUP BY ALL
 ), mixed AS (

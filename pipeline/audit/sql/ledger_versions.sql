@@ -1,4 +1,5 @@
 -- All shards of a stage were made with the same versions of the libraries.
+-- Figures: {versions} sets of versions over {stages} stages
 WITH counted AS (
     SELECT stage, CAST(versions AS VARCHAR) AS versions, count(*) AS shards, min(shard) AS first
     FROM ledger GROUP BY ALL

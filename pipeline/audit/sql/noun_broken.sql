@@ -1,5 +1,6 @@
 -- Every noun is a word: no markup, mojibake, number, lone letter or blank.
 -- Needs: nouns
+-- Figures: {broken} of {distinct_nouns} different nouns are broken: {share%} of all occurrences
 WITH judged AS (
     SELECT text, captions, text IS NULL OR text <> trim(text)
         OR regexp_matches(text, '^[^\p{L}]*$|^[a-zA-Z]$|[<>{}\\|]|&[a-z#0-9]+;|�|Ã.|ã[©¨¢¤¥¼¶±]|â€|https?:|www\.')

@@ -1,5 +1,6 @@
 -- The captions name the classes of the benchmarks: each class name occurs as a noun.
 -- Needs: nouns
+-- Figures: {uncovered} of {classes} class names are in too few captions; covered: {covered}
 WITH coverage AS (SELECT * FROM class_coverage),
 uncovered AS (SELECT * FROM coverage WHERE captions < threshold('coverage_captions'))
 SELECT

@@ -1,5 +1,6 @@
 -- No noun is in a large part of the captions.
 -- Needs: nouns
+-- Figures: most frequent: {most_frequent}, in {share%} of the captions
 WITH judged AS (
     SELECT text, captions,
         share(captions, (SELECT count(*) FROM nouns WHERE rejected IS NULL)) AS part

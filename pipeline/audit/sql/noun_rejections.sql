@@ -1,5 +1,6 @@
 -- The noun stage keeps most captions.
 -- Needs: nouns
+-- Figures: {captions} captions, {trainable} trainable; rejected: {rejected%}
 WITH reasons AS (SELECT rejected, count(*) AS rows FROM nouns GROUP BY ALL)
 SELECT
     verdict(false, share(sum(rows) FILTER (rejected IS NOT NULL), sum(rows))

@@ -1,5 +1,6 @@
 -- Every noun of a trainable caption covers tokens strictly between SOS and EOS.
 -- Needs: nouns
+-- Figures: captions with a wrong span: {wrong}
 WITH wrong AS (
     SELECT key FROM nouns
     WHERE rejected IS NULL AND len(list_filter(nouns, lambda noun:

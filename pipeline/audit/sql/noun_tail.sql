@@ -1,5 +1,6 @@
 -- Most distinct nouns occur more than once.
 -- Needs: nouns
+-- Figures: {distinct_nouns} different nouns, {in_100_captions} in 100 captions or more; {once%} occur once; the first 100 are {top_100_share%} of all occurrences
 WITH ranked AS (SELECT *, row_number() OVER (ORDER BY captions DESC, text) AS rank FROM noun_counts)
 SELECT
     verdict(false, share(count(*) FILTER (captions = 1), count(*)) > threshold('hapax_share'))

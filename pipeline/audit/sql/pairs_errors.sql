@@ -1,5 +1,6 @@
 -- No single reason, and nothing that a retry would mend, costs a large share of the URLs.
 -- Needs: pairs
+-- Figures: {reasons} reasons, the largest costs {largest%} of all rows, those worth a retry {retryable%}
 WITH reasons AS (
     SELECT coalesce(error, 'no reason') AS reason, count(*) AS rows
     FROM pairs WHERE status <> 'success' GROUP BY ALL

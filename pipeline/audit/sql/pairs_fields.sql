@@ -1,5 +1,6 @@
 -- A picture's row has its bytes, size and hash, a failed one its reason, and every row its URL.
 -- Needs: pairs
+-- Figures: incomplete rows: {incomplete}, pictures without bytes: {without_bytes}
 WITH wrong AS (
     SELECT key FROM pairs
     WHERE status NOT IN ('success', 'failed') OR url IS NULL

@@ -1,5 +1,6 @@
 -- As many URLs give a picture as can be expected.
 -- Needs: pairs
+-- Figures: success rate {success%}: {pictures} pictures from {urls} URLs
 SELECT
     verdict(share(count(*) FILTER (status = 'success'), count(*)) < threshold('success_fail'),
             share(count(*) FILTER (status = 'success'), count(*)) < threshold('success_warn'))

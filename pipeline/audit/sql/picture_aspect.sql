@@ -1,5 +1,6 @@
 -- Few pictures are far longer than wide, or the other way round.
 -- Needs: pairs
+-- Figures: longer over shorter side: median {median}, largest {largest}; extreme: {extreme%}
 WITH judged AS (
     SELECT key, greatest(original_width, original_height)
         / greatest(least(original_width, original_height), 1) AS aspect

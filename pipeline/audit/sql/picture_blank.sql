@@ -1,5 +1,6 @@
 -- Few pictures are a single colour (of those that were decoded).
 -- Needs: pairs
+-- Figures: {blank%} of {pictures} pictures are blank
 SELECT
     verdict(false, share(count(*) FILTER (deviation < threshold('blank_deviation')), count(*))
         > threshold('blank_share')) AS verdict,

@@ -1,5 +1,6 @@
 -- Few stored pictures are suspiciously small or large files (of those that were decoded).
 -- Needs: pairs
+-- Figures: {pictures} pictures, {mean} bytes on average, {smallest} to {largest}; suspect: {suspect%}
 WITH judged AS (
     SELECT *, bytes NOT BETWEEN threshold('bytes_low') AND threshold('bytes_high') AS suspect
     FROM picture_values

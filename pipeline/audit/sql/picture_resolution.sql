@@ -1,5 +1,6 @@
 -- Few pictures are small as served.
 -- Needs: pairs
+-- Figures: {pictures} pictures, shorter side: median {median} pixels, smallest {smallest}; small: {small%}
 WITH judged AS (
     SELECT key, least(original_width, original_height) AS side FROM pairs WHERE status = 'success'
 )

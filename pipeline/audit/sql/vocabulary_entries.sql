@@ -1,6 +1,7 @@
 -- Every noun of the vocabulary has the identity of its text, once, tokens, and a finite knowledge
 -- embedding no longer than 1 (the mean of unit vectors).
 -- Needs: vocabulary
+-- Figures: {nouns} nouns, mean norm {mean_norm}, wrong: {wrong}
 WITH wrong AS (
     SELECT text FROM vocabulary v JOIN vocabulary_values w USING (id)
     WHERE id <> expected_id OR len(noun_tokens) = 0 OR count < 1

@@ -1,0 +1,141 @@
+"""FOLDER/**/scores.json -> evaluations by name, in groups whose numbers compare.
+
+Numbers compare where the benchmark and its class list, the protocol and the scored images are the
+same; the page never puts others into one table. What `codeseg evaluate` did not record as a
+protocol is told by the settings that stand for one.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from codeseg.pipeline.benchmark.manifest import Benchmark, load_benchmark
+from codeseg.stages.pages.html import said
+
+METHODS = {
+    "code": "CoDe", "scg": "SCG", "maskclip": "MaskCLIP", "sclip": "SCLIP", "naclip": "NACLIP",
+    "clearclip": "ClearCLIP", "scclip": "SC-CLIP",
+}  # fmt: skip
+GEOMETRY = ("short_side", "window", "stride")  # a protocol's settings, where none is recorded
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One method on one benchmark, as `codeseg evaluate` or `codeseg score` left it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    manifest: Benchmark
+    images: tuple[str, ...]
+    """Ids of the scored images, sorted."""
+    miou: float | None
+    """Percent; None where no pixel was scored."""
+    name: str = ""
+    """What the page calls it: its method and, in a group, what tells it from the others."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything recorded that decided the label maps; empty for somebody's own maps."""
+        return dict(self.summary.get("settings") or {})
+
+    @property
+    def method(self) -> str:
+        """The method's name as people write it."""
+        recorded = self.settings.get("method", self.summary.get("method"))
+        if recorded is None:
+            return "label maps made elsewhere"
+        return " + ".join(METHODS.get(part, part) for part in str(recorded).split("+"))
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's name, or the settings in its place."""
+        recorded = self.summary.get("protocol", self.settings.get("protocol"))
+        if recorded is not None:
+            return f"protocol {recorded}"
+        known = [k for k in GEOMETRY if k in self.settings]
+        told = [f"{k.replace('_', ' ')} {said(self.settings[k])}" for k in known]
+        return f"no protocol recorded ({', '.join(told) or 'nor settings'})"
+
+    @property
+    def data(self) -> Path | None:
+        """The benchmark's data folder, if it is known and still there."""
+        place = self.summary.get("data")
+        return self.folder / place if place and (self.folder / place).is_dir() else None
+
+    def per_class(self) -> dict[str, float | None]:
+        """IoU of each class in percent, to a tenth; None where it never occurs."""
+        found = ((name, self.summary["per_class"][name]) for name in self.manifest.classes)
+        return {name: None if value is None else round(value, 1) for name, value in found}
+
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """The confusion matrix, int64 K×K."""
+        return np.array(pq.read_table(self.folder / "scores.parquet")["confusion"].to_pylist())
+
+
+def find_evaluations(folder: Path) -> list[list[Evaluation]]:
+    """Return groups of evaluations that compare, each from the lowest mIoU to the highest.
+
+    Raises:
+        ValueError: a scores.json that is not what `codeseg evaluate` or `codeseg score` writes.
+    """
+    found = [_read(path) for path in sorted(folder.glob("**/scores.json"))]
+    found.sort(key=_game)
+    groups = []
+    for _, same in groupby(found, key=_game):
+        group = sorted(same, key=lambda e: -1 if e.miou is None else e.miou)
+        apart = names_apart([e.folder for e in group])
+        methods = [e.method for e in group]
+        groups.append(
+            [
+                replace(e, name=f"{e.method} ({more})" if methods.count(e.method) > 1 else e.method)
+                for e, more in zip(group, apart, strict=True)
+            ]
+        )
+    return groups
+
+
+def _game(evaluation: Evaluation) -> tuple[Any, ...]:
+    """What two evaluations share whose numbers compare."""
+    manifest = evaluation.manifest
+    return manifest.title, manifest.name, manifest.sha256, evaluation.protocol, evaluation.images
+
+
+def _read(path: Path) -> Evaluation:
+    folder = path.parent
+    try:
+        summary = json.loads(path.read_text())
+        source = str(summary.get("manifest", summary["benchmark"]))
+        manifest = load_benchmark(folder / source if source.endswith(".toml") else source)
+        images = pq.read_table(folder / "images.parquet", columns=["id"])["id"].to_pylist()
+        miou = None if summary["miou"] is None else float(summary["miou"])
+        evaluation = Evaluation(folder, summary, manifest, tuple(sorted(images)), miou)
+        evaluation.per_class()
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a score of codeseg evaluate ({error!r})") from None
+    return evaluation
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """Return what tells folders apart: their paths without what all begin and end with.
+
+    Args:
+        folders: all different; runs/a/evaluations/voc/code and runs/b/evaluations/voc/code become
+            a and b; a single one becomes its own name.
+    """
+
+    def shared(parts: Sequence[tuple[str, ...]]) -> int:
+        return sum(
+            1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False))
+        )
+
+    parts = [folder.parts for folder in folders]
+    first = min(shared(parts), *(len(part) - 1 for part in parts))
+    last = shared([part[::-1] for part in parts])
+    return ["/".join(part[first : max(first + 1, len(part) - last)]) for part in parts]

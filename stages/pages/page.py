@@ -1,0 +1,57 @@
+"""Sections -> one HTML page that opens offline, years later, on a phone as well.
+
+Styles, charts and pictures are inside, so it can be moved and mailed. The page's own script sorts
+tables and shows pictures large; the browser is told to run no other and to load nothing.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.stages.pages.html import Html, fill, join
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    html: Html
+    note: str = ""
+
+
+def write_page(path: Path, sections: Sequence[Section], *, title: str, subtitle: str = "") -> None:
+    """Write the page, whole or not at all."""
+    template = (files("codeseg.stages.pages") / "page.html").read_text(encoding="utf-8")
+    script = template.split("<script>")[1].split("</script>")[0].encode()
+    page = Template(template).substitute(
+        title=fill("{}", title),
+        subtitle=fill("{}", subtitle),
+        script_hash=base64.b64encode(sha256(script).digest()).decode(),
+        links=join(fill('<a href="#s{}">{}</a> ', i, s.title) for i, s in enumerate(sections)),
+        sections=join(_section(i, section) for i, section in enumerate(sections)),
+    )
+    target = path.absolute()
+    content = page.encode("utf-8", "replace")  # JSON may hold half a surrogate pair
+    Storage.open(target.parent).write_atomic(target.name, content)
+
+
+def _section(number: int, section: Section) -> Html:
+    note = fill('<p class="note">{}</p>', section.note) if section.note else ""
+    form = '<section id="s{}"><h2>{}</h2>{}{}</section>\n'
+    return fill(form, number, section.title, note, section.html)
+
+
+def grid(cells: Sequence[Html]) -> Html:
+    """Return charts side by side where there is room."""
+    return fill('<div class="charts">{}</div>', join(fill("<div>{}</div>", c) for c in cells))
+
+
+def folded(summary: str, content: Html) -> Html:
+    """Return content behind a line that opens it."""
+    return fill("<details><summary>{}</summary>{}</details>", summary, content)

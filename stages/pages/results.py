@@ -1,0 +1,96 @@
+"""Groups of evaluations that compare -> tables of scores, classes and confusions of the report."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+from codeseg.stages.pages import figures
+from codeseg.stages.pages.evaluations import Evaluation
+from codeseg.stages.pages.html import Html, fill, join, said
+from codeseg.stages.pages.page import Section, folded
+
+MOST_BARS = 24  # classes of the chart; of more, those that differ most are drawn
+SCORES = ("method", "mIoU, %", "pixel accuracy, %", "CLIP", "checkpoint", "failed images")
+
+
+def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
+    """Return the scores of every benchmark: a table for each protocol and set of images."""
+    parts = []
+    for title, same in groupby(groups, key=lambda group: group[0].manifest.title):
+        tables = list(same)
+        parts.append(fill("<h3>{}</h3>", title))
+        if len(tables) > 1:
+            told = "Numbers of different tables do not compare: protocol, images or classes differ."
+            parts.append(fill('<p class="note">{}</p>', told))
+        for group in tables:
+            best = len(group) - 1 if len(group) > 1 else None
+            table = figures.table(SCORES, [_scores(e) for e in group], best)
+            parts += [fill("<p>{}</p>", game(group[0])), table, _settings(group)]
+        if published := tables[0][0].manifest.published:
+            rows = [asdict(row) for row in published]
+            table = figures.table(list(rows[0]), [list(row.values()) for row in rows])
+            parts.append(folded(f"{len(rows)} published numbers, of mixed protocols", table))
+    note = "A RUN is scored at its last checkpoint; none was picked on a benchmark."
+    return Section("Results", join(parts), note)
+
+
+def game(evaluation: Evaluation) -> str:
+    """Return the protocol and the images that a number belongs to."""
+    official, scored = evaluation.manifest.images, len(evaluation.images)
+    if scored == official:
+        return f"{evaluation.protocol}, all {said(scored)} images"
+    images = f"{said(scored)} of {said(official)} images"
+    return f"{evaluation.protocol}, {images}: does not compare with published numbers"
+
+
+def _scores(evaluation: Evaluation) -> list[object]:
+    numbers = (evaluation.miou, evaluation.summary.get("pixel_accuracy"))
+    shown = [None if number is None else f"{number:.2f}" for number in numbers]
+    settings, failed = evaluation.settings, len(evaluation.summary.get("failed") or ())
+    return [evaluation.name, *shown, settings.get("clip"), settings.get("checkpoint"), failed]
+
+
+def _settings(group: Sequence[Evaluation]) -> Html:
+    """Return every recorded setting of every method, side by side."""
+    keys = list(dict.fromkeys(key for e in group for key in e.settings))
+    rows = [[key, *(_short(e.settings.get(key)) for e in group)] for key in keys]
+    table = figures.table(["setting", *(e.name for e in group)], rows)
+    return folded("settings of these numbers", table) if rows else Html()
+
+
+def _short(value: object) -> object:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else value
+
+
+def class_section(group: Sequence[Evaluation]) -> Section:
+    """Return IoU of the classes that occur, for all methods, and what the best one confuses."""
+    best, scores = group[-1], [e.per_class() for e in group]
+    rows = {n: [s[n] for s in scores] for n in best.manifest.classes}
+    rows = {n: row for n, row in rows.items() if any(value is not None for value in row)}
+    spread = {n: _spread(row) for n, row in rows.items()}
+    shown = [n for n in rows if n in sorted(rows, key=lambda n: -spread[n])[:MOST_BARS]]
+    series = {e.name: [s[n] for n in shown] for e, s in zip(group, scores, strict=True)}
+    header, cells = ["class", *series], [[n, *row] for n, row in rows.items()]
+    if len(group) > 1:
+        header.append(f"{best.name} − {group[-2].name}")
+        cells = [[*row, _difference(row[-1], row[-2])] for row in cells]
+    chosen = f": the {len(shown)} that differ most" if len(shown) < len(rows) else ""
+    parts = [
+        fill("<h3>IoU of the classes that occur{}</h3>", chosen),
+        figures.bars(shown, series, "IoU, %"),
+        folded(f"all {len(rows)} classes that occur, as numbers", figures.table(header, cells)),
+        fill("<h3>What {} confuses</h3>", best.name),
+        figures.heat_map(best.confusion(), best.manifest.classes),
+    ]
+    return Section(f"{best.manifest.name}: classes", join(parts), game(best))
+
+
+def _difference(one: object, other: object) -> str | None:
+    if isinstance(one, float) and isinstance(other, float):
+        return f"{one - other:+.1f}"
+    return None
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return max(known) - (min(known) if len(values) > 1 else 0)
