@@ -43,6 +43,10 @@ def download(
             min=1, help="Pixels a larger shorter side is reduced to (default: the manifest's)."
         ),
     ] = None,
+    min_size: Annotated[
+        int,
+        typer.Option(min=1, help="Pixels of the shorter side; smaller pictures are too_small."),
+    ] = DEFAULTS.min_size,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -80,6 +84,7 @@ def download(
     settings = DownloadSettings(
         image_size=image_size or source.image_size,
         shard_size=shard_size,
+        min_size=min_size,
         threads=threads,
         deadline=timeout,
         success_floor=success_floor,

@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from codeseg.model.pictures.header import OWN_ENDINGS
 from codeseg.model.pictures.overlay import OPACITY, Colour, colours, overlay, with_legend
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import palette_image
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from codeseg.model.inference.vocabulary import Thing
     from codeseg.model.pictures.pixels import Pixels
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 BACKGROUND: Colour = (0, 0, 0)
 
 
@@ -136,7 +136,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
 def _expand(name: str) -> Iterator[Path]:
     path = Path(name)
     if path.is_dir():
-        yield from sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        yield from sorted(p for p in path.iterdir() if p.suffix.lower() in OWN_ENDINGS)
     elif not path.exists() and has_magic(name):
         yield from sorted(Path(p) for p in glob(name, recursive=True) if Path(p).is_file())
     else:

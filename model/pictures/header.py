@@ -10,6 +10,24 @@ import re
 import struct
 from dataclasses import dataclass
 
+ENDINGS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+}
+"""Of files that may come from a stranger -> format, as Pillow calls it: the only list of them."""
+
+OWN_ENDINGS = (*ENDINGS, ".tif", ".tiff", ".avif")
+"""Of a user's own files: what Pillow opens beside them."""
+
+OTHER_PICTURES = re.compile(
+    rb"....ftyp(avi|hei|mif)|II\*\0|MM\0\*|\xff\x0a|\0\0\0\x0cJXL", re.DOTALL
+)
+"""Beginnings of AVIF, HEIC, TIFF and JPEG XL: pictures, but none that a stranger may send."""
+
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
 MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
 MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB

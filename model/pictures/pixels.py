@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
-from codeseg.model.pictures.header import MAX_EXIF_BYTES, HeaderError, read_header
+from codeseg.model.pictures.header import ENDINGS, MAX_EXIF_BYTES, HeaderError, read_header
 
 MAX_PIXELS = 100_000_000
 """8000×6000 is 48 million; beyond the limit a picture is more likely an attack than a photo."""
@@ -23,7 +23,10 @@ EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a pictur
 Pixels = npt.NDArray[np.uint8]
 Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
-SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+TURNED = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"com.adobe.xmp")
+"""Without any of these in its bytes no file asks for its picture to be turned."""
+
+SENT_FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 """What bytes from a stranger may be; Pillow knows formats that start another program (EPS), or
 that take a thousand times their size to open (TIFF)."""
 
@@ -72,6 +75,23 @@ def rgb_pixels(
     except (OSError, SyntaxError, HeaderError) as error:
         reason = f"not one of {', '.join(SENT_FORMATS)}, or damaged" if sent else error
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
+
+
+def is_plain(content: bytes) -> bool:
+    """Return whether any decoder gives a sent file's pixels as rgb_pixels does.
+
+    False where the file asks to be turned or may be transparent, which decoders take differently.
+
+    Raises:
+        HeaderError: the bytes are no picture.
+    """
+    if read_header(content).alpha:
+        return False
+    if not any(mark in content for mark in TURNED):
+        return True
+    with Image.open(io.BytesIO(content), formats=SENT_FORMATS) as image:
+        # a PNG may have its EXIF after the pixels
+        return image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def _over_limit(max_pixels: int) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import idna
 
-from codeseg.model.pictures.header import HeaderError, read_header
+from codeseg.model.pictures.header import OTHER_PICTURES, HeaderError, read_header
 from codeseg.pipeline.download.addresses import FetchError, Resolver
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.download.transfer import HELD_BYTES, USER_AGENT, Answer, Body, Connections
@@ -27,11 +27,11 @@ from codeseg.pipeline.download.transfer import HELD_BYTES, USER_AGENT, Answer, B
 MAX_URL, MAX_HOST = 8192, 300  # characters; what is longer is never normalized
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
-MAX_ALPHA_PIXELS = 16_000_000  # img2dataset lays them over white in float64: 70 bytes a pixel
+MAX_ALPHA_PIXELS = 16_000_000  # to lay them over white takes 15 bytes a pixel
 MAX_RATIO = 20  # of the sides: beyond, a shorter side that is not reduced makes rows of megabytes
 NETWORK = frozenset({"dns", "timeout", "connection"})  # what an outage looks like
-ANSWERED = frozenset(
-    {"success", "not_an_image", "bomb", "too_long", "unsupported", "opt_out", "too_large"}
+REFUSED = frozenset(  # pictures, and what comes in their place
+    {"not_an_image", "bomb", "too_small", "too_long", "too_large", "unsupported", "opt_out"}
 )
 PROBE_SECONDS = 3.0
 KNOWN_HOSTS = 1024  # at which the idle ones are forgotten
@@ -54,6 +54,7 @@ class FetchLimits:
     deadline: float = 20.0
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000  # width x height as the header says
+    min_size: int = 32  # pixels of the shorter side; smaller ones are icons and trackers
     redirects: int = 5
     retries: int = 2  # after the first attempt, of what can be retried
     backoff: float = 0.5  # seconds before the first retry, doubling, with jitter
@@ -93,7 +94,7 @@ class Fetcher:
                 if large:  # all places were taken: wait for one, with no connection open
                     body.close()
                     continue
-                check_image(body.getvalue(), self._limits.max_pixels)
+                check_image(body.getvalue(), self._limits.max_pixels, self._limits.min_size)
             except FetchError as error:
                 body.close()
                 if self._held_by_outage(url, error.reason):
@@ -121,7 +122,7 @@ class Fetcher:
 
     def _held_by_outage(self, url: str | None, reason: str) -> bool:
         """Tell the outage watch how it went; True when an outage began and ended meanwhile."""
-        answered = reason in ANSWERED or reason.startswith("http_")
+        answered = reason in REFUSED or reason.startswith(("success", "http_"))
         if self._outage is None or not (answered or reason in NETWORK):
             return False
         _, host, port, _ = split_url(url or "")
@@ -243,21 +244,24 @@ def opted_out(values: list[str]) -> bool:
     return False
 
 
-def check_image(content: bytes, max_pixels: int) -> None:
-    """Look at the header only: is it an image, and one that img2dataset can take?
+def check_image(content: bytes, max_pixels: int, min_size: int) -> None:
+    """Read the header only: is it an image, and one that may be trained on?
 
     Raises:
-        FetchError: not_an_image; bomb; too_long, a strip; unsupported, more than 8 bits a sample,
-            which img2dataset would turn white.
+        FetchError: not_an_image; bomb; too_small; too_long, a strip; unsupported, a format that
+            no stranger may send, or more than 8 bits a sample, which img2dataset would turn white.
     """
     try:
         header = read_header(content)
     except HeaderError as error:
-        raise FetchError("bomb" if error.bomb else "not_an_image") from None
-    most = min(max_pixels, MAX_ALPHA_PIXELS) if header.alpha else max_pixels
-    if header.width * header.height > most:
+        other = "unsupported" if OTHER_PICTURES.match(content) else "not_an_image"
+        raise FetchError("bomb" if error.bomb else other) from None
+    shorter, longer = sorted((header.width, header.height))
+    if shorter * longer > (min(max_pixels, MAX_ALPHA_PIXELS) if header.alpha else max_pixels):
         raise FetchError("bomb")
-    if max(header.width, header.height) > MAX_RATIO * min(header.width, header.height):
+    if shorter < min_size:
+        raise FetchError("too_small")
+    if longer > MAX_RATIO * shorter:
         raise FetchError("too_long")
     if header.bits > 8:
         raise FetchError("unsupported")

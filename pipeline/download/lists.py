@@ -23,7 +23,7 @@ SUFFIXES = {"tsv": ".tsv", "csv": ".csv", "parquet": ".parquet", "jsonl": ".json
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BUFFER_BYTES = 1 << 20
 BATCH_ROWS = 16_384
-MOST_LINE = 1 << 20  # bytes
+MOST_LINE = 64 << 10  # bytes: a shard of such lines must fit into memory
 MOST_QUOTED = 100  # lines of one row; a quote that goes on for longer is none
 MOST_ODD = 1000  # lines of a file, or a hundredth of it; with more it is another form of list
 SHOWN = 3  # odd lines
@@ -100,7 +100,7 @@ class _Lines:
             if len(content) == MOST_LINE and content[-1:] != b"\n":
                 while (rest := self._source.readline(MOST_LINE)) and rest[-1:] != b"\n":
                     pass
-                self._left_out.add(line, "over 1 MB")
+                self._left_out.add(line, f"over {MOST_LINE >> 10} KB")
             else:
                 return line
         raise StopIteration

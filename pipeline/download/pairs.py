@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codeseg.model.pictures.pixels import is_plain, rgb_pixels
 from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, check_image, is_retryable
 from codeseg.pipeline.download.outage import OutageWatch
@@ -46,6 +47,7 @@ class DownloadSettings:
     encode_quality: int = ENCODE_QUALITY  # JPEG
     max_bytes: int = FetchLimits.max_bytes
     max_pixels: int = FetchLimits.max_pixels
+    min_size: int = FetchLimits.min_size
     shard_size: int = 10_000
     # how the work is done:
     threads: int = 64  # concurrent fetches of a worker
@@ -59,8 +61,10 @@ class DownloadSettings:
 
     def fingerprint(self) -> str:
         """Of what decides the content."""
-        content = ("image_size", "encode_quality", "max_bytes", "max_pixels", "shard_size")
-        return fingerprint({name: getattr(self, name) for name in content})
+        limits = ("max_bytes", "max_pixels", "min_size")
+        names = ("image_size", "encode_quality", *limits, "shard_size")
+        content = {name: getattr(self, name) for name in names}
+        return fingerprint({**content, "pictures": "upright, over white"})
 
 
 class DownloadWorker:
@@ -80,6 +84,7 @@ class DownloadWorker:
             deadline=self._settings.deadline,
             max_bytes=self._settings.max_bytes,
             max_pixels=self._settings.max_pixels,
+            min_size=self._settings.min_size,
             retries=self._settings.retries,
             allow_private=self._settings.allow_private,
             workers=self._settings.workers,
@@ -175,6 +180,7 @@ class Img2dataset:
         self._settings = settings
         self._fetch = fetch
         self._downloader = downloader
+        self._encode = cv2.imencode
         self._resizer = Resizer(
             image_size=settings.image_size,
             resize_mode="keep_ratio",
@@ -220,7 +226,7 @@ class Img2dataset:
     def _make_downloader(self, folder: str, written: list[dict[str, Any]]) -> Any:
         return self._downloader.Downloader(
             sample_writer_class=lambda *_: _ListWriter(written),
-            resizer=self._resizer,
+            resizer=self._resize,
             thread_count=self._settings.threads,
             save_caption=False,
             extract_exif=False,
@@ -247,15 +253,27 @@ class Img2dataset:
         except Exception:  # one that leaves a thread of img2dataset's pool stops the shard for ever
             return key, None, "internal"
 
+    def _resize(self, stream: io.BytesIO, *_: Any) -> tuple[Any, ...]:
+        """img2dataset's resizer; what decoders take differently reaches it upright, over white."""
+        content = stream.getvalue()
+        try:
+            if not is_plain(content):
+                pixels = rgb_pixels(content, self._settings.max_pixels)
+                content = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
+        except Exception as error:  # Pillow raises many kinds
+            return (None,) * 5 + (str(error),)
+        result: tuple[Any, ...] = self._resizer(io.BytesIO(content))
+        return result
+
     def convert(self, content: bytes) -> dict[str, Any]:
         """Check, resize and encode one image that is at hand; the outcome's columns of PAIRS.
 
         Raises:
             FetchError: when its header says it is no image, or none that may be decoded.
         """
-        check_image(content, self._settings.max_pixels)
+        check_image(content, self._settings.max_pixels, self._settings.min_size)
         names = ("jpg", "width", "height", "original_width", "original_height", "error_message")
-        sample = dict(zip(names, self._resizer(io.BytesIO(content)), strict=True))
+        sample = dict(zip(names, self._resize(io.BytesIO(content)), strict=True))
         sample["status"] = "failed_to_resize" if sample["error_message"] else "success"
         return _outcome({**sample, "sha256": hashlib.sha256(content).hexdigest()})
 

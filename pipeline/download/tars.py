@@ -1,21 +1,23 @@
 """Ready-made webdataset tars as a source of pairs: TAR/*.tar -> pairs/NNNNN.parquet (PAIRS).
 
-Tar i in the order of names is shard i. A sample is the files of one folder and base name: an image
-(.jpg, .png, .webp), its caption (.txt, or "caption" in .json) and, in .json, its "url". Images go
-through the same header check, resizer and encoder as downloaded ones.
+Tar i in the order of names is shard i. A sample is the files of one folder and base name, wherever
+they lie: a picture, its caption (.txt, or "caption" in .json; a list of them gives a row each) and,
+in .json, its "url". A base name may have dots: what follows the last one is the ending. Pictures go
+through the same header check, resizer and encoder as downloaded ones, one at a time.
 """
 
-import io
 import json
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from codeseg.model.pictures.header import OWN_ENDINGS
 from codeseg.pipeline.download.addresses import FetchError
+from codeseg.pipeline.download.lists import sound
+from codeseg.pipeline.download.members import PACKED, TarError, read_members
 from codeseg.pipeline.download.pairs import (
     DownloadSettings,
     Img2dataset,
@@ -27,10 +29,10 @@ from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-TEXTS = ("txt", "json")
-TEXT_BYTES = 1 << 20  # a longer caption is none
-BUFFER_BYTES = 1 << 20
+PICTURES = (*OWN_ENDINGS, ".heic", ".jxl")  # the last ones are rejected, with that reason
+TEXTS = (".txt", ".json")
+TEXT_BYTES = 1 << 20  # of a file
+MOST_CAPTION = 20_000  # characters
 
 
 @dataclass
@@ -38,10 +40,16 @@ class Sample:
     """One base name of a tar."""
 
     name: str  # with its folder, where it has one
-    image: bytes | None = None
-    caption: str | None = None
+    image: Any = None  # what was made of the picture's bytes
+    captions: list[str] = field(default_factory=list)
     url: str | None = None
     fault: str | None = None  # why it cannot be used, where that shows before it is read
+    endings: set[str] = field(default_factory=set)
+
+    @property
+    def caption(self) -> str | None:
+        """The first caption."""
+        return self.captions[0] if self.captions else None
 
 
 def list_tars(place: str) -> dict[int, str]:
@@ -54,9 +62,11 @@ def list_tars(place: str) -> dict[int, str]:
         FileNotFoundError: when there is none.
         ValueError: when there are more than shards may be.
     """
-    names = Storage.open(place).names("", ".tar")
+    names = [n for n in Storage.open(place).names("") if n.lower().endswith(tuple(PACKED))]
     if not names:
-        raise FileNotFoundError(f"no .tar files in {place}: name the folder with --urls FOLDER")
+        raise FileNotFoundError(
+            f"no .tar files in {place}: name the folder they lie in directly with --urls FOLDER"
+        )
     check_count(len(names), "pack the pairs into fewer tars")
     return dict(enumerate(names))
 
@@ -95,113 +105,110 @@ class TarWorker:
         """
         start = perf_counter()
         name = self._names[shard]
-        rows = []
+        size = self._settings.shard_size
+        rows: list[dict[str, Any]] = []
         with self._tars.open_input(name, mapped=False) as source:
-            samples = read_samples(source, name, self._settings.max_bytes)
-            for row, sample in enumerate(samples):
-                if row >= self._settings.shard_size:
-                    raise ValueError(f"{name} holds more samples than --shard-size")
-                url = sample.url or f"{name}#{_sound(sample.name)}"
-                empty = empty_row(shard, row, self._settings.shard_size, url, sample.caption)
-                rows.append({**empty, **self._outcome(sample)})
+            samples = read_samples(source, name, self._settings.max_bytes, self._convert, size)
+        for sample in samples:
+            outcome = {"error": sample.fault} if sample.fault else sample.image
+            url = sample.url or f"{name}#{sound(sample.name)}"
+            for caption in (*sample.captions,) or (None,):
+                empty = empty_row(shard, len(rows), size, url, caption)
+                rows.append({**empty, **(outcome or {"error": "no_image"})})
+        if len(rows) > size:
+            raise ValueError(f"{name} holds more samples than --shard-size")
         return commit_pairs(
             self._root, self._settings, shard, input, rows, start, self._machinery.versions
         )
 
-    def _outcome(self, sample: Sample) -> dict[str, Any]:
-        if sample.image is None or sample.fault:
-            return {"error": sample.fault or "no_image"}
+    def _convert(self, picture: bytes) -> dict[str, Any]:
         try:
-            return self._machinery.convert(sample.image)
+            return self._machinery.convert(picture)
         except FetchError as error:
             return {"error": error.reason}
 
 
-def read_samples(source: pa.NativeFile, name: str, max_bytes: int) -> Iterator[Sample]:
-    """Samples of a tar in its order; files of one sample lie next to each other.
+def read_samples(
+    source: pa.NativeFile,
+    name: str,
+    max_bytes: int,
+    convert: Callable[[bytes], Any] = bytes,
+    most: int | None = None,
+) -> list[Sample]:
+    """Read the samples of a tar, in the order of their first files.
 
     Args:
-        source: the tar, not compressed.
-        name: of the tar, for messages.
-        max_bytes: of an image; a larger one is not read.
+        source: the tar.
+        name: of the tar, for messages; its ending says how it is packed.
+        max_bytes: of a picture; a larger one is not read.
+        convert: called with each picture's bytes; what it returns is kept.
+        most: samples that it may hold.
 
     Raises:
-        ValueError: naming the tar when it is broken or cut.
+        ValueError: naming the tar when it is broken, holds a name twice, or too many samples.
         OSError: the storage failed, which says nothing about the tar.
     """
-    current: Sample | None = None
-    size = source.size()
-    # buffered, so that an object store is not asked for every header; names are compared as they
-    # are, so that two that are no UTF-8 stay two
-    buffered = io.BufferedReader(source, BUFFER_BYTES)
+
+    def wanted(file: str, size: int) -> bool:
+        _, ending = _split(file)
+        return size <= (TEXT_BYTES if ending in TEXTS else max_bytes if ending in PICTURES else -1)
+
+    samples: dict[str, Sample] = {}
     try:
-        with tarfile.open(fileobj=buffered, mode="r:", encoding="utf-8") as tar:
-            for member in tar:
-                _check_member(member, size)
-                folder, _, file = member.name.removeprefix("./").rpartition("/")
-                base, _, ending = file.partition(".")
-                if not member.isfile() or not base:
-                    continue
-                base = f"{folder}/{base}" if folder else base
-                if current is None or current.name != base:
-                    if current is not None:
-                        yield current
-                    current = Sample(base)
-                _add(current, ending.lower(), tar, member, max_bytes)
-            _check_end(buffered, tar.offset)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name} is a broken tar: {error}") from None
-    if current is not None:
-        yield current
+        for file, size, content in read_members(source, name, wanted):
+            base, ending = _split(file)
+            if ending not in PICTURES + TEXTS:
+                continue
+            sample = samples.setdefault(base, Sample(base))
+            if ending in sample.endings:
+                raise TarError(f"it holds {sound(file)} twice, so it is two tars in one")
+            sample.endings.add(ending)
+            if most is not None and len(samples) > most:
+                raise ValueError(f"{name} holds more samples than --shard-size")
+            if not wanted(file, size):
+                sample.fault = "too_large" if ending in PICTURES else "caption_too_large"
+            elif ending in TEXTS:
+                _add_text(sample, ending, content)
+            elif sample.image is not None:
+                samples[file] = Sample(file, fault="second_image")
+            else:
+                sample.image = convert(content)
+    except TarError as error:
+        raise ValueError(f"{name} is a broken tar: {sound(str(error))}") from None
+    for base, sample in samples.items():
+        folder, slash, file = base.rpartition("/")
+        stem = folder + slash + file.partition(".")[0]  # what webdataset itself calls the sample
+        if stem != base and stem in samples and not sample.captions:
+            sample.fault = sample.fault or "second_image"  # as 0001.seg.png beside 0001.jpg
+    return list(samples.values())
 
 
-def _check_member(member: tarfile.TarInfo, size: int) -> None:
-    if member.issparse():  # a few bytes here could be gigabytes when read
-        raise tarfile.ReadError(f"{_sound(member.name)} is stored as a sparse file")
-    if member.isfile() and not 0 <= member.size <= size - member.offset_data:
-        raise tarfile.ReadError(f"it ends in {_sound(member.name)}")
+def _split(file: str) -> tuple[str, str]:
+    """Return a file's sample and its ending in lower case; none for hidden files."""
+    folder, slash, name = file.removeprefix("./").rpartition("/")
+    base, dot, ending = name.rpartition(".")
+    if not base or name.startswith("."):
+        return "", ""
+    return folder + slash + base, (dot + ending).lower()
 
 
-def _check_end(source: io.BufferedReader, offset: int) -> None:
-    """A whole tar ends in zeros; tarfile takes a damaged or missing header for the end, too."""
-    source.seek(offset)
-    rest = source.read(BUFFER_BYTES)
-    if len(rest) < tarfile.BLOCKSIZE or rest[: tarfile.BLOCKSIZE].strip(b"\0"):
-        raise tarfile.ReadError("no end marker, so it is cut or damaged")
-    if rest.strip(b"\0"):
-        raise tarfile.ReadError("something follows its end marker")
-
-
-def _add(
-    sample: Sample, ending: str, tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int
-) -> None:
-    """Take what a file says of its sample; other endings and larger files are not read."""
-    if ending not in (*IMAGES, *TEXTS):
-        return
-    if member.size > (max_bytes if ending in IMAGES else TEXT_BYTES):
-        sample.fault = "too_large" if ending in IMAGES else "caption_too_large"
-        return
-    file = tar.extractfile(member)
-    assert file is not None, "a regular file"
-    content = file.read()
-    if ending in IMAGES:
-        sample.image = content
-    elif ending == "txt":
-        sample.caption = content.decode(errors="replace")
+def _add_text(sample: Sample, ending: str, content: bytes) -> None:
+    """Take captions and URL; a .txt goes before the captions of a .json."""
+    if ending == ".txt":
+        captions: Any = [content.decode(errors="replace")]
     else:
         try:
             facts = json.loads(content)
         except (ValueError, RecursionError):
             return  # the caption may still be in .txt
-        if isinstance(facts, dict):
-            sample.caption = sample.caption or _text(facts.get("caption"))
-            sample.url = _text(facts.get("url"))
-
-
-def _text(value: Any) -> str | None:
-    return _sound(value) if isinstance(value, str) else None
-
-
-def _sound(text: str) -> str:
-    """Text that UTF-8 can hold: half a surrogate pair, as JSON may escape it, becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not isinstance(facts, dict):
+            return
+        url, captions = facts.get("url"), facts.get("caption", facts.get("captions"))
+        sample.url = sound(url) if isinstance(url, str) else None
+        captions = captions if isinstance(captions, list) else [captions]
+        if ".txt" in sample.endings:
+            return
+    kept = [sound(text) for text in captions if isinstance(text, str)]
+    sample.captions = [text for text in kept if len(text) <= MOST_CAPTION]
+    if len(sample.captions) < len(kept):
+        sample.fault = "caption_too_large"

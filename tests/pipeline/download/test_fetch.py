@@ -315,6 +315,11 @@ def test_a_decompression_bomb_is_seen_in_its_header(image_server, size):
         (png(2001, 100), "too_long"),
         (png(100, 2001), "too_long"),
         (png(100, 100, bits=16), "unsupported"),
+        (png(32, 32), None),
+        (png(31, 32), "too_small"),
+        (png(1, 1), "too_small"),
+        (b"\0\0\0\x20ftypavif", "unsupported"),
+        (b"II*\0", "unsupported"),
     ],
 )
 def test_a_picture_that_the_resizer_cannot_take_is_refused_by_its_header(
@@ -337,10 +342,11 @@ def test_any_bytes_are_an_image_or_a_reason(content):
     from codeseg.pipeline.download.fetch import check_image
 
     try:
-        check_image(b"\x89PNG\r\n\x1a\n" + content, 1000)
-        check_image(content, 1000)
+        check_image(b"\x89PNG\r\n\x1a\n" + content, 1000, 2)
+        check_image(content, 1000, 2)
     except FetchError as error:
-        assert error.reason in ("not_an_image", "bomb", "too_long", "unsupported")
+        kinds = ("not_an_image", "bomb", "too_small", "too_long", "unsupported")
+        assert error.reason in kinds
 
 
 @pytest.mark.parametrize(

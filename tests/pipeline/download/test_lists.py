@@ -187,7 +187,7 @@ def test_a_compressed_list_has_the_same_rows_and_may_not_be_cut(tmp_path, form, 
 def test_a_line_of_megabytes_costs_itself_alone(tmp_path, capsys):
     content = b"a\thttp://h/1\n" + b"x" * (3 << 20) + b"\nb\thttp://h/2\n"
     assert [c for _, c in read(tmp_path, "tsv", content, HEADERLESS)] == ["a", "b"]
-    assert "left out 1 lines: line 2: over 1 MB in 'xxx" in capsys.readouterr().out
+    assert "left out 1 lines: line 2: over 64 KB in 'xxx" in capsys.readouterr().out
 
 
 def test_many_odd_lines_are_another_form_of_list_but_few_in_a_hundred_are_not(tmp_path):

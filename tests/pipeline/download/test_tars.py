@@ -1,7 +1,9 @@
 """Webdataset tars, written by webdataset itself, as a source of pairs."""
 
+import gzip
 import hashlib
 import io
+import json
 import tarfile
 from dataclasses import asdict
 
@@ -9,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from codeseg.pipeline.download.members import read_members
 from codeseg.pipeline.download.pairs import DownloadSettings
 from codeseg.pipeline.download.tars import (
     TEXT_BYTES,
@@ -29,10 +34,10 @@ def jpeg(width, height):
     return content.getvalue()
 
 
-def convert(tmp_path, **settings):
+def convert(tmp_path, **changes):
     place = str(tmp_path / "tars")
     names = list_tars(place)
-    download = asdict(DownloadSettings(shard_size=10, **settings))
+    download = asdict(DownloadSettings(**{"shard_size": 10, "min_size": 8, **changes}))
     root = tmp_path / "root"
     worker = TarWorker(str(root), {"place": place, "names": names, "download": download})
     inputs = tar_inputs(place, names)
@@ -204,3 +209,165 @@ def test_a_store_that_fails_is_no_broken_tar():
 def test_a_folder_without_tars_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.tar files in"):
         list_tars(str(tmp_path))
+
+
+CAPTION = b"a red house and a lake"
+
+
+def pairs(tmp_path, files, name="a.tar", pack=bytes, **settings):
+    """Rows of a tar of these files: (url, caption, error)."""
+    Storage.open(tmp_path).write_atomic(f"tars/{name}", pack(tar_of(files)))
+    root, _ = convert(tmp_path, **settings)
+    table = pq.read_table(root / "pairs/00000.parquet", columns=["url", "caption", "error"])
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def test_the_files_of_a_sample_need_not_lie_side_by_side(tmp_path):
+    image = jpeg(40, 40)
+    files = [(f"{k}.jpg", image) for k in range(6)] + [(f"{k}.txt", CAPTION) for k in range(6)]
+    expected = [(f"a.tar#{k}", CAPTION.decode(), None) for k in range(6)]
+    assert pairs(tmp_path, files) == expected
+
+
+def test_a_base_name_may_have_dots(tmp_path):
+    image = jpeg(40, 40)
+    names = [f"IMG_2021.01.0{k}" for k in range(3)]
+    files = [(f"{n}{e}", c) for n in names for e, c in ((".JPG", image), (".txt", CAPTION))]
+    assert pairs(tmp_path, files) == [(f"a.tar#{n}", CAPTION.decode(), None) for n in names]
+
+
+def test_a_second_picture_of_a_sample_is_told_and_not_lost(tmp_path):
+    image = jpeg(40, 40)
+    files = [("0.jpg", image), ("0.seg.png", image), ("0.png", image), ("0.txt", b"a"),
+             ("0.cls", b"7"), ("._0.jpg", b"a resource fork")]  # fmt: skip
+    assert pairs(tmp_path, files) == [
+        ("a.tar#0", "a", None),
+        ("a.tar#0.seg", None, "second_image"),
+        ("a.tar#0.png", None, "second_image"),
+    ]
+
+
+def test_a_name_met_twice_is_two_tars_in_one(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.tar is a broken tar: it holds 0\.jpg twice"):
+        pairs(tmp_path, [("0.jpg", jpeg(40, 40)), ("1.jpg", b""), ("0.jpg", jpeg(40, 40))])
+
+
+def test_every_format_of_the_one_list_is_taken_and_others_are_unsupported(tmp_path):
+    files = []
+    for ending, kind in (("GIF", "GIF"), ("jpeg", "JPEG"), ("Webp", "WEBP"), ("bmp", "BMP"),
+                         ("png", "PNG"), ("avif", "AVIF"), ("tif", "TIFF")):  # fmt: skip
+        content = io.BytesIO()
+        Image.new("RGB", (40, 40), (9, 99, 199)).save(content, kind)
+        files.append((f"{ending}.{ending}", content.getvalue()))
+    errors = {url.partition("#")[2]: error for url, _, error in pairs(tmp_path, files)}
+    assert errors == dict.fromkeys(("GIF", "jpeg", "Webp", "bmp", "png")) | {
+        "avif": "unsupported",
+        "tif": "unsupported",
+    }
+
+
+def test_several_captions_are_a_row_each(tmp_path):
+    image = jpeg(40, 40)
+    files = [("0.jpg", image), ("0.json", json.dumps({"caption": ["a", "b"]}).encode()),
+             ("1.jpg", image), ("1.json", json.dumps({"captions": ["c", 5]}).encode()),
+             ("2.jpg", image), ("2.txt", b"t"), ("2.json", b'{"caption": "j"}')]  # fmt: skip
+    captions = [("0", "a"), ("0", "b"), ("1", "c"), ("2", "t")]
+    assert pairs(tmp_path, files) == [(f"a.tar#{n}", caption, None) for n, caption in captions]
+
+
+def zstd(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("a.tar.gz", gzip.compress), ("A.TGZ", gzip.compress), ("a.tar.zst", zstd)]
+)
+def test_a_packed_tar_is_read_and_may_neither_be_cut_nor_a_bomb(tmp_path, name, pack):
+    files = [("0.jpg", jpeg(40, 40)), ("0.txt", CAPTION)]
+    assert pairs(tmp_path, files, name, pack) == [(f"{name}#0", CAPTION.decode(), None)]
+    cut = pack(tar_of([("0.jpg", bytes(range(256)) * 400)] * 1))[:-20]
+    with pytest.raises(ValueError, match=f"{name} is a broken tar"):
+        read_samples(pa.BufferReader(cut), name, 1 << 20)
+    bomb = pack(tar_of([("0.bin", bytes(32 << 20)), ("1.bin", bytes(32 << 20))]))
+    with pytest.raises(ValueError, match="unpacks to over 200 times"):
+        read_samples(pa.BufferReader(bomb), name, 1 << 20)
+
+
+def header(name, size, kind=b"0"):
+    """A header with a size as tarfile would not write it: negative, in base 256."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[156:157] = kind
+    block[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(**records):
+    text = b"".join(
+        b"%d %s=%s\n" % (len(key) + len(value) + 5, key.encode(), value)
+        for key, value in records.items()
+    )
+    return header("pax", len(text), b"x") + text.ljust(512, b"\0")
+
+
+EVIL = {
+    **{f"a negative size of kind {kind!r}": header("x.bin", -512, kind)
+       for kind in (b"Z", b"0", b"L", b"x", b"V")},
+    "a negative size in pax": pax(size=b"-512") + header("9.jpg", 0),
+    "a pax header that is none": header("pax", 6, b"x") + b"0 x=y\n".ljust(512, b"\0"),
+    "a name of gigabytes": header("x", 1 << 32, b"L"),
+    "a file that the tar is too short for": header("9.jpg", 1 << 32, b"Z"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("place", [0, HEADER])
+def test_a_tar_made_to_hang_or_to_fill_the_memory_is_refused(evil, place):
+    """CVE-2025-8194: Python's tarfile goes backwards for ever over the first of them."""
+    content = tar_of(TEN)
+    with pytest.raises(ValueError, match=r"t\.tar is a broken tar: "):
+        samples(content[:place] + EVIL[evil] + content[place:])
+
+
+def test_thousands_of_chained_headers_are_no_recursion():
+    chain = pax(comment=b"x") * 3000
+    assert len(samples(chain + tar_of(TEN))) == 10
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/."), min_size=1),
+        st.binary(max_size=1500), min_size=1, max_size=6,
+    ),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(1, 40),
+)  # fmt: skip
+def test_members_are_those_of_pythons_own_reader(files, form, folders):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=form) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo("/".join(["folder"] * folders + [name]))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        tar.addfile(tarfile.TarInfo("link"), None)
+    content.seek(0)
+    with tarfile.open(fileobj=content) as tar:
+        theirs = [(m.name, m.size, tar.extractfile(m).read()) for m in tar]
+    source = pa.BufferReader(content.getvalue())
+    assert list(read_members(source, "t.tar", lambda *_: True)) == theirs
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=2000), st.integers(0, 20_000))
+def test_any_bytes_are_a_tar_or_a_broken_one(junk, place):
+    content = tar_of(TEN)
+    for damaged in (junk, content[:place] + junk + content[place + len(junk) :]):
+        try:
+            samples(damaged)
+        except ValueError as error:
+            assert "t.tar is a broken tar: " in str(error)
