@@ -21,9 +21,12 @@ from codeseg.model.code.codecomposition import CoDe, Losses
 
 
 def plain_step(
-    code: CoDe, batch: Batch, noise_JBHW: Tensor | None = None, template: int = 0
+    code: CoDe, batch: Batch, noise_JBHW: Tensor | None = None, template_N: Tensor | None = None
 ) -> Losses:
-    """Return the losses of `code(...)` with `attend_padding` and one template, the long way."""
+    """Return the losses of `code(...)` with `attend_padding`, the long way.
+
+    Without `template_N` every noun stands in template 0.
+    """
     clip, config = code.clip, code.config
     J, L = config.nouns_per_image, clip.context_length
     images = batch.pixels_BCHW
@@ -38,7 +41,7 @@ def plain_step(
     with torch.no_grad():
         trunk_BPD = _trunk(code, images)
         states_BLT = _text(code, clip.embed_tokens(caption_tokens))
-        knowledge_NC = _template(code, TEMPLATES[template], noun_tokens, lengths_N)
+        knowledge_NC = _template(code, template_N, noun_tokens, lengths_N)
     nouns_NC = _nouns(code, noun_tokens, lengths_N)
     pixels = _pixel_embedding(code, trunk_BPD, clip.grid(images)).repeat(J, 1, 1, 1)
     N = len(nouns_NC)
@@ -153,31 +156,33 @@ def _read(code: CoDe, states_BLT: Tensor, eos_B: Tensor) -> Tensor:
     return F.normalize(states @ text.text_projection, dim=-1)
 
 
-def _sequence(
-    code: CoDe, head: list[int], tokens_NM: Tensor, lengths_N: Tensor, tail: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Lay out head, noun and tail, zero-padded to the context; also the position of EOS."""
-    rows = torch.zeros(
-        len(tokens_NM), code.clip.context_length, dtype=torch.int64, device=tokens_NM.device
-    )
-    for row, noun, length in zip(rows, tokens_NM, lengths_N.tolist(), strict=True):
-        ids = [*head, *noun[:length].tolist(), *tail, code.clip.tokenizer.eot_token_id]
-        row[: len(ids)] = torch.tensor(ids)
+def _rows(code: CoDe, sequences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids, each with its EOS, zero-padded to the context; also the positions of EOS."""
+    rows = torch.zeros(len(sequences), code.clip.context_length, dtype=torch.int64, device=device)
+    for row, ids in zip(rows, sequences, strict=True):
+        row[: len(ids) + 1] = torch.tensor([*ids, code.clip.tokenizer.eot_token_id])
     return rows, rows.argmax(dim=1)
 
 
-def _template(code: CoDe, template: str, tokens_NM: Tensor, lengths_N: Tensor) -> Tensor:
-    encode = code.clip.tokenizer.encode
-    before, _, after = template.partition("{}")
-    head = [code.clip.tokenizer.sot_token_id, *encode(before)]
-    rows, eos_N = _sequence(code, head, tokens_NM, lengths_N, encode(after))
+def _template(
+    code: CoDe, template_N: Tensor | None, tokens_NM: Tensor, lengths_N: Tensor
+) -> Tensor:
+    tokenizer = code.clip.tokenizer
+    sequences = []
+    chosen = [0] * len(tokens_NM) if template_N is None else template_N.tolist()
+    for template, noun, length in zip(chosen, tokens_NM, lengths_N.tolist(), strict=True):
+        before, _, after = TEMPLATES[template].partition("{}")
+        noun_ids = [*noun[:length].tolist(), *tokenizer.encode(after)]
+        sequences.append([tokenizer.sot_token_id, *tokenizer.encode(before), *noun_ids])
+    rows, eos_N = _rows(code, sequences, tokens_NM.device)
     return _read(code, _text(code, code.clip.embed_tokens(rows)), eos_N)
 
 
 def _nouns(code: CoDe, tokens_NM: Tensor, lengths_N: Tensor) -> Tensor:
     context = code.noun_prompt.context
     head = [code.clip.tokenizer.sot_token_id, *([0] * len(context))]
-    rows, eos_N = _sequence(code, head, tokens_NM, lengths_N, [])
+    nouns = [row[:length].tolist() for row, length in zip(tokens_NM, lengths_N, strict=True)]
+    rows, eos_N = _rows(code, [head + noun for noun in nouns], tokens_NM.device)
     embeddings = code.clip.embed_tokens(rows)
     placed = context.expand(len(rows), -1, -1)
     embeddings = torch.cat([embeddings[:, :1], placed, embeddings[:, 1 + len(context) :]], dim=1)

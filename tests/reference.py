@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.clip.prompts import TEMPLATES, encode_template, template_embeddings
+from codeseg.model.clip.prompts import Templates, template_embeddings
 from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, CoDeConfig, Losses
 from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
@@ -170,7 +170,9 @@ def batch_of(code: CoDe, spec: dict[str, Any], arrays: dict[str, Tensor]) -> Bat
         noun_tokens_UM=tokens_UM,
         noun_lengths_U=lengths_U,
         noun_index_N=torch.tensor([distinct.index(noun) for noun in nouns]),
-        knowledge_UC=encode_template(code.clip, TEMPLATES[0], tokens_UM, lengths_U),
+        knowledge_UC=Templates(code.clip)(
+            code.clip, torch.zeros_like(lengths_U), tokens_UM, lengths_U
+        ),
     )
 
 

@@ -22,12 +22,20 @@ class NounPrompt(nn.Module):
     The context starts as the token embeddings of "A photo of x x x …".
     """
 
+    sos: Tensor
+    eos: Tensor
+
     def __init__(self, clip: FrozenClip, context_tokens: int) -> None:
         super().__init__()
         fillers = " x" * (context_tokens - len(CONTEXT_START.split()))
         ids = clip.tokenizer.encode(CONTEXT_START + fillers)[:context_tokens]
         with torch.no_grad():
             self.context = nn.Parameter(clip.embed_tokens(torch.tensor(ids)).clone())
+        for name, token in (
+            ("sos", clip.tokenizer.sot_token_id),
+            ("eos", clip.tokenizer.eot_token_id),
+        ):
+            self.register_buffer(name, torch.tensor([token]), persistent=False)
 
     def forward(self, clip: FrozenClip, tokens_UM: Tensor, lengths_U: Tensor) -> Tensor:
         """Return n (U, C), unit.
@@ -37,31 +45,65 @@ class NounPrompt(nn.Module):
             tokens_UM: BPE ids without SOS and EOS, zero-padded.
             lengths_U: BPE tokens of each noun.
         """
-        tokenizer = clip.tokenizer
-        sos = clip.embed_tokens(tokens_UM.new_tensor([tokenizer.sot_token_id]))
-        nouns = clip.embed_tokens(_append(tokens_UM, lengths_U, [tokenizer.eot_token_id]))
+        sos = clip.embed_tokens(self.sos)
+        place_M = torch.arange(tokens_UM.shape[1] + 1, device=tokens_UM.device)
+        ended_UM = F.pad(tokens_UM, (0, 1)).where(place_M != lengths_U[:, None], self.eos)
+        nouns = clip.embed_tokens(ended_UM)
         return clip.encode_after_prefix(torch.cat([sos, self.context]), nouns, lengths_U)
 
 
-def _append(tokens_UM: Tensor, lengths_U: Tensor, ids: list[int]) -> Tensor:
-    """Write `ids` right after each row's tokens: (U, M + len(ids))."""
-    out = F.pad(tokens_UM, (0, len(ids)))
-    index = lengths_U[:, None] + torch.arange(len(ids), device=tokens_UM.device)
-    return out.scatter(1, index, tokens_UM.new_tensor(ids).expand(len(tokens_UM), -1))
+class Templates(nn.Module):
+    """The template sentences as tables of BPE ids: what stands before a noun and what after it."""
 
+    heads: Tensor
+    tails: Tensor
+    head_lengths: Tensor
+    tail_lengths: Tensor
 
-@torch.no_grad()
-def encode_template(
-    clip: FrozenClip, template: str, tokens_UM: Tensor, lengths_U: Tensor
-) -> Tensor:
-    """Embed nouns, given as BPE ids as in `NounPrompt`, in one template: n' (U, C), unit."""
-    before, _, after = template.partition("{}")
-    tokenizer = clip.tokenizer
-    head = [tokenizer.sot_token_id, *tokenizer.encode(before)]
-    tail = [*tokenizer.encode(after), tokenizer.eot_token_id]
-    rows = _append(tokens_UM, lengths_U, tail)
-    sequence = torch.cat([tokens_UM.new_tensor(head).expand(len(rows), -1), rows], dim=1)
-    return clip.encode_text(sequence, lengths_U + len(head) + len(tail))
+    def __init__(self, clip: FrozenClip) -> None:
+        super().__init__()
+        tokenizer = clip.tokenizer
+        parts = [template.partition("{}") for template in TEMPLATES]
+        sides = {
+            "head": [[tokenizer.sot_token_id, *tokenizer.encode(before)] for before, _, _ in parts],
+            "tail": [[*tokenizer.encode(after), tokenizer.eot_token_id] for _, _, after in parts],
+        }
+        for side, rows in sides.items():
+            lengths = [len(row) for row in rows]
+            padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
+            self.register_buffer(f"{side}s", torch.tensor(padded), persistent=False)
+            self.register_buffer(f"{side}_lengths", torch.tensor(lengths), persistent=False)
+
+    @torch.no_grad()
+    def forward(
+        self, clip: FrozenClip, template_N: Tensor, tokens_NM: Tensor, lengths_N: Tensor
+    ) -> Tensor:
+        """Embed each noun, given as in `NounPrompt`, in a template of its own: n' (N, C), unit.
+
+        Args:
+            clip: the frozen encoder.
+            template_N: int64, into TEMPLATES.
+            tokens_NM: BPE ids without SOS and EOS, zero-padded.
+            lengths_N: BPE tokens of each noun.
+        """
+        heads, tails = self.heads[template_N], self.tails[template_N]
+        pieces = torch.cat([heads, tokens_NM, tails], dim=1)
+        noun_N = self.head_lengths[template_N]
+        tail_N = noun_N + lengths_N
+        place_L = torch.arange(pieces.shape[1], device=pieces.device)
+        # What follows EOS is arbitrary: the encoder is causal.
+        skipped_NL = torch.where(
+            place_L < noun_N[:, None],
+            0,
+            torch.where(
+                place_L < tail_N[:, None],
+                (heads.shape[1] - noun_N)[:, None],
+                (heads.shape[1] + tokens_NM.shape[1] - tail_N)[:, None],
+            ),
+        )
+        index_NL = (place_L + skipped_NL).clamp(max=pieces.shape[1] - 1)
+        eos_N = tail_N + self.tail_lengths[template_N] - 1
+        return clip.encode_embeddings(clip.embed_tokens(pieces.gather(1, index_NL)), eos_N)
 
 
 @torch.no_grad()

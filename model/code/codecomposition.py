@@ -17,7 +17,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import (
     TEMPLATES,
     NounPrompt,
-    encode_template,
+    Templates,
     highlight_region,
     highlight_words,
 )
@@ -59,6 +59,8 @@ class CoDe(nn.Module):
         self.clip = clip
         self.config = config
         self.noun_prompt = NounPrompt(clip, config.context_tokens)
+        if config.random_template:
+            self.templates = Templates(clip)
         if config.region_weight:
             self.region_recogniser = RegionRecogniser(clip, config.region_pool)
         if config.masks:
@@ -69,7 +71,7 @@ class CoDe(nn.Module):
             self.tcl_feature_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
             self.tcl_image_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
         if config.co_decomposition:
-            self.text_segmenter = TextSegmenter(clip)
+            self.text_segmenter = TextSegmenter(clip, clip_start=config.clip_start)
             self.word_prompt = nn.Parameter(
                 torch.zeros(clip.context_length, clip.text_width), requires_grad=config.word_prompt
             )
@@ -147,44 +149,53 @@ class CoDe(nn.Module):
         noise = torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
         return noise[:, images * distributed.rank() :][:, :images]
 
+    def draw_templates(self, seed: int, images: int) -> Tensor:
+        """Draw a template for each of this rank's pairs, as `mask_noise` draws: int64 (N,)."""
+        device, rank = self.clip.mean.device, distributed.rank()
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (self.config.nouns_per_image, images * distributed.world_size())
+        drawn_JA = torch.randint(len(TEMPLATES), shape, generator=generator, device=device)
+        return drawn_JA[:, images * rank : images * (rank + 1)].flatten()
+
     def forward(
-        self, batch: Batch, noise_JBHW: Tensor | None = None, template: int | None = None
+        self, batch: Batch, noise_JBHW: Tensor | None = None, template_N: Tensor | None = None
     ) -> Losses:
         """Return the weighted loss terms of a batch.
 
         Args:
             batch: this rank's share, on the model's device.
             noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
-            template: index of the step's template where the config says random_template.
+            template_N: from `draw_templates` where the config says random_template.
 
         Raises:
-            ValueError: random_template without a template, region_weight without region maps.
+            ValueError: random_template without templates, region_weight without region maps.
         """
         if self.config.masks:
-            composition = self.decompose(batch, noise_JBHW, template)
+            composition = self.decompose(batch, noise_JBHW, template_N)
             nouns_NC = composition.nouns_NC
             with torch.autocast(nouns_NC.device.type, enabled=False):
                 terms = self.losses(composition)
         else:
-            nouns_NC, knowledge_NC = self._nouns(batch, template)
+            nouns_NC, knowledge_NC = self._nouns(batch, template_N)
             with torch.autocast(nouns_NC.device.type, enabled=False):
                 terms = Losses(kg=self._knowledge_loss(nouns_NC, knowledge_NC))
         if self.config.region_weight:
             terms["region"] = self._region_loss(batch, nouns_NC)
         return terms
 
-    def _nouns(self, batch: Batch, template: int | None) -> tuple[Tensor, Tensor]:
+    def _nouns(self, batch: Batch, template_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """Noun embeddings and their template embeddings, (N, C) each."""
-        if self.config.random_template != (template is not None):
-            raise ValueError("random_template and the template of the step must come together")
+        if self.config.random_template != (template_N is not None):
+            raise ValueError("random_template and the templates of the step must come together")
         tokens_UM, lengths_U = batch.noun_tokens_UM, batch.noun_lengths_U
-        knowledge_UC = batch.knowledge_UC
-        if template is not None:
-            knowledge_UC = encode_template(self.clip, TEMPLATES[template], tokens_UM, lengths_U)
-        nouns_UC = self.noun_embeddings(tokens_UM, lengths_U)
+        index_N = batch.noun_index_N
         # Not nouns_UC[index]: its gradient adds up in the order in which CPU threads come.
-        nouns_NC = nouns_UC.index_select(0, batch.noun_index_N)
-        return nouns_NC, knowledge_UC[batch.noun_index_N]
+        nouns_NC = self.noun_embeddings(tokens_UM, lengths_U).index_select(0, index_N)
+        if template_N is None:
+            return nouns_NC, batch.knowledge_UC[index_N]
+        tokens_NM, lengths_N = tokens_UM[index_N], lengths_U[index_N]
+        knowledge_NC: Tensor = self.templates(self.clip, template_N, tokens_NM, lengths_N)
+        return nouns_NC, knowledge_NC
 
     def _knowledge_loss(self, nouns_NC: Tensor, knowledge_NC: Tensor) -> Tensor:
         """The weighted L_kg."""
@@ -206,13 +217,13 @@ class CoDe(nn.Module):
         return self.config.region_weight * loss
 
     def decompose(
-        self, batch: Batch, noise_JBHW: Tensor | None = None, template: int | None = None
+        self, batch: Batch, noise_JBHW: Tensor | None = None, template_N: Tensor | None = None
     ) -> Composition:
         """Decompose this rank's share of a batch into regions and words; as in `forward`."""
         images = batch.pixels_BCHW
         if not images.is_floating_point():
             images = self.clip.normalise(images)
-        nouns_NC, knowledge_NC = self._nouns(batch, template)
+        nouns_NC, knowledge_NC = self._nouns(batch, template_N)
         captions = None
         if self.config.co_decomposition:
             captions = self._decompose_captions(batch, nouns_NC)

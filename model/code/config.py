@@ -56,6 +56,9 @@ class CoDeConfig:
     argmax_labels: bool = False
     """Paper's pseudo labels of words: the argmax of the probabilities themselves."""
     random_template: bool = False
-    """Reference's L_kg: one template a step, passed to forward, instead of the expectation."""
+    """Reference's L_kg: a template drawn for each noun of a step, instead of the expectation."""
     attend_padding: bool = False
     """Reference's text segmenter: all positions of the context attend and are attended to."""
+    clip_start: bool = False
+    """Start the text segmenter's weights as CLIP starts its text transformer's; off, as in the
+    reference, with PyTorch's default initialisation, which adds half as much to the states."""

@@ -15,9 +15,14 @@ BLOCKS = 2
 
 
 class TextSegmenter(nn.Module):
-    """Two more transformer blocks on the frozen text encoder's last hidden states."""
+    """Two more transformer blocks on the frozen text encoder's last hidden states.
 
-    def __init__(self, clip: FrozenClip) -> None:
+    Args:
+        clip: whose shapes and activation they have.
+        clip_start: draw their weights as CLIP draws its own; else as PyTorch does by default.
+    """
+
+    def __init__(self, clip: FrozenClip, *, clip_start: bool = False) -> None:
         super().__init__()
         like = clip.clip.transformer.resblocks[0]
         self.blocks = nn.ModuleList(
@@ -28,7 +33,7 @@ class TextSegmenter(nn.Module):
         )
         self.mask_scale = nn.Parameter(torch.tensor(10.0))
         self.mask_bias = nn.Parameter(torch.tensor(0.0))
-        for block in self.blocks:
+        for block in self.blocks if clip_start else ():
             _initialise(block, clip.text_width, BLOCKS)
 
     def forward(

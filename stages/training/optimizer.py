@@ -17,16 +17,16 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], train: TrainConfig
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only.
+    """AdamW with weight decay on what has not exactly one dimension and is no layer's bias.
 
-    Biases, norms, gates, scalars and log-temperatures have one dimension or none, or are called
-    bias.
+    Gates, mask scales, mask biases and log-temperatures have no dimension: the reference decays
+    them, and so does this unless `train.decay_scalars` is off.
 
     Args:
         parameters: every parameter that is trained in any phase, by name.
         train: rates and decay.
     """
-    decayed = {name: p for name, p in parameters.items() if _decays(name, p)}
+    decayed = {name: p for name, p in parameters.items() if _decays(name, p, train)}
     plain = [p for name, p in parameters.items() if name not in decayed]
     return torch.optim.AdamW(
         [
@@ -39,19 +39,27 @@ def build_optimizer(
     )
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.endswith("bias")
+def _decays(name: str, parameter: nn.Parameter, train: TrainConfig) -> bool:
+    if parameter.ndim == 0:
+        return train.decay_scalars
+    return parameter.ndim > 1 and not name.endswith(".bias")
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
     """The rate of a step: linear warm-up to the peak, then a cosine to the final rate.
+
+    The reference warms up from 0.0001 of the peak at step 0 to the peak at step `warmup_steps`;
+    with `warmup_start` none the first step has one part in `warmup_steps` of the peak.
 
     Args:
         step: 0 for the first.
         train: the schedule; the last step, `train.steps - 1`, gets exactly `train.final_lr`.
     """
     if step < train.warmup_steps:
-        return train.peak_lr * (step + 1) / train.warmup_steps
+        if train.warmup_start is None:
+            return train.peak_lr * (step + 1) / train.warmup_steps
+        done = step / train.warmup_steps
+        return train.peak_lr * (train.warmup_start + (1 - train.warmup_start) * done)
     span = max(1, train.steps - 1 - train.warmup_steps)
     cosine = (1 + math.cos(math.pi * (step - train.warmup_steps) / span)) / 2
     return train.final_lr + (train.peak_lr - train.final_lr) * cosine

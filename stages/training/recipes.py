@@ -31,8 +31,8 @@ class ClipConfig:
 class TrainConfig:
     """The run: METHOD §7, and where it is logged and saved."""
 
-    steps: int = 50_000
-    """Optimizer steps."""
+    steps: int = 50_001
+    """Optimizer steps (the paper's 50,000; the reference makes one more)."""
     batch_size: int = 64
     """Images a step, over all processes and micro-batches."""
     accumulation: int = 1
@@ -48,10 +48,14 @@ class TrainConfig:
     """The global batch that base_lr and base_final_lr are given for."""
     warmup_fraction: float = 0.3
     """Share of the steps with linear warm-up (the paper's 15,000 of 50,000); cosine follows."""
-    phase1_fraction: float = 0.6
-    """Share of the steps in which the last block's copy is frozen (30,000 of 50,000)."""
+    warmup_start: float | None = 1e-4
+    """Share of the peak at the first step; none: one part in the warm-up's steps."""
+    phase1_fraction: float = 30_000 / 50_001
+    """Share of the steps in which the last block's copy is frozen (the paper's 30,000)."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices and kernels; none on biases and one-dimensional parameters."""
+    """AdamW's, on matrices, kernels and scalars; none on biases and one-dimensional parameters."""
+    decay_scalars: bool = True
+    """Decay gates, mask scales and biases and log-temperatures too, as the reference does."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's two moments."""
     eps: float = 1e-6
@@ -127,7 +131,7 @@ FRACTIONS = ("warmup_fraction", "phase1_fraction")
 
 
 def code_vitb16() -> Recipe:
-    """CoDe on ViT-B/16, the paper's run: 50,000 steps of 64 images."""
+    """CoDe on ViT-B/16, the published run: 50,001 steps of 64 images."""
     return Recipe("code_vitb16", ClipConfig(), CoDeConfig(), TrainConfig())
 
 
@@ -181,6 +185,7 @@ def storybook() -> Recipe:
             area_positive_weight=1.0,
             area_negative_weight=2.0,
             area_prior=0.15,
+            clip_start=True,
         ),
         TrainConfig(
             steps=100,
@@ -189,7 +194,9 @@ def storybook() -> Recipe:
             base_final_lr=1e-4,
             lr_batch=32,
             warmup_fraction=0.1,
+            warmup_start=None,
             phase1_fraction=0.5,
+            decay_scalars=False,
             precision="fp32",
             log_every=1,
             checkpoint_every=25,

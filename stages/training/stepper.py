@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import Losses
 from codeseg.stages.training.flops import count_flops
@@ -75,10 +74,10 @@ class Stepper:
         seed = step_seed(self._train.seed, self._state.step, micro)
         B, _, H, W = batch.pixels_BCHW.shape
         noise_JBHW = code.mask_noise(seed, B, (H, W))
-        template = seed % len(TEMPLATES) if code.config.random_template else None
+        template_N = code.draw_templates(seed, B) if code.config.random_template else None
         dtype = AUTOCAST.get(self._train.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            losses = model(batch.to(device), noise_JBHW, template)
+            losses = model(batch.to(device), noise_JBHW, template_N)
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:

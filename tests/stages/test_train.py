@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from codeseg.model.checkpoint import checkpoints, load_checkpoint, load_tensors
-from codeseg.stages.train import fit
+from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.stages.train import fit, initial_state
 from codeseg.stages.training.optimizer import build_optimizer, learning_rate
 from codeseg.stages.training.recipes import resolve
 from codeseg.stages.training.run import OtherRunError
@@ -209,24 +211,40 @@ def test_damaged_checkpoint_is_named(root, undisturbed, tmp_path):
 
 def test_learning_rate_warms_up_linearly_and_ends_at_the_final_rate():
     train = resolve("code_vitb16").train
-    assert learning_rate(0, train) == pytest.approx(train.peak_lr / 15_000)
-    assert learning_rate(7_499, train) == pytest.approx(train.peak_lr / 2)
-    assert learning_rate(14_999, train) == pytest.approx(train.peak_lr)
-    assert learning_rate(49_999, train) == pytest.approx(train.final_lr)
-    rates = [learning_rate(step, train) for step in range(15_000, 50_000, 1_000)]
+    assert learning_rate(0, train) == pytest.approx(train.peak_lr / 10_000)
+    assert learning_rate(7_500, train) == pytest.approx(train.peak_lr * (0.5 + 0.5e-4))
+    assert learning_rate(15_000, train) == pytest.approx(train.peak_lr)
+    assert learning_rate(50_000, train) == pytest.approx(train.final_lr)
+    rates = [learning_rate(step, train) for step in range(15_000, 50_001, 1_000)]
     assert rates == sorted(rates, reverse=True)
 
 
-def test_weight_decay_spares_biases_and_one_dimensional_parameters():
+def test_learning_rate_of_the_demo_reaches_its_peak_within_the_warm_up():
+    train = resolve("storybook").train
+    rates = [learning_rate(step, train) / train.peak_lr for step in (0, 4, 9, 10, 99)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1])
+
+
+def test_weight_decay_spares_layers_biases_and_one_dimensional_parameters_only():
     parameters = {
         "conv.weight": torch.nn.Parameter(torch.ones(2, 2, 3, 3)),
         "norm.weight": torch.nn.Parameter(torch.ones(2)),
         "linear.bias": torch.nn.Parameter(torch.ones(2)),
         "temperature": torch.nn.Parameter(torch.ones(())),
+        "mask_bias": torch.nn.Parameter(torch.ones(())),
     }
-    groups = build_optimizer(parameters, resolve("code_vitb16").train).param_groups
-    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert [decays[id(p)] for p in parameters.values()] == [0.05, 0, 0, 0]
+    for name, scalars in (("code_vitb16", 0.05), ("storybook", 0.0)):
+        groups = build_optimizer(parameters, resolve(name).train).param_groups
+        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        assert [decays[id(p)] for p in parameters.values()] == [0.05, 0, 0, scalars, scalars]
+
+
+def test_nine_scalars_are_decayed(root):
+    recipe = tiny_recipe(root)
+    code = CoDe(FrozenClip.load(recipe.clip.model, recipe.clip.pretrained), recipe.model)
+    state = initial_state(code, recipe.train, torch.device("cpu"))
+    decayed = state.optimizer.param_groups[0]["params"]
+    assert sum(parameter.ndim == 0 for parameter in decayed) == 9
 
 
 def test_last_block_moves_in_phase_2_only(root, undisturbed):

@@ -10,7 +10,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import (
     TEMPLATES,
     NounPrompt,
-    encode_template,
+    Templates,
     highlight_region,
     highlight_words,
     template_embeddings,
@@ -48,10 +48,12 @@ def test_context_starts_as_a_photo_of(clip):
 
 def test_template_of_token_ids_equals_template_of_text(clip):
     names = ["car", "parking meter", "pterodactyl"]
-    for template in TEMPLATES:
+    encode = Templates(clip)
+    for number, template in enumerate(TEMPLATES):
         texts = clip.tokenize([template.format(name) for name in names])
         torch.testing.assert_close(
-            encode_template(clip, template, *bpe(clip, names)), clip.encode_text(texts)
+            encode(clip, torch.full((len(names),), number), *bpe(clip, names)),
+            clip.encode_text(texts),
         )
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import open_clip
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.plain_step import plain_step
+from codeseg.model.clip.blocks import run_block
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.clip.prompts import TEMPLATES, encode_template, template_embeddings
+from codeseg.model.clip.prompts import TEMPLATES, Templates, template_embeddings
 from codeseg.model.code.codecomposition import CoDe, CoDeConfig
 from codeseg.model.code.image_segmenter import GatedUpsampling
+from codeseg.model.code.text_segmenter import TextSegmenter
 from tests.helpers.small_code import TEXTS, TINY, gradients, other_clip, small_batch, small_code
 
 
@@ -56,9 +59,11 @@ def assert_same(ours, expected, tolerance=1e-5):
 def test_step_equals_the_straightforward_rendering(clip):
     code = small_code(clip, attend_padding=True, random_template=True)
     batch = small_batch(clip)
-    ours = run(code, batch, None, 2)
+    templates = code.draw_templates(5, 4)
+    assert len(set(templates.tolist())) > 1, "every noun has its own"
+    ours = run(code, batch, None, templates)
     code.zero_grad()
-    losses = plain_step(code, batch, template=2)
+    losses = plain_step(code, batch, None, templates)
     losses.total.backward()
     plain = {name: loss.item() for name, loss in losses.items()}, gradients(code)
     assert_same(ours, plain)
@@ -115,7 +120,11 @@ def test_mean_template_embedding_gives_the_expected_knowledge_loss(clip):
     batch = small_batch(clip)
     tokens, lengths = batch.noun_tokens_UM, batch.noun_lengths_U
     names = sorted({noun for _, nouns in TEXTS for noun in nouns})
-    each = [encode_template(clip, template, tokens, lengths) for template in TEMPLATES]
+    encode = Templates(clip)
+    each = [
+        encode(clip, torch.full_like(lengths, template), tokens, lengths)
+        for template in range(len(TEMPLATES))
+    ]
     embeddings = template_embeddings(clip, names)
     torch.testing.assert_close(embeddings.transpose(0, 1), torch.stack(each))
     nouns = code.noun_embeddings(tokens, lengths)
@@ -242,12 +251,27 @@ def test_argmax_labels_leave_out_what_is_no_word(clip):
     assert (labels[:, 0] == -1).all()
 
 
-def test_template_of_the_step_must_come_with_its_switch(clip):
+def test_templates_of_the_step_must_come_with_their_switch(clip):
     batch = small_batch(clip)
     with pytest.raises(ValueError, match="come together"):
-        small_code(clip)(batch, template=0)
+        small_code(clip)(batch, None, torch.zeros(8, dtype=torch.int64))
     with pytest.raises(ValueError, match="come together"):
         small_code(clip, random_template=True)(batch)
+
+
+@pytest.mark.parametrize(("clip_start", "added"), [(False, 0.207), (True, 0.446)])
+def test_text_segmenter_starts_from_the_initialisation_asked_for(clip_start, added):
+    torch.manual_seed(0)
+    wide = open_clip.CLIP(
+        64,
+        {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+        {"width": 512, "heads": 8, "layers": 1, "context_length": 32},
+        quick_gelu=True,
+    )
+    segmenter = TextSegmenter(FrozenClip(wide, "wide", "random"), clip_start=clip_start)
+    states = torch.randn(32, 77, 512)
+    moved = run_block(segmenter.blocks[0], states) - states
+    assert moved.std().item() == pytest.approx(added, rel=0.02)
 
 
 def test_phase_1_freezes_the_last_block_only(clip):

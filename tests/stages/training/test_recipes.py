@@ -14,12 +14,13 @@ def test_code_vitb16_is_the_papers_run_to_the_last_constant():
     recipe = resolve("code_vitb16")
     train, model = recipe.train, recipe.model
     assert (recipe.clip.model, recipe.clip.pretrained) == ("ViT-B-16", "openai")
-    assert (train.steps, train.batch_size, train.accumulation) == (50_000, 64, 1)
+    assert (train.steps, train.batch_size, train.accumulation) == (50_001, 64, 1)
     assert (train.warmup_steps, train.phase1_steps) == (15_000, 30_000)
     assert train.peak_lr == pytest.approx(5e-6)
     assert train.final_lr == pytest.approx(6.25e-7)
     assert (train.betas, train.eps, train.weight_decay) == ((0.9, 0.999), 1e-6, 0.05)
     assert (train.clip_norm, train.precision) == (5.0, "bf16")
+    assert (train.decay_scalars, train.warmup_start, model.clip_start) == (True, 1e-4, False)
     assert (model.nouns_per_image, model.context_tokens, model.area_prior) == (2, 16, 0.25)
     weights = {key: value for key, value in dataclasses.asdict(model).items() if "weight" in key}
     assert weights == {
