@@ -1,24 +1,24 @@
-# Two commands do everything: `make demo` and `make test`; `make docs` builds the site. All use the
-# environment .venv.
+# `make demo` shows everything, `make check` is for while you work, `make test` is what CI runs;
+# `make docs` builds the site. All use the environment .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint docs names clean
+.PHONY: demo check test lint docs names clean
 
 demo: $(INSTALLED)
 	$(BIN)/codeseg demo
 
-# The tests that run whole commands, one after the other, go beside the rest: each uses about a core,
-# and threads that wait for each other on the same two would double the time.
-WHOLE := tests/docs tests/stages/test_demo.py
-test: export OMP_NUM_THREADS = 1
-test: $(INSTALLED) lint
-	@log=$$(mktemp); $(BIN)/python -m pytest $(WHOLE) > $$log 2>&1 & whole=$$!; \
-	$(BIN)/python -m pytest $(WHOLE:%=--ignore=%); rest=$$?; \
-	wait $$whole; whole=$$?; cat $$log; rm -f $$log; \
-	test $$rest -eq 0 && test $$whole -eq 0
+# Two workers, each with one thread for arithmetic: threads that wait for each other on the same
+# cores double the time. tests/conftest.py groups the tests and puts the long ones first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+check test: export OMP_NUM_THREADS = 1
+check: lint
+	$(PYTEST) -q -m "not slow"
+
+test: lint
+	$(PYTEST)
 
 # Type checkers and the site's API pages do not follow an editable installation: links with its names.
 NAMES := build/names/codeseg

@@ -8,10 +8,8 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -49,6 +47,24 @@ NEEDED = {
 
 ABSENT = [module for module in NEEDED if importlib.util.find_spec(module) is None]
 collect_ignore_glob = [pattern for module in ABSENT for pattern in NEEDED[module]]
+
+
+SLOW = {"ray_session", "quick_demo", "store"}
+"""Fixtures that start a cluster, the demo or an object store: their tests are marked slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give each file to one worker, all of the demo's files to one, what takes longest first."""
+    demo = {item.path for item in items if "quick_demo" in item.fixturenames}
+    slow = Counter(demo=len(items))
+    for item in items:
+        if SLOW.intersection(item.fixturenames):
+            item.add_marker("slow")
+        group = "demo" if item.path in demo else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
+        slow[group] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
 
 
 def pytest_report_header():
@@ -127,19 +143,11 @@ def ray_session():
         yield
 
 
-class Demo(NamedTuple):
-    """A finished `codeseg demo --quick`."""
-
-    folder: Path
-    seconds: float
-
-
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory):
-    """The quick demo, run once, undisturbed; its folder is not to be changed."""
+    """Return the folder of the quick demo, run once and undisturbed; it must not be changed."""
     folder = tmp_path_factory.mktemp("demo") / "demo-run"
-    began = time.monotonic()
     command = [sys.executable, "-m", "codeseg", "demo", "--quick", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return Demo(folder, time.monotonic() - began)
+    return folder

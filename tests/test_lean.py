@@ -42,6 +42,7 @@ def test_model_and_light_commands_import_without_any_engine():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_training_runs_without_any_engine(tmp_path):
     then = f"""
 from pathlib import Path

@@ -4,7 +4,13 @@ In: a name that docs/api.md documents. Out: the object; importing codeseg alone 
 """
 
 import importlib
+import os
 from typing import Any
+
+# Read when torch loads, which is later everywhere: in a command, a Ray worker, a user's program.
+# Threads that spin while they wait for each other cost 10 to 20 times under load.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 PUBLIC = {
     "Segmenter": "model.inference.segmenter",

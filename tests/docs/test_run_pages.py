@@ -53,7 +53,7 @@ def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("page", MADE)
 def test_the_blocks_of_a_page_run_as_printed(page, tmp_path, shell, quick_demo):
     folder = tmp_path / "user"
-    shutil.copytree(quick_demo.folder, folder / "demo-run")
+    shutil.copytree(quick_demo, folder / "demo-run")
     marked = [block for block in blocks(ROOT / "docs" / page) if block.run]
     assert marked
     for block in marked:

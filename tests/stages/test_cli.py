@@ -82,3 +82,14 @@ def test_features_without_nouns_says_so_before_it_fetches_a_clip(tmp_path):
 def test_an_unknown_device_is_refused():
     with pytest.raises(ValueError, match="none of auto, cpu, cuda"):
         Processes.start("tpu")
+
+
+def test_threads_wait_without_spinning_wherever_torch_loads(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = (
+        "import os, sys, codeseg\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTIME'])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["PASSIVE", "0"]

@@ -23,6 +23,7 @@ from tests.helpers.small_code import TINY, small_code
 TEXTS = ("red car", "dog")
 WORDS = [part for text in TEXTS for part in ("--text", text)]
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "export.md"
+pytestmark = pytest.mark.slow
 
 
 def export(*arguments):

@@ -96,6 +96,7 @@ def load(hub, cache, repository=REPOSITORY):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
     torch.manual_seed(0)
     code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))

@@ -189,6 +189,7 @@ def _rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(clip, tmp_path):
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     code = small_code(clip)
@@ -341,6 +342,7 @@ def test_trained_weights_travel_without_the_clip(clip):
         other.load_trainable_state_dict(state | {"region_prompt": torch.zeros(3, 2, 2)})
 
 
+@pytest.mark.slow
 def test_step_compiles_to_one_graph(clip):
     code = small_code(clip)
     batch, noise = small_batch(clip), code.mask_noise(5, 4, (64, 64))

@@ -149,6 +149,7 @@ def test_method_code_needs_a_trained_model(clip):
         Segmenter(clip, None, PredictionSettings.for_clip(clip))
 
 
+@pytest.mark.slow
 def test_many_classes_need_no_more_memory_than_few(clip, photo, monkeypatch):
     big = np.kron(photo, np.ones((20, 20, 1), np.uint8))
     generator = torch.Generator().manual_seed(0)

@@ -150,6 +150,7 @@ def test_sql_rows_are_written_as_json(sound: Path, tmp_path: Path) -> None:
     assert json.loads(target.read_text())[0] == {"stage": "features", "n": 4}
 
 
+@pytest.mark.slow
 def test_report_stands_alone(sound: Path, tmp_path: Path) -> None:
     page = tmp_path / "audit.html"
     result = CliRunner().invoke(app, ["audit", str(sound), "--report", str(page)])

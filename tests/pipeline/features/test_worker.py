@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -397,11 +396,9 @@ def test_the_command_writes_what_the_workers_write_and_then_has_nothing_to_do(ro
     assert (root / FEATURES.path(1)).read_bytes() == made
     worker.process(0, "input")
     run(root, batch_size=64)
-    begin = time.monotonic()
     again = command(root)
     assert again.returncode == 0
     assert "0 shards done" in again.stdout
-    assert time.monotonic() - begin < 60  # no CLIP, no Ray: two seconds on an idle machine
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):

@@ -109,6 +109,7 @@ def test_unknown_benchmark_is_refused(tmp_path):
         storybook.write_benchmark(tmp_path, "voc", 1)
 
 
+@pytest.mark.slow
 def test_tiny_clip_finds_single_nouns_in_held_out_scenes():
     from bench.storybook_clip import judge_weights
     from codeseg.model.clip.encoder import FrozenClip

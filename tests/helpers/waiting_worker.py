@@ -1,4 +1,4 @@
-"""A ShardWorker that takes its time and says on which node it works: for the node-removal test."""
+"""A ShardWorker that waits until its node is released and says where it works: for node removal."""
 
 import time
 from uuid import uuid4
@@ -7,18 +7,19 @@ from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.storage import Storage
 
 
-class SlowWorker:
+class WaitingWorker:
     MEMORY = 100_000_000
 
     def __init__(self, root_uri, settings):
         import ray
 
         self.root = Storage.open(root_uri)
-        self.node = ray.get_runtime_context().get_node_id().encode()
+        self.node = ray.get_runtime_context().get_node_id()
 
     def process(self, shard, input):
-        self.root.write_atomic(f"started/{uuid4().hex}", self.node)
-        time.sleep(1.5)
+        self.root.write_atomic(f"started/{uuid4().hex}", self.node.encode())
+        while not self.root.exists(f"released/{self.node}"):
+            time.sleep(0.05)
         info = self.root.write_atomic(f"pairs/{shard:05d}.parquet", str(shard).encode())
         record = ShardRecord(
             "pairs", shard, input, "s", info.sha256, {}, 1, 1, {}, info.bytes, 1.5, {}
