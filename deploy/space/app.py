@@ -6,17 +6,15 @@ CLIP), CODESEG_METHOD (unset: the run's own).
 
 import os
 
-from rich.console import Console
-
+from codeseg import Segmenter
 from codeseg.stages.app import model_line
 from codeseg.stages.browser.page import build
 from codeseg.stages.browser.serve import serve
-from codeseg.stages.segment import load
 
 if __name__ == "__main__":
     run = os.environ.get("CODESEG_RUN") or None
-    method = os.environ.get("CODESEG_METHOD") or None
-    segmenter = load(Console(), run, method, "storybook", "storybook", [], "auto")
+    method = os.environ.get("CODESEG_METHOD")
+    segmenter = Segmenter.open(run, {"method": method} if method else None)
     page = build(segmenter, model_line(run, "storybook", segmenter.settings.method))
     serve(page, "0.0.0.0", 7860)  # inside the Space's container, behind its proxy
     page.block_thread()

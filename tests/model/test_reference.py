@@ -43,6 +43,7 @@ def test_a_changed_number_is_found(tmp_path, capsys):
     assert [line.split()[-1] for line in out] == ["feature_map", "bg_text"]
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     shutil.copy(DATA / "code-small.json", tmp_path)
     run = subprocess.run(

@@ -63,7 +63,6 @@ def blocks_picture(h=8, w=8, noise=0.05, seed=0):
 
 
 @given(label_maps)
-@settings(deadline=None)
 def test_components_equal_flood_fill(labels):
     np.testing.assert_array_equal(connected_components(labels), flood_fill(labels))
 
@@ -84,7 +83,7 @@ def test_components_follow_a_spiral_to_its_end():
 
 
 @given(features, groupings)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_regions_are_connected_contiguous_large_and_few(shape, grouping):
     h, w, D, seed = shape
     points = torch.randn(h * w, D, generator=torch.Generator().manual_seed(seed))
@@ -98,7 +97,7 @@ def test_regions_are_connected_contiguous_large_and_few(shape, grouping):
 
 
 @given(features, groupings)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_same_features_and_settings_give_the_same_regions(shape, grouping):
     h, w, D, seed = shape
     points = torch.randn(h * w, D, generator=torch.Generator().manual_seed(seed))

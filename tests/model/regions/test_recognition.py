@@ -133,7 +133,7 @@ def loss_by_loops(nouns, regions, real, image, noun, scale, pool, temperature):
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @pytest.mark.parametrize("pool", ["max", "soft"])
 def test_loss_equals_a_plain_loop(pool, images, nouns_per_image, most_regions, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -27,7 +27,7 @@ def splits(draw):
     return classes, images
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(splits())
 def test_scores_equal_torchmetrics(split):
     classes, images = split

@@ -10,7 +10,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codeseg.pipeline.download import lists
@@ -44,7 +44,6 @@ def http(rows):
     return [(f"http://h/{i}", caption) for i, caption in enumerate(["first", *rows])]
 
 
-@settings(deadline=None)
 @given(
     captions=st.lists(TEXT), odd=st.lists(st.integers(0, 20)), end=st.sampled_from(["\n", "\r\n"])
 )
@@ -61,7 +60,6 @@ def test_every_line_of_a_tsv_is_a_row_or_left_out(tmp_path_factory, captions, od
     assert left_out(printed.getvalue()) == len(odd)
 
 
-@settings(deadline=None)
 @given(
     captions=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
 )
@@ -75,7 +73,6 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, captions):
         assert read(tmp_path_factory.mktemp("l"), "csv", text) == rows
 
 
-@settings(deadline=None)
 @given(
     captions=st.lists(
         st.sampled_from(["a dog", '"5 inch nail', 'nail 5"', '"a" b', '5" nail', '"'])
@@ -113,7 +110,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(odd=st.lists(JSON | st.fixed_dictionaries({"caption": JSON, "url": JSON})))
 def test_every_line_of_a_jsonl_is_a_row_or_left_out(tmp_path_factory, odd):
     lines = [{"caption": "a", "url": "http://h/"}] * 2 + odd
@@ -141,7 +137,6 @@ def test_an_odd_line_of_a_jsonl_is_left_out_and_shown(tmp_path, capsys):
     assert "line 5: int in place" in out and "line 6: no JSON object" in out
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | TEXT, max_size=20))
 def test_every_row_of_a_parquet_is_kept(tmp_path_factory, captions):
     rows = [("http://h/", "first"), *((None, caption) for caption in captions)]

@@ -24,7 +24,7 @@ def decoded(tokens):
     return CLIP.decode(tokens).replace(" ", "")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NASTY)
 def test_tokens_are_those_of_open_clip(text):
     caption = READER.read(READER.clean(text))
@@ -34,13 +34,13 @@ def test_tokens_are_those_of_open_clip(text):
         assert not any(reference[len(caption.tokens) :])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(NASTY, st.text(alphabet=st.characters(max_codepoint=255))))
 def test_cleaning_is_that_of_open_clip(text):
     assert READER.clean(text) == CLIP.clean_fn(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NASTY)
 def test_every_span_spells_its_word(text):
     caption = READER.read(READER.clean(text))
@@ -53,7 +53,7 @@ def test_every_span_spells_its_word(text):
             assert decoded(caption.tokens[start:end]) == word
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(NASTY)
 def test_spans_never_overlap(text):
     caption = READER.read(READER.clean(text))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
@@ -67,7 +67,6 @@ def root(tmp_path_factory):
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20)))
-@settings(deadline=None)
 def test_map_survives_png(regions):
     np.testing.assert_array_equal(decode_map(encode_map(regions)), regions)
 

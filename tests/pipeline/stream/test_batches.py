@@ -53,7 +53,7 @@ def table(root: Path) -> dict[str, dict]:
 # -- order -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3 * WINDOW_BLOCKS),
     seed=st.integers(0, 2**62),
@@ -439,7 +439,7 @@ def test_each_root_has_its_share_and_shows_all_its_rows_before_any_again(roots):
     assert len(set(seen[:65])) > 60  # what is dropped at an epoch's end may be missing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=40), min_size=2, max_size=4),
     data=st.data(),

@@ -61,6 +61,7 @@ def test_tensorboard_gets_every_figure_and_forgets_steps_that_are_done_again(tmp
     assert losses == [(step, pytest.approx(5.5 / step)) for step in (1, 2, 3, 4, 5)]
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_figure(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
