@@ -55,7 +55,7 @@ def _window(
     masks = torch.sigmoid(segmenter.mask_scale * logits + segmenter.mask_bias)
     if pamr:
         masks = _pamr(masks, padded)
-    dense = dense_embedding(code.clip, _trunk(code, padded), grid, "maskclip")
+    dense = dense_embedding(code.clip, [_trunk(code, padded)], grid, "maskclip")
     dense = torch.einsum("bchw,kc->bkhw", dense, templates_KC)
     knowledge = torch.sigmoid(KNOWLEDGE_SCALE * (dense - KNOWLEDGE_THRESHOLD))
     knowledge = F.interpolate(knowledge, masks.shape[-2:], mode="bilinear", align_corners=False)

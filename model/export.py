@@ -86,7 +86,7 @@ class SegmenterNetworks(nn.Module):
         self, tokens_1PD: Tensor, grid: tuple[int, int], variant: str, texts_KC: Tensor
     ) -> Tensor:
         settings = self.settings
-        dense_1Chw = dense_embedding(self._clip[0], tokens_1PD, grid, variant)
+        dense_1Chw = dense_embedding(self._clip[0], [tokens_1PD], grid, variant)
         scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
         return dense_logits(dense_1Chw, texts_KC, scale, threshold)
 

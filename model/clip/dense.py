@@ -1,41 +1,45 @@
-"""Trunk tokens of the frozen CLIP -> one joint embedding a patch, with no training (METHOD §11).
+"""Block outputs of the frozen CLIP -> one joint embedding a patch, with no training (METHOD §11).
 
 Each variant changes only what the last block's attention does; the weights stay CLIP's own:
 
     maskclip   every token sees itself alone; residual and MLP kept (Zhou et al., ECCV 2022)
+    maskclip_bare  the same without residual and MLP (as ClearCLIP's code is configured)
     sclip      softmax(q·q) + softmax(k·k), on v; residual and MLP kept (Wang et al., ECCV 2024)
     clearclip  softmax(q·q) on v; no residual, no MLP (Lan et al., ECCV 2024)
     naclip     softmax(k·k + Gaussian of the patch distance) on v; no residual, no MLP
                (Hajimiri et al., WACV 2025)
+    scclip     see sc_clip.py; the only one that also reads earlier blocks (Bai et al., 2024)
 
 Letters: B images, P = 1 + h·w tokens (class token first), D width, H heads, d width of a head,
 C joint width, h w patch grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from codeseg.model.clip.blocks import feed_forward, heads, join, run_dense_block
+from codeseg.model.clip.blocks import attend_to_self, feed_forward, heads, join, run_dense_block
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.sc_clip import sc_clip
 
 NACLIP_SIGMA = 5.0
 """Standard deviation of NACLIP's neighbourhood, in patches (the authors' value)."""
 
-Variant = Callable[[ResidualAttentionBlock, Tensor, int, int], Tensor]
+Variant = Callable[[ResidualAttentionBlock, Sequence[Tensor], int, int], Tensor]
+"""The last block, the states before it (the last are its input), the grid -> tokens (B, P, D)."""
 
 
 def dense_embedding(
-    clip: FrozenClip, tokens_BPD: Tensor, grid: tuple[int, int], variant: str
+    clip: FrozenClip, states: Sequence[Tensor], grid: tuple[int, int], variant: str
 ) -> Tensor:
     """Run the last block in one of the dense forms and project every patch.
 
     Args:
         clip: the frozen CLIP.
-        tokens_BPD: the trunk's output, class token included.
+        states: `clip.states`; the trunk's output alone will do, but for scclip.
         grid: (h, w) patches.
         variant: a key of VARIANTS.
 
@@ -47,33 +51,41 @@ def dense_embedding(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown method {variant!r}; training-free ones: {', '.join(VARIANTS)}")
-    tokens_BPD = VARIANTS[variant](clip.last_block, tokens_BPD, *grid)
+    tokens_BPD = VARIANTS[variant](clip.last_block, states, *grid)
     patches_BPC = F.normalize(clip.project(tokens_BPD[:, 1:]), dim=-1)
-    return patches_BPC.transpose(1, 2).reshape(len(tokens_BPD), -1, *grid)
+    return patches_BPC.transpose(1, 2).unflatten(2, grid)
 
 
-def maskclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+def maskclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
     """Attend to oneself only."""
-    return run_dense_block(block, x_BPD)
+    return run_dense_block(block, states[-1])
 
 
-def sclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+def maskclip_bare(
+    block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int
+) -> Tensor:
+    """Attend to oneself only; no residual, no MLP."""
+    attended_BPD: Tensor = block.ls_1(attend_to_self(block.attn, block.ln_1(states[-1])))
+    return attended_BPD
+
+
+def sclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
     """Correlative self-attention: queries with queries plus keys with keys."""
-    q, k, v = heads(block.attn, block.ln_1(x_BPD))
+    q, k, v = heads(block.attn, block.ln_1(states[-1]))
     attended = F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
-    return feed_forward(block, x_BPD + _join(block, attended))
+    return feed_forward(block, states[-1] + _join(block, attended))
 
 
-def clearclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
     """Queries with queries; the residual stream and the MLP, which blur places, are left out."""
-    q, _, v = heads(block.attn, block.ln_1(x_BPD))
+    q, _, v = heads(block.attn, block.ln_1(states[-1]))
     return _join(block, F.scaled_dot_product_attention(q, q, v))
 
 
-def naclip(block: ResidualAttentionBlock, x_BPD: Tensor, h: int, w: int) -> Tensor:
+def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
     """Keys with keys, nearby patches favoured; no residual, no MLP."""
-    _, k, v = heads(block.attn, block.ln_1(x_BPD))
-    neighbours_PP = F.pad(neighbourhood(h, w).to(x_BPD), (1, 0, 1, 0))  # 0 for the class token
+    _, k, v = heads(block.attn, block.ln_1(states[-1]))
+    neighbours_PP = F.pad(neighbourhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))
 
 
@@ -87,9 +99,11 @@ def neighbourhood(h: int, w: int, sigma: float = NACLIP_SIGMA) -> Tensor:
 
 VARIANTS: dict[str, Variant] = {
     "maskclip": maskclip,
+    "maskclip_bare": maskclip_bare,
     "sclip": sclip,
     "clearclip": clearclip,
     "naclip": naclip,
+    "scclip": sc_clip,
 }
 
 

@@ -6,7 +6,7 @@ tokens, T text width, C joint width, H W pixels, h w patch grid. Images are floa
 gradients flow through to the input (METHOD §5 needs them).
 """
 
-from typing import Self
+from typing import Any, Self
 
 import open_clip
 import torch
@@ -115,8 +115,14 @@ class FrozenClip(nn.Module):
             )
         return H // self.patch_size, W // self.patch_size
 
-    def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Turn images into the tokens (B, P, D) that enter the first block."""
+    def embed(self, images_BCHW: Tensor, *, by_factor: bool = False) -> Tensor:
+        """Turn images into the tokens (B, P, D) that enter the first block.
+
+        Args:
+            images_BCHW: normalised, sides multiples of the patch size.
+            by_factor: sample resized position embeddings at places that (side + 0.1)/native gives,
+                as SCLIP's family does; else by the size alone, as CLIP and the reference do.
+        """
         visual, p = self.clip.visual, self.patch_size
         h, w = self.grid(images_BCHW)
         B = images_BCHW.shape[0]
@@ -124,7 +130,8 @@ class FrozenClip(nn.Module):
         patches = images_BCHW.view(B, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, -1)
         tokens_BPD = F.linear(patches, visual.conv1.weight.flatten(1)).float()
         class_token = visual.class_embedding.expand(B, 1, -1)
-        tokens_BPD = torch.cat([class_token, tokens_BPD], dim=1) + self._positions(h, w)
+        tokens_BPD = torch.cat([class_token, tokens_BPD], dim=1)
+        tokens_BPD = tokens_BPD + self._positions(h, w, by_factor)
         normed_BPD: Tensor = visual.ln_pre(tokens_BPD)
         return normed_BPD
 
@@ -134,6 +141,13 @@ class FrozenClip(nn.Module):
         for block in self.clip.visual.transformer.resblocks[:-1]:
             tokens_BPD = run_block(block, tokens_BPD)
         return tokens_BPD
+
+    def states(self, images_BCHW: Tensor, *, by_factor: bool = False) -> list[Tensor]:
+        """Return the tokens (B, P, D) of `embed`, then every block's output but the last one's."""
+        states = [self.embed(images_BCHW, by_factor=by_factor)]
+        for block in self.clip.visual.transformer.resblocks[:-1]:
+            states.append(run_block(block, states[-1]))
+        return states
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return E^v (B, C), unit, by the normal class-token forward."""
@@ -154,7 +168,7 @@ class FrozenClip(nn.Module):
         patches_BPC = F.normalize(self.project(tokens_BPD[:, 1:]).float(), dim=-1)
         return patches_BPC.transpose(1, 2).reshape(len(images_BCHW), -1, h, w)
 
-    def _positions(self, h: int, w: int) -> Tensor:
+    def _positions(self, h: int, w: int, by_factor: bool) -> Tensor:
         """Position embeddings (P, D), bicubically resized when the grid is not the native one."""
         positions_PD: Tensor = self.clip.visual.positional_embedding
         native_h, native_w = self.clip.visual.grid_size
@@ -162,7 +176,10 @@ class FrozenClip(nn.Module):
         if not torch.compiler.is_exporting() and (h, w) == (native_h, native_w):
             return positions_PD
         grid_DHW = positions_PD[1:].T.reshape(-1, native_h, native_w)
-        grid_DHW = F.interpolate(grid_DHW[None], (h, w), mode="bicubic", align_corners=False)[0]
+        size: dict[str, Any] = {"size": (h, w)}
+        if by_factor:
+            size = {"scale_factor": ((h + 0.1) / native_h, (w + 0.1) / native_w)}
+        grid_DHW = F.interpolate(grid_DHW[None], **size, mode="bicubic", align_corners=False)[0]
         return torch.cat([positions_PD[:1], grid_DHW.flatten(1).T])
 
     # -- text -----------------------------------------------------------------------------------

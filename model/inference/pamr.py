@@ -1,7 +1,9 @@
 """Pixel-adaptive mask refinement (METHOD §8): an image and soft masks in, refined masks out.
 
-Letters: B images, K classes, H W mask rows and columns, S = 8 neighbours x 6 dilations.
+Letters: B images, K classes, H W mask rows and columns, S = 8 neighbours a dilation.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +14,20 @@ ITERATIONS = 10
 NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
 
-def refine(masks_BKHW: Tensor, images_BCHW: Tensor, *, iterations: int = ITERATIONS) -> Tensor:
+def refine(
+    masks_BKHW: Tensor,
+    images_BCHW: Tensor,
+    *,
+    iterations: int = ITERATIONS,
+    dilations: Sequence[int] = DILATIONS,
+) -> Tensor:
     """Let the masks follow the image's edges.
 
     Args:
         masks_BKHW: soft masks.
         images_BCHW: images, resized (bilinear, align_corners) to the masks' size.
         iterations: times that every mask pixel becomes the affinity-weighted sum of its neighbours.
+        dilations: how far the 3 x 3 neighbourhoods reach.
 
     Returns:
         (B, K, H, W). The affinity is computed once; a pass adds one shifted view at a time, so
@@ -26,41 +35,42 @@ def refine(masks_BKHW: Tensor, images_BCHW: Tensor, *, iterations: int = ITERATI
     """
     size = masks_BKHW.shape[-2:]
     images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", align_corners=True)
-    weights_BSHW = affinity(images_BCHW)
+    weights_BSHW = affinity(images_BCHW, dilations)
     for _ in range(iterations):
-        padded = _pad(masks_BKHW)
+        padded = _pad(masks_BKHW, dilations)
         refined = torch.zeros_like(masks_BKHW)
-        for s, (row, column) in enumerate(_offsets()):
-            refined.addcmul_(_shift(padded, row, column), weights_BSHW[:, s : s + 1])
+        for s, (row, column) in enumerate(_offsets(dilations)):
+            refined.addcmul_(_shift(padded, dilations, row, column), weights_BSHW[:, s : s + 1])
         masks_BKHW = refined
     return masks_BKHW
 
 
-def affinity(images_BCHW: Tensor) -> Tensor:
-    """Return how alike every pixel's 48 neighbours are to it: (B, S, H, W), summing to 1 over S.
+def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """Return how alike every pixel's 8 neighbours a dilation are to it: (B, S, H, W), summing to 1 over S.
 
     softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is the
-    unbiased deviation of the six 3 x 3 neighbourhoods' 54 values.
+    unbiased deviation of all the 3 x 3 neighbourhoods' values, 54 of six.
     """
-    padded = _pad(images_BCHW)
-    neighbours = torch.stack([_shift(padded, *offset) for offset in _offsets()])
-    centres = images_BCHW.expand(len(DILATIONS), *images_BCHW.shape)
+    padded = _pad(images_BCHW, dilations)
+    offsets = _offsets(dilations)
+    neighbours = torch.stack([_shift(padded, dilations, *offset) for offset in offsets])
+    centres = images_BCHW.expand(len(dilations), *images_BCHW.shape)
     deviation_BCHW = torch.cat([neighbours, centres]).std(dim=0)
     distance = (neighbours - images_BCHW).abs() / (1e-8 + 0.1 * deviation_BCHW)
     return (-distance.mean(dim=2)).softmax(dim=0).transpose(0, 1)
 
 
-def _offsets() -> list[tuple[int, int]]:
-    return [(row * d, column * d) for d in DILATIONS for row, column in NEIGHBOURS]
+def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    return [(row * d, column * d) for d in dilations for row, column in NEIGHBOURS]
 
 
-def _pad(x_BCHW: Tensor) -> Tensor:
+def _pad(x_BCHW: Tensor, dilations: Sequence[int]) -> Tensor:
     """Replicate the border as far as the largest dilation reaches."""
-    return F.pad(x_BCHW, (max(DILATIONS),) * 4, mode="replicate")
+    return F.pad(x_BCHW, (max(dilations),) * 4, mode="replicate")
 
 
-def _shift(padded: Tensor, row: int, column: int) -> Tensor:
+def _shift(padded: Tensor, dilations: Sequence[int], row: int, column: int) -> Tensor:
     """View of a padded map, `row` and `column` pixels further down and right."""
-    edge = max(DILATIONS)
+    edge = max(dilations)
     H, W = padded.shape[-2] - 2 * edge, padded.shape[-1] - 2 * edge
     return padded[:, :, edge + row : edge + row + H, edge + column : edge + column + W]
