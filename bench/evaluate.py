@@ -27,9 +27,10 @@ from bench.plain_predict import plain_maps
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
-from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings, resize_pixels
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.sliding import working_size
+from codeseg.model.pictures.resize import resize_pixels
 
 SIZE = (375, 500)
 CLASSES = (21, 81, 171)
@@ -93,7 +94,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         torch.randn(2, count, clip.embed_dim, generator=generator), dim=-1
     )
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    segmenter = Segmenter(clip, code, PredictionSettings.for_clip(clip, pamr=arguments.pamr))
+    refinement = "pamr" if arguments.pamr else "none"
+    settings = PredictionSettings.for_clip(clip, refinement=refinement)
+
+    def resized() -> Tensor:
+        image = resize_pixels(pixels, working_size(*SIZE, 448, 2048))
+        return clip.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+
+    segmenter = Segmenter(clip, code, settings)
 
     def ours() -> Tensor:
         return torch.from_numpy(
@@ -101,14 +109,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         )
 
     def plain() -> Tensor:
-        working = working_size(*SIZE, 448, 2048)
-        image = clip.normalise(resize_pixels(pixels, working))
-        maps = plain_maps(code, image, words, templates, SIZE, pamr=arguments.pamr)
+        maps = plain_maps(code, resized(), words, templates, SIZE, pamr=arguments.pamr)
         return maps[0].argmax(0)
 
     if arguments.measure == "both":
-        image = clip.normalise(resize_pixels(pixels, working_size(*SIZE, 448, 2048)))
-        expected = plain_maps(code, image, words, templates, SIZE, pamr=arguments.pamr)[0]
+        expected = plain_maps(code, resized(), words, templates, SIZE, pamr=arguments.pamr)[0]
         maps = torch.cat([m for _, m in segmenter.maps(pixels, TextEmbeddings(words, templates))])
         return {
             "difference": (maps - expected).abs().max().item(),

@@ -38,13 +38,13 @@ class SegmenterNetworks(nn.Module):
         """
         super().__init__()
         settings, code = segmenter.settings, segmenter.code
-        if settings.by_regions or settings.masks_by is None:
+        if settings.by_regions or settings.masks_by in (None, "scclip"):
             raise ValueError(
-                f"method {settings.method} groups patches by clustering, which is no network: "
+                f"method {settings.method} groups or repairs patches, which is no network: "
                 "export code, maskclip, sclip, clearclip or naclip"
             )
-        if settings.pamr:
-            raise ValueError("PAMR is no network and is not exported: leave out --set pamr=true")
+        if settings.refinement != "none":
+            raise ValueError("refinement is no network and is not exported: leave it at none")
         self.settings = settings
         # The text encoder stays outside: only what is registered goes into the file.
         self._clip = (segmenter.clip,)

@@ -25,6 +25,7 @@ from rich.console import Console
 from codeseg.pipeline.benchmark.check import check_data
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
+from codeseg.pipeline.benchmark.protocol import Protocol, lexicon, load_protocol, own_protocol
 from codeseg.stages.options import Device, Pretrained, prediction_settings
 from codeseg.stages.progress import progress
 from codeseg.stages.score import (
@@ -63,8 +64,15 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="code (needs RUN) | maskclip | sclip | clearclip | naclip | scg (regions), "
-            "or any of them with regions: code+scg, naclip+scg …"
+            help="code (needs RUN) | maskclip | sclip | clearclip | naclip | scclip | scg "
+            "(regions), or any of them with regions: code+scg, naclip+scg …"
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How the benchmark is played: code | sclip | naclip | clearclip | scclip | plain, "
+            "or the path of a .toml file (default: the benchmark's, else the method's own)."
         ),
     ] = None,
     clip: Annotated[
@@ -76,7 +84,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="A prediction setting, key=value; repeat it."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only look the data folder over.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
@@ -101,17 +109,27 @@ def evaluate(
         clip = "ViT-B-16"
     wanted = prediction_settings(method, assignments)
     wanted.setdefault("method", default_method(run))
-    wanted = for_method(manifest.settings, wanted["method"]) | wanted
+    recorded = for_method(manifest.settings, wanted["method"])
+    named = (wanted.pop("protocol", None), recorded.pop("protocol", None))
+    played = load_protocol(protocol or named[0] or named[1] or own_protocol(wanted["method"]))
     with Processes.start(device) as processes:
         segmenter = Segmenter.open(
-            run, wanted, clip=clip, pretrained=pretrained, device=processes.device
+            run,
+            recorded | wanted,
+            played.settings_for(manifest),
+            clip=clip,
+            pretrained=pretrained,
+            device=processes.device,
         )
-        settings = record(run, manifest, segmenter)
+        names = names_of_classes(segmenter, played, manifest)
+        settings = record(run, manifest, segmenter) | {"protocol_sha256": played.sha256}
+        if segmenter.settings.background == "vabs" and manifest.background:
+            settings["background_words"] = list(names[0])
         folder = PredictionFolder(out or default_out(run, settings))
         if processes.leads:
             folder.claim(settings)
         processes.wait()
-        failed = predict(segmenter, opened, ids, folder, processes, console)
+        failed = predict(segmenter, names, opened, ids, folder, processes, console)
         failed = {k: v for part in processes.gather(failed) for k, v in part.items()}
         if processes.leads:
             where = places(run, opened, folder.root)
@@ -133,6 +151,19 @@ def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | 
             console.print(f"expected layout of {benchmark.name}:\n{layout}", soft_wrap=True)
         raise typer.Exit(1)
     console.print("nothing is missing")
+
+
+def names_of_classes(
+    segmenter: "Segmenter", protocol: Protocol, benchmark: Benchmark
+) -> list[tuple[str, ...]]:
+    """Return the names to look for of every class that has any: no constant background."""
+    names, rule = protocol.class_names(benchmark), segmenter.settings.background
+    if not benchmark.background or rule == "names":
+        return names
+    if rule == "constant":
+        return names[1:]
+    things = [name for group in names[1:] for name in group]
+    return [segmenter.background_words(things, lexicon(benchmark)), *names[1:]]
 
 
 def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
@@ -163,6 +194,7 @@ def default_out(run: str | None, settings: dict[str, Any]) -> Path:
 
 def predict(
     segmenter: "Segmenter",
+    names: Sequence[tuple[str, ...]],
     data: BenchmarkData,
     ids: Sequence[str],
     folder: PredictionFolder,
@@ -177,7 +209,7 @@ def predict(
     if not pending:
         return {}
     benchmark = data.benchmark
-    embeddings = segmenter.embed_texts(benchmark.texts)
+    embeddings = segmenter.embed_texts(names)
     shown = progress(pending, "segmenting", console) if processes.leads else pending
     failed = {}
     for image_id, pixels in zip(shown, read_ahead(data, pending), strict=True):

@@ -27,7 +27,9 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import Templates, template_embeddings
 from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, CoDeConfig, Losses
-from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
+from codeseg.model.inference.masks import pad_to_patches, resize
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
+from codeseg.model.inference.settings import PredictionSettings
 
 ARRAY_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5
@@ -206,16 +208,19 @@ def evaluation_arrays(code: CoDe, spec: dict[str, Any], image: Tensor) -> Iterat
     template_KC = torch.nn.functional.normalize(template_KC, dim=-1)
     yield "eval/class_embedding", class_KC
     yield "eval/template_embedding", template_KC
-    clip, (rows, columns) = code.clip, image.shape[-2:]
-    padded, (left, _, top, _) = pad_to_patches(image, clip.patch_size)
-    tokens_BPD = clip.trunk(padded)
-    knowledge = dense_masks(clip.dense(padded), template_KC)
+    padded, (left, right, top, bottom) = pad_to_patches(image, code.clip.patch_size)
+    H, W = padded.shape[-2:]
     for refine in (False, True):
-        own = segmenter_masks(code, padded, class_KC, pamr=refine, tokens_BPD=tokens_BPD)
         for weight in (0.0, 0.3):
-            mixed = resize(own.lerp(resize(knowledge, own), weight), padded)
-            window = mixed[:, :, top : top + rows, left : left + columns]
-            yield f"eval/masks_pamr{int(refine)}_kp{weight}", window
+            refinement = "pamr" if refine else "none"
+            settings = PredictionSettings.for_clip(
+                code.clip, refinement=refinement, knowledge_weight=weight
+            )
+            masks = Segmenter(code.clip, code, settings).window_masks(
+                padded, TextEmbeddings(class_KC, template_KC)
+            )
+            masks = resize(masks, padded)[:, :, top : H - bottom, left : W - right]
+            yield f"eval/masks_pamr{int(refine)}_kp{weight}", masks
 
 
 def compare(json_file: Path, npz_file: Path) -> list[Difference]:

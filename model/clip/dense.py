@@ -53,7 +53,7 @@ def dense_embedding(
         raise ValueError(f"unknown method {variant!r}; training-free ones: {', '.join(VARIANTS)}")
     tokens_BPD = VARIANTS[variant](clip.last_block, states, *grid)
     patches_BPC = F.normalize(clip.project(tokens_BPD[:, 1:]), dim=-1)
-    return patches_BPC.transpose(1, 2).unflatten(2, grid)
+    return patches_BPC.transpose(1, 2).reshape(len(patches_BPC), -1, *grid)
 
 
 def maskclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:

@@ -25,6 +25,9 @@ from codeseg.model.clip.weights import build_clip, hash_weights, refuse_unsuppor
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# CLIP's own, on 0..255 and rounded, as SCLIP's family of evaluations has them.
+CLIP_MEAN = (122.771, 116.746, 104.094)
+CLIP_STD = (68.501, 66.632, 70.323)
 
 
 class FrozenClip(nn.Module):
@@ -89,9 +92,12 @@ class FrozenClip(nn.Module):
         """The last text block."""
         return self.clip.transformer.resblocks[-1]
 
-    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
-        """Turn uint8 RGB pixels 0..255 into normalised floats."""
-        return (pixels_BCHW.float() / 255 - self.mean) / self.std
+    def normalise(self, pixels_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
+        """Turn uint8 RGB pixels into floats, normalised by the statistics of imagenet or clip."""
+        if statistics == "imagenet":
+            return (pixels_BCHW.float() / 255 - self.mean) / self.std
+        mean, std = (pixels_BCHW.new_tensor(v, dtype=torch.float32) for v in (CLIP_MEAN, CLIP_STD))
+        return (pixels_BCHW.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def is_new(self, text: str) -> bool:
         """Whether a text has a token that was never trained: its row is other tokens' row, too."""
@@ -135,9 +141,9 @@ class FrozenClip(nn.Module):
         normed_BPD: Tensor = visual.ln_pre(tokens_BPD)
         return normed_BPD
 
-    def trunk(self, images_BCHW: Tensor) -> Tensor:
+    def trunk(self, images_BCHW: Tensor, *, by_factor: bool = False) -> Tensor:
         """Return the output (B, P, D) of block layers-2, class token included (METHOD §2.1)."""
-        tokens_BPD = self.embed(images_BCHW)
+        tokens_BPD = self.embed(images_BCHW, by_factor=by_factor)
         for block in self.clip.visual.transformer.resblocks[:-1]:
             tokens_BPD = run_block(block, tokens_BPD)
         return tokens_BPD

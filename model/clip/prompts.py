@@ -13,6 +13,18 @@ from torch import Tensor, nn
 from codeseg.model.clip.encoder import FrozenClip
 
 TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+CUSTOM_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a photo of many {}.",
+    "a photo of {}s.",
+)
+"""The nine that the reference's evaluation names `custom` (METHOD §8)."""
 CONTEXT_START = "A photo of"
 
 

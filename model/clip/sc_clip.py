@@ -92,10 +92,10 @@ def outliers(x_QD: Tensor) -> Tensor:
 
 def repair(x_BQD: Tensor, flagged_BQ: Tensor, h: int, w: int) -> Tensor:
     """Replace flagged patches by the mean of their unflagged neighbours, of 8; none: unchanged."""
-    B, Q, D = x_BQD.shape
+    D = x_BQD.shape[-1]
     good_BQ1 = (~flagged_BQ).to(x_BQD)[..., None]
     both_BQE = torch.cat([x_BQD * good_BQ1, good_BQ1], dim=2)  # sums and counts together
-    both_BEhw = F.pad(both_BQE.mT.reshape(B, D + 1, h, w), (1, 1, 1, 1))
+    both_BEhw = F.pad(both_BQE.mT.reshape(len(x_BQD), D + 1, h, w), (1, 1, 1, 1))
     around = [(r, c) for r in range(3) for c in range(3) if (r, c) != (1, 1)]
     summed_BEhw = torch.stack([both_BEhw[..., r : r + h, c : c + w] for r, c in around]).sum(0)
     summed_BQE = summed_BEhw.flatten(2).mT

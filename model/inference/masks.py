@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codeseg.model.code.codecomposition import CoDe
-from codeseg.model.inference.pamr import refine
 
 KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
 
@@ -18,39 +17,37 @@ def segmenter_masks(
     images_BCHW: Tensor,
     class_KC: Tensor,
     *,
-    pamr: bool,
     tokens_BPD: Tensor,
+    cosines: bool = False,
 ) -> Tensor:
-    """Return the trained segmenter's masks (B, K, 4h, 4w), refined where wished.
+    """Return the trained segmenter's masks (B, K, 4h, 4w), 0..1.
 
     Args:
         code: the trained model.
         images_BCHW: normalised, sides multiples of the patch size.
         class_KC: embeddings of the classes, unit.
-        pamr: refine.
         tokens_BPD: the trunk's output.
+        cosines: return the cosines of pixels and classes in the masks' place.
     """
     segmenter = code.image_segmenter
     bands = segmenter.bands(tokens_BPD, code.clip.grid(images_BCHW))
     logits = [segmenter.mask_logits(band, class_KC) for band in bands]
-    masks = torch.sigmoid(torch.cat(logits, dim=2))
-    return refine(masks, images_BCHW) if pamr else masks
-
-
-def dense_masks(
-    dense_BChw: Tensor,
-    template_KC: Tensor,
-    scale: float = KNOWLEDGE_SCALE,
-    threshold: float = KNOWLEDGE_THRESHOLD,
-) -> Tensor:
-    """Return sigmoid(scale · (cosine − threshold)) of patch and text embeddings: (B, K, h, w)."""
-    return torch.sigmoid(dense_logits(dense_BChw, template_KC, scale, threshold))
+    logits_BKHW = torch.cat(logits, dim=2)
+    if cosines:
+        return (logits_BKHW - segmenter.mask_bias) / segmenter.mask_scale
+    return torch.sigmoid(logits_BKHW)
 
 
 def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshold: float) -> Tensor:
     """Return scale · (cosine − threshold) of patch and text embeddings: (B, K, h, w)."""
     similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC)
     return scale * (similarity - threshold)
+
+
+def cut_to_patches(images_BCHW: Tensor, patch: int) -> Tensor:
+    """Leave out the last rows and columns that fill no patch, as a convolution does."""
+    H, W = images_BCHW.shape[-2:]
+    return images_BCHW[..., : H // patch * patch, : W // patch * patch]
 
 
 def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:

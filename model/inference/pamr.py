@@ -46,7 +46,7 @@ def refine(
 
 
 def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """Return how alike every pixel's 8 neighbours a dilation are to it: (B, S, H, W), summing to 1 over S.
+    """Return how alike every pixel's neighbours are to it: (B, S, H, W), summing to 1 over S.
 
     softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is the
     unbiased deviation of all the 3 x 3 neighbourhoods' values, 54 of six.

@@ -73,11 +73,21 @@ def embed_regions(
 
 
 def label_regions(
-    regions: Regions, embeddings_WRC: Tensor, texts_KC: Tensor, scale: float, threshold: float
+    regions: Regions,
+    embeddings_WRC: Tensor,
+    texts_KC: Tensor,
+    scale: float,
+    threshold: float,
+    *,
+    cosines: bool = False,
 ) -> Tensor:
-    """Masks (W, K, H, W'): each region scores sigmoid(scale · (cosine − threshold)) everywhere."""
+    """Masks (W, K, H, W'): each region scores sigmoid(scale · (cosine − threshold)) everywhere.
+
+    With `cosines` it scores its cosine.
+    """
     cosines_WRK = embeddings_WRC @ texts_KC.T
-    return _paint(torch.sigmoid(scale * (cosines_WRK - threshold)), regions)
+    scores_WRK = cosines_WRK if cosines else torch.sigmoid(scale * (cosines_WRK - threshold))
+    return _paint(scores_WRK, regions)
 
 
 def average_inside(masks_WKHW: Tensor, regions: Regions) -> Tensor:

@@ -9,7 +9,7 @@ Letters: K names, C joint width, H W rows and columns of the picture, W windows,
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,16 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import template_embeddings
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.device import choose_device
-from codeseg.model.inference.masks import dense_masks, pad_to_patches, resize, segmenter_masks
+from codeseg.model.inference.background import choose_background
+from codeseg.model.inference.decision import Maps, decide
+from codeseg.model.inference.laplacian import propagate
+from codeseg.model.inference.masks import (
+    cut_to_patches,
+    dense_logits,
+    pad_to_patches,
+    resize,
+    segmenter_masks,
+)
 from codeseg.model.inference.pamr import refine
 from codeseg.model.inference.region_masks import (
     average_inside,
@@ -40,6 +49,7 @@ from codeseg.model.inference.vocabulary import BACKGROUND, Thing, Words, read_wo
 from codeseg.model.inference.word_segments import WordSegments, segment_words
 from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
+from codeseg.model.pictures.resize import resize_pixels
 
 EMBEDDED = "storybook"
 """The tiny CLIP that comes with codeseg, and its weights."""
@@ -69,6 +79,12 @@ class TextEmbeddings:
     """For dense CLIP masks: the mean over the templates."""
     names: tuple[int, ...] = ()
     """How many of the K are names of each thing, in order; (): every one is a thing."""
+
+    @property
+    def owners_K(self) -> Tensor:
+        """The thing that each text is a name of, int64 (K,)."""
+        counts = torch.tensor(self.names or [1] * len(self.templates_KC))
+        return torch.arange(len(counts)).repeat_interleave(counts)
 
 
 class Segmenter:
@@ -112,6 +128,7 @@ class Segmenter:
         cls,
         run: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
+        protocol: Mapping[str, Any] | None = None,
         *,
         clip: str | None = None,
         pretrained: str | None = None,
@@ -123,6 +140,7 @@ class Segmenter:
             run: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id;
                 None: a CLIP alone.
             settings: fields of PredictionSettings that replace those recorded for the CLIP.
+            protocol: fields that a protocol gives, for a CLIP of 224 pixels (see `for_clip`).
             clip: without a run, the CLIP (see `FrozenClip.load`); None: the embedded one.
             pretrained: the CLIP's weights; with a run, where they are if no longer where they were.
             device: "auto" (cuda, else mps, else cpu) or what torch calls one.
@@ -143,7 +161,7 @@ class Segmenter:
                 raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
             code = load_model(run, place, pretrained).eval().requires_grad_(False)
             frozen = code.clip
-        return cls(frozen, code, PredictionSettings.for_clip(frozen, **changes))
+        return cls(frozen, code, PredictionSettings.for_clip(frozen, protocol, **changes))
 
     @classmethod
     def from_pretrained(cls, run: str | Path, **options: Any) -> Self:
@@ -181,11 +199,20 @@ class Segmenter:
         for picture in pictures:
             pixels = rgb_pixels(picture)
             size = pixels.shape[:2]
-            chunks = [maps.cpu() for _, maps in self.maps(pixels, embeddings)]
-            masks = torch.cat(chunks)
+            masks = self._soft_masks(pixels, embeddings).cpu()
             label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
             scores = tuple(masks.flatten(1).amax(1).tolist())
-            yield Segmentation(names, label.numpy(), masks.numpy(), scores)
+            yield Segmentation(names, label.numpy().astype(np.uint8), masks.numpy(), scores)
+
+    def _soft_masks(self, pixels: Pixels, embeddings: TextEmbeddings) -> Tensor:
+        """Return a mask of each thing (K, H, W), 0..1."""
+        if self.settings.score == "sigmoid":
+            return torch.cat([maps for _, maps in self.maps(pixels, embeddings)])
+        masks, finish = self.stitching(pixels, embeddings)
+        names_QHW = torch.cat([maps for _, maps in finish(masks)])
+        shares_QHW = (self.settings.logit_scale * names_QHW).softmax(0)
+        counts = list(embeddings.names) or [1] * len(shares_QHW)
+        return torch.stack([names.amax(0) for names in shares_QHW.split(counts)])
 
     def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
         """Say which words of a caption belong to which noun.
@@ -203,21 +230,35 @@ class Segmenter:
 
     def label_map(
         self, pixels: Pixels, embeddings: TextEmbeddings, background: bool
-    ) -> npt.NDArray[np.uint8]:
+    ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         """Predict the label map alone, whose memory does not grow with the number of classes.
 
         Args:
             pixels: uint8 H×W×3.
             embeddings: from `embed_texts`.
-            background: class 0 is the background, the texts follow it.
+            background: class 0 is the background. Under a sigmoid it has no name, and the things
+                follow it; under a softmax the first thing's names are its.
 
         Returns:
-            uint8 H×W.
+            uint8 H×W, uint16 of more than 254 classes.
         """
-        threshold = self.settings.background_threshold if background else None
-        maps = self.maps(pixels, embeddings)
-        label: npt.NDArray[np.uint8] = best_class(maps, pixels.shape[:2], threshold).cpu().numpy()
-        return label
+        settings = self.settings
+        owners_K = embeddings.owners_K
+        if settings.score == "sigmoid":
+            threshold = settings.background_threshold if background else None
+            label = best_class(self.maps(pixels, embeddings), pixels.shape[:2], threshold)
+        else:
+            masks, finish = self.stitching(pixels, embeddings)
+            thresholds = (settings.probability_threshold, settings.area_threshold)
+            label, _ = decide(
+                lambda: finish(masks),
+                owners_K,
+                settings.logit_scale,
+                *(thresholds if background else ()),
+            )
+        numbers_HW = label.cpu().numpy()
+        few = int(owners_K[-1]) + 2 < 256
+        return numbers_HW.astype(np.uint8) if few else numbers_HW.astype(np.uint16)
 
     @torch.no_grad()
     def embed_texts(self, things: Sequence[str | Thing]) -> TextEmbeddings:
@@ -243,6 +284,20 @@ class Segmenter:
         lengths = torch.tensor([len(row) for row in ids]).to(self.device)
         tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
         return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates, counts)
+
+    def background_words(self, names: Sequence[str], lexicon: Sequence[str]) -> tuple[str, ...]:
+        """Choose words for whatever is none of `names`, from text alone (VABS).
+
+        Args:
+            names: what is looked for.
+            lexicon: words to choose from; those that nearly name a class are left out.
+        """
+        words = [word for word in dict.fromkeys(lexicon) if word not in names]
+        if not words:
+            raise ValueError("every word of the lexicon is one that is looked for")
+        distinct = list(dict.fromkeys(names))
+        words_LC, names_KC = (self.embed_texts(texts).templates_KC for texts in (words, distinct))
+        return tuple(words[index] for index in choose_background(words_LC, names_KC))
 
     def _check_texts(self, texts: Sequence[str]) -> None:
         if not texts:
@@ -270,24 +325,52 @@ class Segmenter:
     @torch.no_grad()
     def maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
         """Yield (range of classes, their maps (k, H, W)) of one picture."""
-        settings = self.settings
+        masks, finish = self.stitching(pixels, embeddings)
+        if all(count == 1 for count in embeddings.names):
+            yield from finish(masks)
+            return
+        for k, names in enumerate(torch.split(masks, list(embeddings.names), dim=1)):
+            maps = torch.cat([maps for _, maps in finish(names)])  # where any of its names is
+            yield slice(k, k + 1), maps.amax(0, keepdim=True)
+
+    @torch.no_grad()
+    def stitching(
+        self, pixels: Pixels, embeddings: TextEmbeddings
+    ) -> tuple[Tensor, Callable[[Tensor], Maps]]:
+        """Return the masks of every window, and what makes maps of the picture of them."""
+        settings, patch = self.settings, self.clip.patch_size
         height, width = pixels.shape[:2]
         size = working_size(height, width, settings.short_side, settings.long_side)
-        image_CHW = self.clip.normalise(resize_pixels(pixels, size).to(self.device))[0]
-        windows = layout(*size, settings.window, settings.stride)
-        crops, (left, _, top, _) = pad_to_patches(windows.crops(image_CHW), self.clip.patch_size)
-        padded = (crops.shape[-2], crops.shape[-1])
+        resized = torch.from_numpy(resize_pixels(pixels, size, settings.resize).copy())
+        image_CHW = self.clip.normalise(
+            resized.to(self.device).permute(2, 0, 1), settings.normalisation
+        )
+        windows = layout(*size, settings.window or max(size), settings.stride)
+        crops = windows.crops(image_CHW)
+        if settings.edges == "cut" and min(crops.shape[-2:]) >= patch:
+            covered, offset = (crops.shape[-2], crops.shape[-1]), (0, 0)
+            crops = cut_to_patches(crops, patch)
+        else:
+            crops, (left, _, top, _) = pad_to_patches(crops, patch)
+            covered, offset = (crops.shape[-2], crops.shape[-1]), (top, left)
         # One window at a time holds the least memory and is as fast where there is no GPU.
         together = 1 if self.device.type == "cpu" else len(crops)
         parts = torch.split(crops, together)
         masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
-        place = windows, padded, (top, left), (height, width)
-        if all(count == 1 for count in embeddings.names):
-            yield from stitched(masks, *place)
-        else:  # a thing is where any of its names is
-            for k, names in enumerate(torch.split(masks, list(embeddings.names), dim=1)):
-                maps = torch.cat([maps for _, maps in stitched(names, *place)])
-                yield slice(k, k + 1), maps.amax(0, keepdim=True)
+
+        def finish(masks: Tensor) -> Maps:
+            guide = None
+            if settings.refinement != "none" and settings.refine_at == "picture":
+                guide = F.interpolate(image_CHW[None], (height, width), mode="bilinear")
+            for chunk, maps in stitched(masks, windows, covered, offset, (height, width)):
+                yield chunk, maps if guide is None else self._refined(maps[None], guide)[0]
+
+        return masks, finish
+
+    def _refined(self, masks: Tensor, images: Tensor) -> Tensor:
+        if self.settings.refinement == "laplacian":
+            return propagate(masks, images)
+        return refine(masks, images, dilations=self.settings.dilations)
 
     @torch.no_grad()
     def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:
@@ -301,36 +384,42 @@ class Segmenter:
             Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows a patch)
             or, of a training-free method without refinement, of the patches.
         """
-        tokens_WPD = self.clip.trunk(windows_WCHW)
+        settings, by_factor = self.settings, self.settings.positions == "factor"
+        if "scclip" in (settings.masks_by, settings.knowledge_dense):
+            states = self.clip.states(windows_WCHW, by_factor=by_factor)
+        else:
+            states = [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
         masks = None
-        if self.settings.masks_by is not None:
-            masks = self._masks(windows_WCHW, tokens_WPD, self.settings.masks_by, embeddings)
-            if not self.settings.by_regions:
+        if settings.masks_by is not None:
+            masks = self._masks(windows_WCHW, states, settings.masks_by, embeddings)
+            if not settings.by_regions:
                 return masks
-        return self._region_masks(masks, windows_WCHW, tokens_WPD, embeddings)
+        return self._region_masks(masks, windows_WCHW, states[-1], embeddings)
 
     def _masks(
-        self, windows_WCHW: Tensor, tokens_WPD: Tensor, method: str, embeddings: TextEmbeddings
+        self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings
     ) -> Tensor:
         """Masks (W, K, rows, columns) of a method that knows no regions."""
         settings = self.settings
+        refined = settings.refinement != "none" and settings.refine_at == "mask"
         if method != "code":
-            masks = self._dense_masks(windows_WCHW, tokens_WPD, method, embeddings)
-            if not settings.pamr:
+            masks = self._dense_masks(windows_WCHW, states, method, embeddings)
+            if not refined:
                 return masks
-            return refine(F.interpolate(masks, scale_factor=4, mode="bilinear"), windows_WCHW)
+            masks = F.interpolate(masks, scale_factor=4, mode="bilinear")
+            return self._refined(masks, windows_WCHW)
         assert self.code is not None
         masks = segmenter_masks(
             self.code,
             windows_WCHW,
             embeddings.words_KC,
-            pamr=settings.pamr,
-            tokens_BPD=tokens_WPD,
+            tokens_BPD=states[-1],
+            cosines=settings.score == "softmax",
         )
+        if refined:
+            masks = self._refined(masks, windows_WCHW)
         if settings.knowledge_weight > 0:
-            dense = self._dense_masks(
-                windows_WCHW, tokens_WPD, settings.knowledge_dense, embeddings
-            )
+            dense = self._dense_masks(windows_WCHW, states, settings.knowledge_dense, embeddings)
             masks = torch.lerp(masks, resize(dense, masks), settings.knowledge_weight)
         return masks
 
@@ -344,37 +433,37 @@ class Segmenter:
         """Label regions, and mix with masks averaged inside them where there are any (§9)."""
         settings, code = self.settings, self.code
         regions = find_regions(
-            self.clip, tokens_WPD, windows_WCHW, settings.grouping, follow_edges=settings.pamr
+            self.clip,
+            tokens_WPD,
+            windows_WCHW,
+            settings.grouping,
+            follow_edges=settings.refinement != "none",
         )
         recogniser = code.region_recogniser if code and code.config.region_weight else None
         found_WRC = embed_regions(self.clip, recogniser, tokens_WPD, regions)
         texts_KC = embeddings.templates_KC if recogniser is None else embeddings.words_KC
         labels = label_regions(
-            regions, found_WRC, texts_KC, settings.region_scale, settings.region_threshold
+            regions,
+            found_WRC,
+            texts_KC,
+            settings.region_scale,
+            settings.region_threshold,
+            cosines=settings.score == "softmax",
         )
         if masks is None:
             return labels
         return torch.lerp(average_inside(masks, regions), labels, settings.region_weight)
 
     def _dense_masks(
-        self, windows_WCHW: Tensor, tokens_WPD: Tensor, variant: str, embeddings: TextEmbeddings
+        self, windows_WCHW: Tensor, states: list[Tensor], variant: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Masks (W, K, h, w) of the frozen CLIP alone."""
+        """Masks, or cosines for a softmax, (W, K, h, w) of the frozen CLIP alone."""
         settings = self.settings
-        dense = dense_embedding(self.clip, tokens_WPD, self.clip.grid(windows_WCHW), variant)
+        dense = dense_embedding(self.clip, states, self.clip.grid(windows_WCHW), variant)
+        if settings.score == "softmax":
+            return dense_logits(dense, embeddings.templates_KC, 1.0, 0.0)
         scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
-        return dense_masks(dense, embeddings.templates_KC, scale, threshold)
-
-
-def resize_pixels(pixels: Pixels, size: tuple[int, int]) -> Tensor:
-    """Resize to (H, W), bilinear and antialiased, in 8 bits on the CPU: uint8 (1, 3, H, W).
-
-    The reference's resize does not antialias; the two differ only where a picture shrinks.
-    """
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        return torch.sigmoid(dense_logits(dense, embeddings.templates_KC, scale, threshold))
 
 
 def default_method(run: object) -> str:

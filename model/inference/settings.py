@@ -7,18 +7,27 @@ from typing import Any, Self
 
 from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.clip.prompts import TEMPLATES
+from codeseg.model.clip.prompts import CUSTOM_TEMPLATES, TEMPLATES
 from codeseg.model.clip.weights import WEIGHTS
 from codeseg.model.inference.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
+from codeseg.model.inference.pamr import DILATIONS
 from codeseg.model.override import override
+from codeseg.model.pictures.resize import RESIZES
 from codeseg.model.regions.config import Grouping, Method
 
 SCG = "scg"
 METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
 TRAINING_FREE = "naclip"
 """The method of a CLIP alone where none is named."""
-SENTENCES = {"imagenet": TEMPLATES, "photo": ("a photo of a {}.",), "plain": ("{}",)}
+SENTENCES = {
+    "custom": CUSTOM_TEMPLATES,
+    "imagenet": TEMPLATES,
+    "photo": ("a photo of a {}.",),
+    "plain": ("{}",),
+}
 """Sets of templates by name."""
+SIDES = ("short_side", "long_side", "window", "stride")
+"""Settings in pixels; a protocol gives them for a CLIP of 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +35,50 @@ class PredictionSettings:
     """Everything that decides a label map besides weights, picture and words; recorded with it."""
 
     method: str = "code"
-    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip;
-    scg labels regions (METHOD §9); code+scg, naclip+scg … do both."""
+    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip,
+    scclip; scg labels regions (METHOD §9); code+scg, naclip+scg … do both."""
+    protocol: str = "code"
+    """The protocol that the settings below come from: data_manifests/protocols."""
+    normalisation: str = "imagenet"
+    """Whose mean and deviation of pixels: imagenet or clip."""
+    resize: str = "opencv"
+    """How the picture is resized: opencv (bilinear, as published) or antialiased."""
+    positions: str = "size"
+    """Position embeddings for another grid: by size, or by factor (h + 0.1)/n as in SCLIP."""
+    edges: str = "pad"
+    """Windows of no whole patches: pad with zeros, or cut off and stretch the map."""
     short_side: int = 448
     """The picture is resized to this short side, pixels …"""
     long_side: int = 2048
     """… unless its long side would exceed this one."""
     window: int = 448
-    """Side of the sliding window, pixels."""
+    """Side of the sliding window, pixels; 0: the whole picture at once."""
     stride: int = 224
     """Step of the sliding window, pixels."""
-    pamr: bool = True
-    """Refine the soft masks by the picture's colours, before the mix; training-free: off, as
-    published."""
+    refinement: str = "pamr"
+    """Refine maps by the picture's colours: pamr, laplacian (far cheaper) or none; under protocol
+    code none for training-free methods, as published."""
+    refine_at: str = "mask"
+    """Where: mask (each window's, before the mix) or picture (the stitched maps)."""
+    dilations: tuple[int, ...] = DILATIONS
+    """pamr: how far its neighbourhoods reach, pixels."""
+    score: str = "sigmoid"
+    """sigmoid (each text on its own, averaged over windows) or softmax (of averaged cosines, over
+    all names of all classes)."""
+    logit_scale: float = 40.0
+    """softmax: scale of the cosines."""
+    background: str = "constant"
+    """constant (background_threshold; sigmoid), names (class 0 has names like any other) or vabs
+    (its names are chosen from a lexicon by the CLIP's text encoder alone)."""
+    probability_threshold: float = 0.0
+    """softmax: less probable pixels become background, where there is one."""
+    area_threshold: float = 0.0
+    """softmax: classes with no larger share of the foreground are dropped, where there is one."""
     prompts: str = "learned"
     """code: learned (the trained prompt) or templates (the text side of the knowledge branch)."""
-    templates: str = "imagenet"
-    """Sentences for dense CLIP masks: imagenet (CLIP's 80), photo (one) or plain (the word)."""
+    templates: str = "custom"
+    """Sentences for dense CLIP masks: custom (the reference's 9), imagenet (CLIP's 80), photo
+    (one) or plain (the word)."""
     knowledge_weight: float = 0.3
     """code: share of the dense CLIP's mask in the mix; the others are all dense CLIP."""
     knowledge_dense: str = "maskclip"
@@ -52,7 +88,7 @@ class PredictionSettings:
     knowledge_threshold: float = KNOWLEDGE_THRESHOLD
     """Cosine at which a dense mask is one half."""
     background_threshold: float = 0.4
-    """Constant score of the background where there is one."""
+    """sigmoid: constant score of the background where there is one."""
     regions: int = 16
     """scg: most regions of a window."""
     region_method: Method = "kmeans"
@@ -83,10 +119,14 @@ class PredictionSettings:
         return Grouping(self.region_method, self.regions, self.region_min_patches)
 
     @classmethod
-    def for_clip(cls, clip: FrozenClip, **changes: Any) -> Self:
-        """Return a CLIP's defaults, then what was recorded as best for it, then the changes.
+    def for_clip(
+        cls, clip: FrozenClip, protocol: Mapping[str, Any] | None = None, **changes: Any
+    ) -> Self:
+        """Return a CLIP's defaults, then the protocol's, then its recorded ones, then the changes.
 
-        The defaults are a picture and window of twice the CLIP's native size and half a step.
+        The defaults are a picture and window of twice the CLIP's native size and half a step; a
+        protocol's pixels are for a CLIP of 224 and scaled to this one. What was recorded as best
+        for a CLIP holds under protocol code only.
 
         Raises:
             ValueError: a change names no setting, or its value has another type.
@@ -98,9 +138,14 @@ class PredictionSettings:
             long_side=2048 * side // 448,
             window=side,
             stride=side // 2,
-            pamr=method not in VARIANTS,
+            refinement="none" if method in VARIANTS else "pamr",
         )
-        return override(defaults, for_method(recorded(clip), method) | changes)
+        chosen = {
+            key: round(value * clip.image_size / 224) if key in SIDES else value
+            for key, value in (protocol or {}).items()
+        }
+        own = {} if chosen.get("protocol", "code") != "code" else recorded(clip)
+        return override(defaults, chosen | for_method(own, method) | changes)
 
     def record(self) -> dict[str, Any]:
         """The settings that matter for this method, to lie beside a number."""
@@ -110,6 +155,12 @@ class PredictionSettings:
                 del values[name]
             if not self.by_regions:
                 del values["prompts"]
+        foreign: tuple[str, ...] = ("logit_scale", "probability_threshold", "area_threshold")
+        if self.score == "softmax":
+            foreign = ("background_threshold", "knowledge_scale", "knowledge_threshold")
+        if self.refinement == "none":
+            foreign += ("refine_at", "dilations")
+        values = {k: v for k, v in values.items() if k not in foreign}
         if not self.by_regions:
             values = {k: v for k, v in values.items() if not k.startswith("region")}
         elif self.masks_by is None:
@@ -127,18 +178,34 @@ class PredictionSettings:
             "knowledge_dense": tuple(VARIANTS),
             "prompts": ("learned", "templates"),
             "templates": tuple(SENTENCES),
+            "normalisation": ("imagenet", "clip"),
+            "resize": RESIZES,
+            "positions": ("size", "factor"),
+            "edges": ("pad", "cut"),
+            "refinement": ("pamr", "laplacian", "none"),
+            "refine_at": ("mask", "picture"),
+            "score": ("sigmoid", "softmax"),
+            "background": ("constant", "names", "vabs"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
-        for name in ("short_side", "long_side", "window", "stride"):
-            if getattr(self, name) < 1:
+        if (self.score == "sigmoid") != (self.background == "constant"):
+            raise ValueError(
+                f"score {self.score} does not go with background {self.background}: sigmoid wants "
+                "constant, softmax wants names or vabs"
+            )
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations must be at least 1 pixel, not {self.dilations}")
+        for name in SIDES:
+            if getattr(self, name) < (name != "window"):
                 raise ValueError(f"{name} must be at least 1 pixel, not {getattr(self, name)}")
-        if self.stride > self.window:
+        if self.stride > self.window > 0:
             raise ValueError(
                 f"stride {self.stride} exceeds window {self.window}: pixels would be left out"
             )
-        for name in ("knowledge_weight", "region_weight"):
+        shares = ("knowledge_weight", "region_weight", "probability_threshold", "area_threshold")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
         _ = self.grouping  # checks itself

@@ -109,7 +109,7 @@ def best_class(
         background: constant score of an extra class 0 in front, or None.
 
     Returns:
-        uint8 (H, W): class numbers, shifted by one where there is a background.
+        int64 (H, W): class numbers, shifted by one where there is a background.
     """
     best = label = None
     shift = 0 if background is None else 1
@@ -118,9 +118,9 @@ def best_class(
         if best is None or label is None:
             start = -torch.inf if background is None else background
             best = values.new_full(size, start)
-            label = torch.zeros(size, dtype=torch.uint8, device=values.device)
+            label = torch.zeros(size, dtype=torch.int64, device=values.device)
         better = values > best
         best = torch.where(better, values, best)
-        label = torch.where(better, (index + (chunk.start + shift)).to(torch.uint8), label)
+        label = torch.where(better, index + (chunk.start + shift), label)
     assert label is not None
     return label

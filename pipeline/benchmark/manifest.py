@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -36,7 +36,13 @@ class Published:
     method: str
     miou: float
     protocol: str
+    """A name of data_manifests/protocols, or own."""
     source: str
+    clip: str = ""
+    """Backbone and its weights; empty: not CLIP, or not said."""
+    extra: str = ""
+    """What it has besides a frozen CLIP: a second network, or training."""
+    refinement: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class Benchmark:
     """stored | upright: how images with an EXIF rotation were labelled; None: by the sizes."""
     forms: tuple[LabelForm, ...]
     published: tuple[Published, ...]
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """[names]: several names of a class, for protocols that ask for them."""
+    lexicon: tuple[str, ...] = ()
+    """Words that its background may be chosen from (rule vabs); empty: the general ones."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """[evaluate]: prediction settings this benchmark asks for in place of the defaults."""
     source: str = ""
@@ -284,6 +294,8 @@ def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
         exif=layout.get("exif"),
         forms=tuple(forms),
         published=tuple(Published(**row) for row in content.get("published") or ()),
+        names=content.get("names", {}),
+        lexicon=tuple(content.get("lexicon", ())),
         settings=content.get("evaluate", {}),
         source=source,
         sha256=hashlib.sha256(stored).hexdigest(),

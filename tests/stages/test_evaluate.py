@@ -65,7 +65,8 @@ def test_predicts_scores_and_records_its_settings(tmp_path, data, clip_file):
     assert done.exit_code == 0, done.output
     scores = json.loads((tmp_path / "s.json").read_text())
     assert scores["method"] == "naclip" and scores["images"] == 5 and scores["failed"] == {}
-    assert scores["settings"]["window"] == 48 and scores["settings"]["stride"] == 32
+    assert scores["settings"]["window"] == 48 and scores["settings"]["stride"] == 16
+    assert scores["settings"]["protocol"] == "naclip"
     assert scores == json.loads((tmp_path / "out/scores.json").read_text())
     assert json.loads((tmp_path / "out/settings.json").read_text()) == scores["settings"]
     assert f"{scores['miou']:.2f}" in done.output and '"window": 48' in done.output
@@ -82,9 +83,39 @@ def test_a_run_goes_on_image_by_image_to_the_same_bytes(tmp_path, data, run):
     assert again.exit_code == 0 and "3 of 5 images were done already" in again.output
     assert label_bytes(out) == whole
     assert (out / "labels/a.png").stat().st_mtime_ns == kept
-    other = evaluate(data, run, "--out", out, "--set", "pamr=false", "--set", "knowledge_weight=0")
+    other = evaluate(
+        data, run, "--out", out, "--set", "refinement=none", "--set", "knowledge_weight=0"
+    )
     assert isinstance(other.exception, ValueError)
-    assert "knowledge_weight was 0.3, now 0.0; pamr was True, now False" in str(other.exception)
+    message = str(other.exception)
+    assert "knowledge_weight was 0.3, now 0.0" in message
+    assert "refinement was 'pamr', now 'none'" in message
+
+
+def test_a_protocol_is_recorded_and_two_give_different_label_maps(tmp_path, data, run):
+    maps = {}
+    for protocol in ("code", "sclip", "plain"):
+        out = tmp_path / protocol
+        assert evaluate(data, run, "--protocol", protocol, "--out", out).exit_code == 0
+        settings = json.loads((out / "settings.json").read_text())
+        assert settings["protocol"] == protocol and len(settings["protocol_sha256"]) == 64
+        assert ("logit_scale" in settings) == (protocol != "code")
+        maps[protocol] = label_bytes(out)
+    assert maps["code"] != maps["sclip"]
+    done = evaluate(data, run, "--protocol", "sclip", "--set", "background=constant")
+    assert "score softmax does not go with background constant" in str(done.exception)
+
+
+def test_background_words_are_chosen_from_the_lexicon_and_recorded(tmp_path, data):
+    text = data.read_text().replace("background = false", "background = true")
+    text = text.replace('"c0"', '"background"')
+    data.write_text(text.replace("[layout]", 'lexicon = ["sky", "sea", "c1"]\n[layout]'))
+    words = ("--protocol", "sclip", "--set", "background=vabs", "--out", tmp_path / "out")
+    done = evaluate(data, "--clip", "storybook", *words)
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert set(settings["background_words"]) <= {"sky", "sea"}
+    assert np.asarray(Image.open(tmp_path / "out/labels/a.png")).max() <= 2
 
 
 def test_training_free_methods_run_on_a_runs_own_clip(tmp_path, data, run):
@@ -101,13 +132,12 @@ def test_default_folder_lies_in_the_run(data, run):
 
 
 def test_settings_of_the_manifest_hold_unless_the_user_says_otherwise(tmp_path, data, run):
-    table = (
-        "\n[evaluate]\nwindow = 40\nstride = 40\nshort_side = 40\n[evaluate.code]\npamr = false\n"
-    )
+    table = "\n[evaluate]\nwindow = 40\nstride = 40\nshort_side = 40\n"
+    table += '[evaluate.code]\nrefinement = "none"\n'
     data.write_text(data.read_text() + table)
     assert evaluate(data, run, "--out", tmp_path / "out", "--set", "stride=24").exit_code == 0
     settings = json.loads((tmp_path / "out/settings.json").read_text())
-    assert (settings["window"], settings["stride"], settings["pamr"]) == (40, 24, False)
+    assert (settings["window"], settings["stride"], settings["refinement"]) == (40, 24, "none")
 
 
 def test_bad_images_are_counted_and_the_rest_is_scored(tmp_path, data, run):
@@ -148,7 +178,7 @@ def test_check_looks_and_predicts_nothing(tmp_path, data):
     [
         (["--method", "code"], "needs a trained model"),
         (["--set", "windo=3"], "unknown setting windo: did you mean window"),
-        (["--set", "pamr=maybe"], "setting pamr is true or false"),
+        (["--set", "refinement=maybe"], "refinement 'maybe' is none of"),
         (["--method", "magic"], "method 'magic' is none of"),
         (["nowhere/run"], "nowhere/run names its own CLIP: leave --clip"),
     ],

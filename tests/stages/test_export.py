@@ -56,14 +56,14 @@ def test_the_graph_the_embeddings_and_what_runs_them_lie_side_by_side(exported):
     about = json.loads(exported.with_suffix(".json").read_text())
     assert about["texts"] == list(TEXTS) and about["patch_size"] == 16
     assert about["inputs"] == ["image", "classes", "templates"]
-    assert about["settings"]["pamr"] is False
+    assert about["settings"]["refinement"] == "none"
     assert 0 <= about["agreement"]["largest_difference"] <= 1e-4
     assert about["agreement"]["milliseconds"].keys() == {"eager", "onnxruntime"}
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (4, 4), (5, 3)])
 def test_onnx_and_npz_give_the_masks_of_the_segmenter(run, exported, grid):
-    segmenter = Segmenter.open(run, {"pamr": False})
+    segmenter = Segmenter.open(run, {"refinement": "none"})
     image = torch.randn(1, 3, *(16 * side for side in grid))
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     embeddings = dict(np.load(exported.with_suffix(".npz")))
@@ -85,7 +85,7 @@ def test_the_documented_program_needs_no_codeseg_and_labels_as_codeseg_does(
     command = [sys.executable, "-I", "-c", code + check]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    segmenter = Segmenter.open(run, {"pamr": False})
+    segmenter = Segmenter.open(run, {"refinement": "none"})
     ours = segmenter.segment(tmp_path / "photo.jpg", TEXTS, background=True).label_map
     theirs = np.asarray(Image.open(tmp_path / "label.png"))
     assert (ours == theirs).mean() > 0.999
@@ -126,7 +126,7 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
     [
         (("--out", "segmenter.tflite"), "FILE.onnx or FILE.pt2"),
         (("--method", "scg"), "clustering"),
-        (("--set", "pamr=true"), "PAMR is no network"),
+        (("--set", "refinement=pamr"), "refinement is no network"),
         (("--text", " "), "say what to look for"),
     ],
 )

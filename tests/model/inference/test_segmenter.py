@@ -48,7 +48,12 @@ def test_one_window_equals_the_reference(pamr, weight):
     spec = json.loads((DATA / "code-small.json").read_text())
     arrays = {k: torch.from_numpy(v) for k, v in np.load(DATA / "code-small.npz").items()}
     code = build(spec)
-    settings = PredictionSettings.for_clip(code.clip, pamr=bool(pamr), knowledge_weight=weight)
+    settings = PredictionSettings.for_clip(
+        code.clip,
+        refinement="pamr" if pamr else "none",
+        knowledge_weight=weight,
+        templates="imagenet",
+    )
     segmenter = Segmenter(code.clip, code, settings)
     embeddings = segmenter.embed_texts(spec["eval_classes"])
     assert (embeddings.words_KC - arrays["eval/class_embedding"]).abs().max() < 1e-5
@@ -66,12 +71,13 @@ def test_one_window_equals_the_reference(pamr, weight):
 def test_defaults_are_twice_the_clips_size(clip):
     settings = PredictionSettings.for_clip(clip)
     assert (settings.short_side, settings.window, settings.stride) == (64, 64, 32)
-    assert settings.pamr and not PredictionSettings.for_clip(clip, method="naclip").pamr
+    assert settings.refinement == "pamr"
+    assert PredictionSettings.for_clip(clip, method="naclip").refinement == "none"
 
 
 @pytest.mark.parametrize("method", ["code", "maskclip", "sclip", "clearclip", "naclip"])
 def test_result_has_the_pictures_own_size(clip, code, photo, method):
-    settings = PredictionSettings.for_clip(clip, method=method, pamr=True)
+    settings = PredictionSettings.for_clip(clip, method=method, refinement="pamr")
     segmenter = Segmenter(clip, code, settings)
     result = segmenter.segment(photo, ["red car", "dog"], background=True)
     assert result.texts == ("background", "red car", "dog")
@@ -135,7 +141,7 @@ def test_words_the_embedded_clip_was_never_trained_on_are_named():
     [
         ({"method": "magic"}, "method 'magic' is none of code, maskclip"),
         ({"stride": 65}, "stride 65 exceeds window 64"),
-        ({"window": 0, "stride": 0}, "window must be at least 1"),
+        ({"window": 0, "stride": 0}, "stride must be at least 1"),
         ({"knowledge_weight": 1.5}, "must be in 0..1"),
     ],
 )
@@ -188,7 +194,7 @@ def test_the_embedded_clip_has_its_recorded_settings_and_others_win_over_them():
     settings = PredictionSettings.for_clip(FrozenClip.load("storybook", "storybook"), **changed)
     assert (settings.stride, settings.window, settings.short_side) == (24, 48, 96)
     assert (settings.background_threshold, settings.knowledge_weight) == (0.5, 0.0)
-    assert settings.region_weight == 0.3 and settings.pamr
+    assert settings.region_weight == 0.3 and settings.refinement == "pamr"
     random = PredictionSettings.for_clip(FrozenClip.load("storybook", "random"))
     assert (random.short_side, random.background_threshold) == (128, 0.4)
 

@@ -1,0 +1,42 @@
+"""Embeddings of words and of classes -> the words that stand for "everything else" (VABS).
+
+From text alone: words that nearly name a class are left out, and of the rest the few are taken
+that together lie closest to all. Letters: L words, K classes, C joint width.
+"""
+
+import torch
+from torch import Tensor
+
+WORDS = 64
+SAME = 0.9
+"""Cosine from which a word counts as another name of a class."""
+
+
+def choose_background(words_LC: Tensor, classes_KC: Tensor, count: int = WORDS) -> list[int]:
+    """Choose background words greedily, by facility location.
+
+    Args:
+        words_LC: the lexicon, unit.
+        classes_KC: what is looked for, unit.
+        count: most words.
+
+    Returns:
+        Places in the lexicon: each adds most to the sum over kept words of their cosine with the
+        closest chosen one; the first of equals.
+
+    Raises:
+        ValueError: every word nearly names a class.
+    """
+    kept = torch.nonzero((words_LC @ classes_KC.T).amax(1) < SAME).flatten()
+    if not len(kept):
+        raise ValueError("every word of the lexicon names a class: give a lexicon of other words")
+    cosines_LL = words_LC[kept] @ words_LC[kept].T
+    covered_L = torch.full_like(cosines_LL[0], -1.0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(kept))):
+        gains_L = (cosines_LL - covered_L[:, None]).clamp(min=0).sum(0)
+        gains_L[chosen] = -1.0
+        best = int(gains_L.argmax())
+        chosen.append(best)
+        covered_L = torch.maximum(covered_L, cosines_LL[:, best])
+    return kept[chosen].tolist()
