@@ -40,7 +40,8 @@ class SegmenterNetworks(nn.Module):
         settings, code = segmenter.settings, segmenter.code
         if settings.by_regions or settings.masks_by in (None, "scclip"):
             raise ValueError(
-                f"method {settings.method} groups or repairs patches, which is no network: "
+                f"method {settings.method} groups patches by clustering or repairs them, which is "
+                "no network: "
                 "export code, maskclip, sclip, clearclip or naclip"
             )
         if settings.refinement != "none":

@@ -212,7 +212,7 @@ class Segmenter:
         names_QHW = torch.cat([maps for _, maps in finish(masks)])
         shares_QHW = (self.settings.logit_scale * names_QHW).softmax(0)
         counts = list(embeddings.names) or [1] * len(shares_QHW)
-        return torch.stack([names.amax(0) for names in shares_QHW.split(counts)])
+        return torch.stack([names.amax(0) for names in torch.split(shares_QHW, counts)])
 
     def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
         """Say which words of a caption belong to which noun.

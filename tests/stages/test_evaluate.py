@@ -106,6 +106,7 @@ def test_a_protocol_is_recorded_and_two_give_different_label_maps(tmp_path, data
     assert "score softmax does not go with background constant" in str(done.exception)
 
 
+@pytest.mark.filterwarnings("ignore:the CLIP storybook was never trained on")
 def test_background_words_are_chosen_from_the_lexicon_and_recorded(tmp_path, data):
     text = data.read_text().replace("background = false", "background = true")
     text = text.replace('"c0"', '"background"')
