@@ -103,6 +103,7 @@ def features(
     width: int,
     text_width: int,
     image_tokens: str,
+    clip_score: bool = False,
 ) -> pa.Schema:
     """Schema of features/NNNNN.arrow.
 
@@ -113,6 +114,7 @@ def features(
         width: D, the vision trunk's width.
         text_width: T, the text transformer's width.
         image_tokens: "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels).
+        clip_score: whether there is such a column.
 
     Raises:
         ValueError: for another `image_tokens`.
@@ -133,6 +135,8 @@ def features(
         fields.append(pa.field("image_scales", pa.list_(pa.float32(), scales), nullable=False))
     elif image_tokens != "none":
         raise ValueError(f"image tokens are fp16, int8 or none, not {image_tokens!r}")
+    if clip_score:  # cosine of the first view's and the caption's embeddings
+        fields.append(pa.field("clip_score", pa.float32(), nullable=False))
     span = pa.struct(
         [
             pa.field("noun", pa.int32()),  # index into noun_ids

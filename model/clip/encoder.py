@@ -157,7 +157,10 @@ class FrozenClip(nn.Module):
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return E^v (B, C), unit, by the normal class-token forward."""
-        tokens_BPD = self.trunk(images_BCHW)
+        return self.class_embedding(self.trunk(images_BCHW))
+
+    def class_embedding(self, tokens_BPD: Tensor) -> Tensor:
+        """Return E^v (B, C), unit, from the trunk's output: the last block for the class token."""
         class_token_B = torch.zeros(len(tokens_BPD), dtype=torch.int64, device=tokens_BPD.device)
         token_BD = run_block_for_one(self.last_block, tokens_BPD, class_token_B)
         return F.normalize(self.project(token_BD).float(), dim=-1)

@@ -26,7 +26,7 @@ def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema |
 def light_features() -> pa.Schema:
     """The columns of features that SQL sees."""
     whole = schema.features(
-        views=1, image_size=1, tokens=1, width=1, text_width=1, image_tokens="none"
+        views=1, image_size=1, tokens=1, width=1, text_width=1, image_tokens="none", clip_score=True
     )
     return pa.schema([column for column in whole if column.name not in TENSORS])
 

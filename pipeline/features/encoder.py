@@ -6,6 +6,7 @@ T text width.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -77,6 +78,26 @@ class Encoder:
         tokens_RVPD = torch.stack(views_RPD, dim=1)
         assert tokens_RVPD.shape[-1] == self.clip.width
         return tokens_RVPD
+
+    @torch.inference_mode()
+    def clip_scores(
+        self, tokens_RPD: Tensor, states: list[NDArray[np.float16]]
+    ) -> NDArray[np.float32]:
+        """Return the cosine of each image's and its caption's embedding, as CLIP was trained.
+
+        The image is the view and has the normalisation that the features have. What is left to do
+        is the last block for the class token, and both projections.
+
+        Args:
+            tokens_RPD: the trunk's output of one view of each row.
+            states: each caption's hidden states before ln_final, the last one at EOS.
+        """
+        eos_RT = torch.from_numpy(np.stack([values[-1] for values in states])).to(self._device)
+        with self.autocast():
+            image_RC = self.clip.class_embedding(tokens_RPD.float())
+            text_RC = F.normalize(self.clip.project_text(eos_RT.float()).float(), dim=-1)
+        scores: NDArray[np.float32] = (image_RC * text_RC).sum(dim=-1).cpu().numpy()
+        return scores
 
 
 def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:

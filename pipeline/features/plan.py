@@ -73,6 +73,7 @@ def resolve(wishes: Wishes, clip: ClipFacts) -> FeatureSettings:
         std=(0.229, 0.224, 0.225),
         seed=wishes.seed,
         templates=TEMPLATES,
+        clip_score=not from_pixels,
     )
 
 

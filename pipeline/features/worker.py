@@ -64,7 +64,7 @@ class FeaturesWorker:
     }
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "features": (
-            *("key", "jpg", "pixels", "image_tokens", "image_scales"),
+            *("key", "jpg", "pixels", "image_tokens", "image_scales", "clip_score"),
             *("caption_tokens", "caption_states", "noun_ids", "spans"),
         )
     }
@@ -177,6 +177,9 @@ class FeaturesWorker:
             pixels = np.stack([image.pixels_VHWC for image in images])
             tokens_RVPD = self._encoder.image_tokens(torch.from_numpy(pixels))
             columns |= self._image_columns(pixels, tokens_RVPD)
+            if self._settings.clip_score:
+                scores = self._encoder.clip_scores(tokens_RVPD[:, 0], states)
+                columns["clip_score"] = pa.array(scores)
             faults = [a or b for a, b in zip(faults, find_faults(tokens_RVPD), strict=True)]
         self._refuse_streak(faults)
         columns |= _caption_columns([image.row for image in images])

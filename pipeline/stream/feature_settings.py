@@ -4,7 +4,7 @@ In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint th
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self, get_args, get_type_hints
 
 from codeseg.pipeline import schema
@@ -24,9 +24,10 @@ class _Plain:
             ValueError: a field is missing, unknown or of another type.
         """
         hints = get_type_hints(cls)
-        if not isinstance(value, Mapping) or value.keys() != hints.keys():
+        needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
+        if not isinstance(value, Mapping) or not needed <= value.keys() <= hints.keys():
             raise ValueError(f"the fields are not {', '.join(hints)}")
-        return cls(**{name: _typed(name, value[name], kind) for name, kind in hints.items()})
+        return cls(**{name: _typed(name, given, hints[name]) for name, given in value.items()})
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
@@ -77,6 +78,7 @@ class FeatureSettings(_Plain):
     std: tuple[float, float, float]
     seed: int  # of the views
     templates: int  # of the knowledge embeddings
+    clip_score: bool = False  # whether there is such a column; older roots say nothing of it
 
     @classmethod
     def read(cls, root: Storage) -> Self:
@@ -101,7 +103,8 @@ class FeatureSettings(_Plain):
         """Return the settings as JSON gives them back: tuples are lists."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {name: list(v) for name, v in plain.items() if isinstance(v, tuple)}
-        return {**plain, **lists, "clip": asdict(self.clip)}
+        whole = {**plain, **lists, "clip": asdict(self.clip)}
+        return whole if self.clip_score else {k: v for k, v in whole.items() if k != "clip_score"}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the features' settings."""
@@ -126,4 +129,5 @@ class FeatureSettings(_Plain):
             width=clip.width,
             text_width=clip.text_width,
             image_tokens=self.image_tokens,
+            clip_score=self.clip_score,
         )

@@ -19,7 +19,7 @@ CREATE VIEW trainable AS
         row_number() OVER (PARTITION BY shard_of(f.key) ORDER BY f.key) - 1 AS row,
         p.url, n.caption, list_transform(n.nouns, lambda noun: noun.text) AS nouns,
         p.width, p.height, p.original_width, p.original_height, p.sha256,
-        len(f.caption_tokens) AS tokens
+        len(f.caption_tokens) AS tokens, f.clip_score
     FROM features f
     LEFT JOIN pairs p USING (key)
     LEFT JOIN nouns n USING (key);

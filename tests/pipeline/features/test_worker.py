@@ -26,6 +26,7 @@ from codeseg.pipeline.features.vocabulary import VocabularyWorker
 from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, uniform
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import mix
 from codeseg.stages.features import run_features
 
@@ -123,6 +124,42 @@ def test_features_are_what_the_clip_says(root, source):
             for i, noun in enumerate(nouns[key]["nouns"])
             for span in noun["spans"]
         ]
+
+
+def test_clip_score_is_what_open_clip_says_of_the_stored_view_and_the_caption(root):
+    run(root, views=2)
+    ours = FrozenClip.load(TINY, "random:0")
+    for row in rows_of(root).values():
+        pixels = torch.tensor(row["pixels"], dtype=torch.uint8).view(2, 64, 64, 3)[:1]
+        tokens = torch.zeros(1, ours.context_length, dtype=torch.int64)
+        tokens[0, : len(row["caption_tokens"])] = torch.tensor(row["caption_tokens"])
+        with torch.no_grad():
+            image = ours.clip.encode_image(ours.normalise(pixels.permute(0, 3, 1, 2)))
+            text = ours.clip.encode_text(tokens)
+        assert torch.cosine_similarity(image, text).item() == pytest.approx(
+            row["clip_score"], abs=1e-3
+        )
+    assert "clip_score" not in features_schema(options(root, image_tokens="none")["features"]).names
+
+
+def test_an_older_root_without_scores_reads_as_it_was_written(root):
+    whole = options(root)["features"].to_json()
+    older = {name: value for name, value in whole.items() if name != "clip_score"}
+    read = FeatureSettings.from_json(older)
+    assert read.to_json() == older and read.fingerprint() == FEATURES.fingerprint(older)
+
+
+def test_a_nouns_embedding_does_not_depend_on_its_corpus(root, tmp_path_factory):
+    smaller = tmp_path_factory.mktemp("smaller")
+    make_nouns(smaller, rows=4, seed=5)
+    found = []
+    for place in (root, smaller):
+        run(place)
+        table = pa.ipc.open_file(place / "vocabulary/nouns.arrow").read_all().to_pylist()
+        found.append({noun["text"]: noun["knowledge_embedding"] for noun in table})
+    whole, part = found
+    assert 0 < len(part) < len(whole)
+    assert part == {text: whole[text] for text in part}
 
 
 def test_the_vocabulary_is_the_unnormalised_mean_over_templates(root):
