@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -181,16 +182,7 @@ def _answers(opened: "Audit") -> "Iterator[Answer]":
 
 
 def _write_json(path: Path, root: str, findings: "list[Finding]") -> None:
-    checks = {
-        finding.check: {
-            "sentence": finding.sentence,
-            "verdict": finding.verdict,
-            "figures": finding.figures,
-            "keys": finding.keys,
-            "seconds": round(finding.seconds, 3),
-        }
-        for finding in findings
-    }
+    checks = {found.pop("check"): found for found in map(asdict, findings)}
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
     value = {"root": root, "verdicts": counts, "checks": checks}
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")

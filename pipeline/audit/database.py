@@ -150,7 +150,7 @@ class Audit:
                 verdict, figures, keys = self._answer(question)
             except (duckdb.Error, OSError, pa.ArrowException) as error:
                 verdict, figures, keys = "fail", {"error": _one_line(error)}, []
-        seconds = time.perf_counter() - started
+        seconds = round(time.perf_counter() - started, 3)
         return Finding(name, question.sentence, verdict, figures, keys, seconds)
 
     def _has_rows(self, view: str) -> bool:

@@ -8,7 +8,7 @@ carries its value as text or as a tooltip.
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ BAR = 15  # height of a bar, pixels
 NAMES = 150  # width left for the names of bars, pixels
 WIDEST = 60  # a column, pixels
 ALONE: Colour = (0, 114, 178)  # a single series
+GRID: Colour = (226, 230, 235)
 MOST_LETTERS = 34  # of a name beside a chart; the tooltip has all of them
 MOST_POINTED = 60  # values of a line that get a point with a tooltip
 MOST_SHADED = 32  # classes of a heat map
@@ -43,19 +44,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], best: int | None
     head = join(fill("<th>{}</th>", name) for name in header)
     body = []
     for i, row in enumerate(rows):
-        cells = [
-            fill('<td class="{}">{}</td>', _kind(value), value)
-            if isinstance(value, Html)
-            else fill('<td class="{}">{}</td>', _kind(value), said(value))
-            for value in row
-        ]
+        texts = [value if isinstance(value, Html) else said(value) for value in row]
+        cells = [fill('<td class="{}">{}</td>', _kind(text), text) for text in texts]
         body.append(fill('<tr class="{}">{}</tr>', "best" if i == best else "", join(cells)))
     form = '<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     return fill(form, head, join(body))
 
 
-def _kind(value: Any) -> str:
-    text = said(value)
+def _kind(text: str) -> str:
     if text.translate({ord(mark): None for mark in ".,−%+- "}).isdigit():
         return "number"
     return "long" if len(text) > MOST_LETTERS else ""
@@ -123,7 +119,13 @@ def plot(
     def place(x: float, y: float) -> tuple[float, float]:
         return LEFT + (x - x0) * x_scale, HEIGHT - BOTTOM - (y - y0) * y_scale
 
-    parts = _axes(place, (x0, x1), (y0, y1), log)
+    parts = []
+    for value in ticks(y0, y1, log):
+        y = place(x0, value)[1]
+        parts.append(_box(LEFT, y, WIDTH - LEFT - RIGHT, 1, GRID, ""))
+        parts.append(_text(LEFT - 5, y + 4, _tick(value, log), "end"))
+    for value in ticks(x0, x1, log):
+        parts.append(_text(place(value, y0)[0], HEIGHT - BOTTOM + 15, _tick(value, log), "middle"))
     palette = colours(len(series)) if len(series) > 1 else [ALONE]
     for (name, values), colour in zip(points.items(), palette, strict=True):
         places = [place(x, y) for x, y in values]
@@ -131,15 +133,13 @@ def plot(
         if columns:
             wide, bottom = min(WIDEST, max(1.0, 0.86 * gap * x_scale)), HEIGHT - BOTTOM
             boxes = [(x - wide / 2, y, wide, bottom - y) for x, y in places]
-            parts += [_box(*box, colour, text) for box, text in zip(boxes, told, strict=True)]
-            continue
-        form = '<polyline points="{}" fill="none" stroke="{}"><title>{}</title></polyline>'
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(fill(form, path, css(colour), name))
-        form = '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"><title>{}</title></circle>'
-        if len(places) < MOST_POINTED:
-            marks = zip(places, told, strict=True)
-            parts += [fill(form, x, y, css(colour), text) for (x, y), text in marks]
+        else:
+            form = '<polyline points="{}" fill="none" stroke="{}"><title>{}</title></polyline>'
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            parts.append(fill(form, path, css(colour), name))
+            few = len(places) < MOST_POINTED
+            boxes = [(x - 2.5, y - 2.5, 5.0, 5.0) for x, y in places] if few else []
+        parts += [_box(*box, colour, text) for box, text in zip(boxes, told, strict=False)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_name, "middle"))
     parts.append(_text(4, 12, y_name, "start"))
     key = legend(list(series), palette) if len(series) > 1 else Html()
@@ -148,33 +148,10 @@ def plot(
 
 def _drawable(xs: Sequence[float], ys: Sequence[float], log: bool) -> list[tuple[float, float]]:
     """Return the points that can be drawn, their logarithms if `log`."""
-    points = [
-        (float(x), float(y))
-        for x, y in zip(xs, ys, strict=True)
-        if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)
-    ]
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
     if log:
-        return [(math.log10(x), math.log10(y)) for x, y in points if x > 0 and y > 0]
-    return points
-
-
-def _axes(
-    place: Callable[[float, float], tuple[float, float]],
-    x_range: tuple[float, float],
-    y_range: tuple[float, float],
-    log: bool,
-) -> list[Html]:
-    """Return grid lines and numbers at round values."""
-    form = '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
-    parts = []
-    for value in ticks(*y_range, log):
-        y = place(x_range[0], value)[1]
-        parts.append(fill(form, LEFT, WIDTH - RIGHT, y, y))
-        parts.append(_text(LEFT - 5, y + 4, _tick(value, log), "end"))
-    for value in ticks(*x_range, log):
-        x = place(value, y_range[0])[0]
-        parts.append(_text(x, HEIGHT - BOTTOM + 15, _tick(value, log), "middle"))
-    return parts
+        return [(math.log10(x), math.log10(y)) for x, y in pairs if min(x, y) > 0]
+    return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
@@ -199,20 +176,21 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
     """
     pixels = matrix.sum(0) + matrix.sum(1)
     shown = sorted(k for k in np.argsort(-pixels, kind="stable")[:MOST_SHADED] if pixels[k])
-    share = (matrix / np.maximum(matrix.sum(1, keepdims=True), 1))[np.ix_(shown, shown)]
-    names = [names[k] for k in shown]
+    labelled = [k for k in shown if matrix[k].any()]
     parts = [_text(120, 12, "columns: prediction; rows: label", "start")]
-    for i, name in enumerate(names):
-        middle = 120 + CELL * i + 12
-        parts.append(_text(116, 4 + middle, name, "end"))
-        parts.append(_text(middle, 118, name, "start", f"rotate(-60 {middle} 118)"))
-        for j, predicted in enumerate(names):
-            shade = 1 - math.sqrt(share[i, j])  # the root shows small confusions
+    for j, k in enumerate(shown):
+        x = 132 + CELL * j
+        parts.append(_text(x, 118, names[k], "start", f"rotate(-60 {x} 118)"))
+    for i, label in enumerate(labelled):
+        parts.append(_text(116, 136 + CELL * i, names[label], "end"))
+        for j, k in enumerate(shown):
+            share = float(matrix[label, k] / matrix[label].sum())
+            shade = 1 - math.sqrt(share)  # the root shows small confusions
             colour = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
-            told = f"{name} as {predicted}: {said(float(share[i, j]), share=True)}"
+            told = f"{names[label]} as {names[k]}: {said(share, share=True)}"
             parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, colour, told))
-    side = CELL * len(names)
-    return _svg(200 + side, 130 + side, parts, "confusion matrix", "wide")
+    width, height = 200 + CELL * len(shown), 130 + CELL * len(labelled)
+    return _svg(width, height, parts, "confusion matrix", "wide")
 
 
 def picture(

@@ -42,11 +42,13 @@ def picture_section(group: Sequence[Evaluation]) -> Section | None:
     if not order:
         return None
     starts = {"best": 0, "median": max(0, len(order) // 2 - 1), "worst": max(0, len(order) - EACH)}
-    parts = []
+    parts, seen = [], set()
     for kind, start in starts.items():
         for row in order[start : start + EACH]:
-            title = f"{kind}: {row['id']}, mIoU {100 * row['miou']:.1f} %"
-            parts += [fill("<h3>{}</h3>", title), _side_by_side(data, group, row["id"])]
+            if row["id"] not in seen:
+                seen.add(row["id"])
+                title = f"{kind}: {row['id']}, mIoU {100 * row['miou']:.1f} %"
+                parts += [fill("<h3>{}</h3>", title), _side_by_side(data, group, row["id"])]
     note = (
         f"Chosen by {best.name}'s mIoU over the classes of the image ({game(best)}). Colors are "
         "the benchmark's own; the background is not painted, beige is not scored."

@@ -58,7 +58,7 @@ def test_columns_stand_from_zero():
     chart = figures.plot({"n": ([0, 1, 2], [5, 10, 0])}, "words", "captions", columns=True)
     boxes = [
         tuple(map(float, b))
-        for b in re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', chart)
+        for b in re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)" fill="#0072b2"', chart)
     ]
     assert len({y + height for y, height in boxes}) == 1
     assert boxes[1][1] == pytest.approx(2 * boxes[0][1], abs=0.2) and boxes[2][1] == 0
