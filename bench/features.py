@@ -23,7 +23,7 @@ import typer
 from bench.make_nouns import make_nouns
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import DTYPES
-from codeseg.pipeline.features.plan import Wishes, clip_facts, resolve
+from codeseg.pipeline.features.plan import Wishes, clip_facts, resolve_settings
 from codeseg.pipeline.features.worker import FeaturesWorker
 
 
@@ -67,7 +67,7 @@ def main(
         wishes = Wishes(
             clip=model, pretrained="random:0", precision=precision, batch_size=batch_size
         )
-        settings = resolve(wishes, clip_facts(root, model, "random:0"))
+        settings = resolve_settings(wishes, clip_facts(root, model, "random:0"))
         options = {"features": settings, "device": device, "threads": threads}
         worker = FeaturesWorker(folder, options)
         clip = open_clip.create_model(model, device=device).eval()

@@ -15,6 +15,7 @@ import hashlib
 
 import pyarrow as pa
 
+SHARD_DIGITS = 5  # of a key: the shard it belongs to
 TABLES = ("pairs", "nouns", "vocabulary", "features", "regions")
 
 PAIRS = pa.schema(

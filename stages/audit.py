@@ -1,6 +1,5 @@
 """`codeseg audit`: a dataset root -> a table of checks, --json, --report, answers to SQL."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from codeseg.pipeline.engine.storage import write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -185,7 +186,7 @@ def _write_json(path: Path, root: str, findings: "list[Finding]") -> None:
     checks = {found.pop("check"): found for found in map(asdict, findings)}
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
     value = {"root": root, "verdicts": counts, "checks": checks}
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    write_json(path, value)
 
 
 def _gate(findings: "list[Finding]", gates: list[str]) -> None:
@@ -203,10 +204,9 @@ def _gate(findings: "list[Finding]", gates: list[str]) -> None:
 
 def _answer(opened: "Audit", sql: str, json_file: Path | None) -> None:
     rows = opened.query(sql)
-    _show(rows)
     if json_file:
-        text = json.dumps(rows.to_pylist(), indent=1, ensure_ascii=False, default=str)
-        json_file.write_text(text + "\n")
+        write_json(json_file, rows.to_pylist())
+    _show(rows)
 
 
 def _show(rows: "pa.Table") -> None:

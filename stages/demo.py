@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from codeseg.stages.score import write_json
+from codeseg.pipeline.engine.storage import write_json
 
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}

@@ -23,13 +23,12 @@ from packaging.requirements import Requirement
 
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.requirements import read_requirements
-from codeseg.pipeline.engine.shards import describe
-from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve, row_bytes
+from codeseg.pipeline.engine.shards import one_line
+from codeseg.pipeline.engine.storage import Storage, write_json
+from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve_settings, row_bytes
 from codeseg.pipeline.nouns.tagger import resolve_tagger
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.options import RayAddress
-from codeseg.stages.score import write_json
 
 COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 DEFAULTS = Wishes()
@@ -113,7 +112,7 @@ def examine(
         try:
             yield what, check()
         except Exception as error:  # the doctor answers whatever state the machine is in
-            yield what, Finding("missing", describe(error))
+            yield what, Finding("missing", one_line(error))
 
 
 def check_python(running: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -205,7 +204,9 @@ def check_disk(root: str, wishes: Wishes, rows: int | None = None) -> Finding:
         wishes.clip, wishes.pretrained, "", **sizes, text_width=text["width"],
         embed_dim=config["embed_dim"], context_length=text.get("context_length", 77),
     )  # fmt: skip
-    planned = known * row_bytes(resolve(wishes, facts)) - sum(record.bytes for record in features)
+    planned = known * row_bytes(resolve_settings(wishes, facts)) - sum(
+        record.bytes for record in features
+    )
     if rows:
         planned += rows * JPG_BYTES - sum(record.bytes for record in pairs)
     found = f"{free / 1e9:,.1f} GB free, {max(planned, 0) / 1e9:,.1f} GB planned"
@@ -269,4 +270,4 @@ if __name__ == "__main__":
     try:
         print(globals()[sys.argv[1]](sys.argv[2]))
     except Exception as error:
-        sys.exit(describe(error))
+        sys.exit(one_line(error))

@@ -11,7 +11,7 @@ from codeseg.pipeline.download.fetch import FetchLimits
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, worth_retrying
 from codeseg.pipeline.download.tars import TarWorker, list_tars, tar_inputs
 from codeseg.pipeline.download.urls import cut_shards
-from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
+from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
 from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
@@ -137,7 +137,7 @@ def run_download(
     # the workers share each host's limits, so it must be known before they start how many they are
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
-            resources = fit(resources, DownloadWorker.MEMORY)
+            resources = fit_workers(resources, DownloadWorker.MEMORY)
             settings = replace(settings, workers=most_workers(len(todo.pending), resources))
         work = asdict(settings)
         return run_stage(PAIRS, DownloadWorker, root, work, todo, resolved, resources, rows)

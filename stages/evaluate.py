@@ -26,6 +26,7 @@ from codeseg.pipeline.benchmark.check import check_data
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, lexicon, load_protocol, own_protocol
+from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import Device, Pretrained, prediction_settings
 from codeseg.stages.progress import progress
 from codeseg.stages.score import (
@@ -34,7 +35,6 @@ from codeseg.stages.score import (
     print_caveat,
     published_table,
     score_folder,
-    write_json,
     write_scores,
 )
 

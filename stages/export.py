@@ -17,9 +17,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.engine.storage import Storage, write_json
 from codeseg.stages.options import Clip, Pretrained, Text, TextFile, prediction_settings
-from codeseg.stages.score import write_json
 from codeseg.stages.segment import wanted_words
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from codeseg.pipeline.features.plan import (
     make_plan,
     probe_speed,
     read_nouns,
-    resolve,
+    resolve_settings,
 )
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
@@ -108,7 +108,7 @@ def run_features(
         ValueError: wrong wishes, no nouns, or too small a disk (unless `force`).
     """
     read_nouns(root)  # refuses a root without them before any CLIP is fetched
-    settings = resolve(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
+    settings = resolve_settings(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
     work = make_plan(root, settings)
     device = "cuda" if resources.gpus else "cpu"
     _refuse_missing_gpu(resources)

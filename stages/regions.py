@@ -11,7 +11,7 @@ from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
 from codeseg.pipeline.engine.stage import REGIONS, state
-from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.engine.storage import Storage, write_file
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
 from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
 
@@ -97,5 +97,5 @@ def write_sheet(root: Storage, file: Path, pictures: int) -> None:
     """
     from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(first_pictures(root, pictures)).save(file)
+    sheet = contact_sheet(first_pictures(root, pictures))
+    write_file(file, lambda sink: sheet.save(sink, "PNG"))

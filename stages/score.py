@@ -7,8 +7,6 @@
 CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from rich.table import Table
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
+from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.progress import progress
 
 FAILURES_SHOWN = 5
@@ -172,14 +171,6 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
     }
     pq.write_table(pa.table(images), out / "images.parquet")
     write_json(out / "scores.json", summary)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(path)
 
 
 def class_table(result: SplitScores) -> Table:

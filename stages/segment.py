@@ -21,6 +21,7 @@ from codeseg.model.pictures.header import OWN_ENDINGS
 from codeseg.model.pictures.overlay import OPACITY, Colour, colours, overlay, with_legend
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import palette_image
+from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import (
     Clip,
     Device,
@@ -30,7 +31,6 @@ from codeseg.stages.options import (
     prediction_settings,
 )
 from codeseg.stages.progress import progress
-from codeseg.stages.score import write_json
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmentation

@@ -1,6 +1,5 @@
 """`codeseg status ROOT`: the stage × shard matrix, rows, rejections, ETA; reads only the ledger."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from codeseg.pipeline.engine.overview import StageView, look
 from codeseg.pipeline.engine.progress import duration
-from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.engine.storage import Storage, write_json
 
 CELLS = 40  # of the matrix; each stands for one shard or for a run of them
 REASONS_SHOWN = 4
@@ -29,7 +28,7 @@ def status(
     # A log has no width of its own; 80 columns would cut every number.
     show(views, console if console.file.isatty() else Console(width=120))
     if json_file is not None:
-        json_file.write_text(json.dumps([as_json(view) for view in views], indent=1) + "\n")
+        write_json(json_file, [as_json(view) for view in views])
 
 
 def as_json(view: StageView) -> dict[str, Any]:

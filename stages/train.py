@@ -6,7 +6,6 @@ threads) as one that was not. Under torchrun every process reads its part of eac
 (stages/training/processes.py).
 """
 
-import json
 import math
 import os
 import signal
@@ -21,6 +20,7 @@ import torch
 import typer
 
 from codeseg.model.code.codecomposition import CoDe
+from codeseg.pipeline.engine.storage import write_json
 from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
 from codeseg.stages.training.flops import peak_flops
 from codeseg.stages.training.optimizer import build_optimizer
@@ -30,9 +30,9 @@ from codeseg.stages.training.run import (
     State,
     check_run,
     load_clip,
-    progress,
     resume,
     save,
+    saved_progress,
     write_config,
 )
 from codeseg.stages.training.runlog import Meter, RunLog
@@ -119,7 +119,7 @@ def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> b
         OSError: a checkpoint could not be written; earlier ones survive.
     """
     with stop_when_asked() as stop, Processes.start(recipe.train.device) as processes:
-        step, position = progress(run)
+        step, position = saved_progress(run)
         stream = open_stream(root, recipe, position, processes)
         data = {
             "features": stream.settings.to_json(),
@@ -266,7 +266,7 @@ def refuse_non_finite(
         "keys": [key for rank in keys for batch in rank for key in batch],
     }
     if processes.leads:
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(path, report)
     terms = [name for name in bad if name.startswith("loss_")] or bad
     raise FloatingPointError(
         f"step {state.step + 1}: {', '.join(terms)} not finite; the weights were not moved, "

@@ -70,3 +70,15 @@ def test_nothing_outside_tests_imports_tests():
 def test_no_room_is_named_for_nothing():
     names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not names & {"utils", "common", "helpers", "misc"}
+
+
+def test_files_are_written_in_one_place_whole_or_not_at_all():
+    """A checkpoint is written into a folder that is renamed; all else goes through storage."""
+    written = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] != "bench"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes", "rename")
+    }
+    assert written <= {"model/checkpoint.py"}

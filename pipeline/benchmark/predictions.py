@@ -7,7 +7,6 @@ ID.png files can be scored.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 
 from codeseg.pipeline.benchmark.labels import LabelMap, read_raw_label
 from codeseg.pipeline.benchmark.metrics import IGNORE_16
+from codeseg.pipeline.engine.storage import write_file
 
 
 class PredictionFolder:
@@ -52,7 +52,7 @@ class PredictionFolder:
                 )
             return
         self.labels.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+        write_file(path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
 
     def pending(self, ids: Iterable[str]) -> list[str]:
         """The ids that have no label map yet, in the given order."""
@@ -67,10 +67,8 @@ class PredictionFolder:
     ) -> None:
         """Save one label map as a palette PNG (16-bit: grey), whole or not at all."""
         path = self.path(image_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        palette_image(label_HW, palette).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        image = palette_image(label_HW, palette)
+        write_file(path, lambda file: image.save(file, format="PNG"))
 
 
 def prediction_paths(folder: Path) -> Path:
@@ -101,10 +99,3 @@ def palette_image(label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]) -
     colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
     image.putpalette([channel for colour in colours for channel in colour])
     return image
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -31,11 +31,10 @@ from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.shards import ShardError
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.schema import PAIRS
+from codeseg.pipeline.schema import PAIRS, SHARD_DIGITS
 
 FLOOR_ROWS = 50  # a shard with fewer rows says nothing about the network
 GROUP_ROWS = 500  # of a Parquet row group: about 10 MB
-SHARD_DIGITS = 5
 ENCODE_QUALITY = 95
 
 

@@ -83,7 +83,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def fit(resources: Resources, memory: int) -> Resources:
+def fit_workers(resources: Resources, memory: int) -> Resources:
     """Declare the memory of a worker, and see that the open Ray session can give it all.
 
     Args:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from codeseg.pipeline.engine.cluster import Resources, fit, most_workers, ray_session
+from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.progress import StageProgress, duration, refuse_second_run
 from codeseg.pipeline.engine.stage import Stage, StageState
@@ -106,7 +106,7 @@ def run_stage(
     root.remove_abandoned(f"ledger/{table}")
     expected = {shard: rows.get(shard, 0) for shard in pending}
     with StageProgress(root, table, expected) as progress, ray_session(resources):
-        resources = fit(resources, worker.MEMORY)
+        resources = fit_workers(resources, worker.MEMORY)
         left = list(pending)
         constructor = {"stage": table, "worker": worker, "root_uri": root.uri, "options": options}
         inputs = todo.inputs or {}
@@ -225,12 +225,12 @@ class _RayWorker:
                 self._worker.process(shard, shard_input)
                 return ""
             except OSError as error:  # storage or network: worth another try
-                message = describe(error)
+                message = one_line(error)
                 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
                     break
                 time.sleep(BACKOFF_SECONDS * 2**attempt)
             except Exception as error:
-                return describe(error)
+                return one_line(error)
         return message
 
 
@@ -250,7 +250,7 @@ def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) 
         ) from error
 
 
-def describe(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """One line: the kind of error, unless its message is meant for people, and what it says."""
     text = " ".join(str(error).split())
     for_people = isinstance(error, ValueError | ShardError) and text

@@ -8,6 +8,7 @@ the store is compared. Names of unfinished files start with a dot and are never 
 """
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -155,7 +156,9 @@ class Storage:
                 upload may have replaced it: the ledger record, not the file, says "done").
         """
         if self.is_local:
-            return self._write_local(Path(self._full(path)), write)
+            made: list[FileInfo] = []
+            write_file(Path(self._full(path)), lambda file: made.append(_write_hashed(file, write)))
+            return made[0]
         with tempfile.TemporaryFile() as spool:
             info = _write_hashed(spool, write)
             spool.seek(0)
@@ -181,26 +184,39 @@ class Storage:
             if abandoned:
                 path.unlink(missing_ok=True)
 
-    def _write_local(
-        self, target: Path, write: bytes | Callable[[pa.NativeFile], None]
-    ) -> FileInfo:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        owner = f"{socket.gethostname()}~{os.getpid()}~{uuid4().hex[:8]}"
-        temporary = target.with_name(f".{target.name}~{owner}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                info = _write_hashed(file, write)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
-        return info
-
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
+
+
+def write_file(target: Path, write: bytes | str | Callable[[IO[bytes]], object]) -> None:
+    """Write a local file whole or not at all, making its folder.
+
+    Args:
+        target: the file, which is replaced when it is there.
+        write: the content, or a function that writes it to the binary file it is given.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    owner = f"{socket.gethostname()}~{os.getpid()}~{uuid4().hex[:8]}"
+    temporary = target.with_name(f".{target.name}~{owner}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if callable(write):
+                write(file)
+            else:
+                file.write(write.encode(errors="replace") if isinstance(write, str) else write)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whole or not at all; what JSON lacks, NaN for instance, as a string."""
+    plain = json.loads(json.dumps(content, default=str), parse_constant=str)
+    write_file(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 class _HashingFile:

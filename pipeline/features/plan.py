@@ -57,7 +57,7 @@ class Wishes:
                 raise ValueError(f"--{option} is {', '.join(known)}, not {getattr(self, name)!r}")
 
 
-def resolve(wishes: Wishes, clip: ClipFacts) -> FeatureSettings:
+def resolve_settings(wishes: Wishes, clip: ClipFacts) -> FeatureSettings:
     """Return the settings that go to `ledger/features/settings.json`."""
     from_pixels = wishes.image_tokens == "none"
     return FeatureSettings(

@@ -94,7 +94,7 @@ class FeaturesWorker:
             batches = self._encoded(rows, rejected)
             with pa.ipc.new_file(sink, self._schema) as writer, ThreadPoolExecutor(1) as pool:
                 writing: Future[None] | None = None  # hash and write one batch, encode the next
-                for batch in uniform(batches, self._settings.block_rows):
+                for batch in regroup(batches, self._settings.block_rows):
                     if writing is not None:
                         writing.result()
                     rows_out += batch.num_rows
@@ -213,7 +213,7 @@ class FeaturesWorker:
         }
 
 
-def uniform(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of exactly `rows`, but the last."""
     rest: pa.RecordBatch | None = None
     for batch in batches:

@@ -6,13 +6,11 @@ spaCy runs only what tags need (tok2vec, tagger; attribute_ruler where it could 
 word), on the lower-cased captions that CLIP is trained on; equal captions are tagged once.
 """
 
-import gc
 import importlib.util
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -148,15 +146,13 @@ class NounWorker:
         self._settings = NounSettings(**settings)
         self._tokenizer = CaptionTokenizer(self._settings.context_length)
         self._tagger = NounTagger(self._settings.tagger)
-        gc.freeze()  # the libraries' objects stay: going through them for every shard costs 5 %
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Tag the shard's successful pairs, write, commit."""
         start = perf_counter()
         pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
         pairs = pairs.filter(pa.compute.equal(pairs["status"], "success"))
-        with _garbage_later():
-            rows = self.rows(pairs["key"].to_pylist(), pairs["caption"].to_pylist())
+        rows = self.rows(pairs["key"].to_pylist(), pairs["caption"].to_pylist())
         table = pa.Table.from_pylist(rows, NOUNS)
         rejected = Counter(row["rejected"] for row in rows if row["rejected"])
         return stage.commit(
@@ -205,13 +201,3 @@ class NounWorker:
         reason = "not_text" if text else "empty"
         tokens = self._tokenizer.wrap([])
         return {"caption": text, "caption_tokens": tokens, "nouns": [], "rejected": reason}
-
-
-@contextmanager
-def _garbage_later() -> Iterator[None]:
-    """No cycles are looked for while the rows of a shard pile up: it would cost 5 % of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

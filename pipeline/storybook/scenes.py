@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from codeseg.pipeline.engine.storage import write_file
 from codeseg.pipeline.storybook.things import COLOURS, THINGS, Colour, Pen, shade
 
 THING_NAMES = tuple(THINGS)
@@ -299,12 +300,11 @@ def scenes(seed: int, count: int) -> Iterator[Scene]:
 
 def write_world(folder: Path, count: int, seed: int = TRAIN_SEED) -> list[str]:
     """Write `NNNNNN.png` for every scene and one file that is no picture; returns the captions."""
-    folder.mkdir(parents=True, exist_ok=True)
     captions = []
     for index, scene in enumerate(scenes(seed, count)):
         _save_whole(scene.image, folder / f"{index:06d}.png")
         captions.append(scene.caption)
-    (folder / "broken.png").write_bytes(b"this is no picture")
+    write_file(folder / "broken.png", b"this is no picture")
     return captions
 
 
@@ -324,9 +324,7 @@ def write_url_list(path: Path, base_url: str, captions: list[str]) -> None:
         rows.append(f"{'' if index % 150 == 77 else caption}\t{url}\n")
         if index % 100 == 50:
             rows.append(rows[-1])
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(rows), encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, "".join(rows))
 
 
 def palette() -> list[list[int]]:
@@ -356,8 +354,6 @@ def write_benchmark(folder: Path, name: str, count: int, seed: int | None = None
     """
     if name not in BENCHMARK_SEEDS:
         raise ValueError(f"no storybook benchmark {name!r}; there are {', '.join(BENCHMARK_SEEDS)}")
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     names = [f"{index:06d}" for index in range(count)]
     colours = palette()
     if name == "storybook_things":
@@ -371,14 +367,11 @@ def write_benchmark(folder: Path, name: str, count: int, seed: int | None = None
         picture.putpalette([value for colour in colours for value in colour])
         _save_whole(scene.image, folder / "images" / f"{identifier}.png")
         _save_whole(picture, folder / "labels" / f"{identifier}.png")
-    (folder / "val.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    write_file(folder / "val.txt", "\n".join(names) + "\n")
 
 
 def _save_whole(image: Image.Image, path: Path) -> None:
-    """Write under a temporary name, then rename: a killed run leaves no half picture."""
-    temporary = path.with_suffix(".partial")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    write_file(path, lambda file: image.save(file, format="PNG"))
 
 
 def contact_sheet(seed: int, columns: int, rows: int, size: int = 128) -> Image.Image:

@@ -18,11 +18,7 @@ class _Plain:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Return the dataclass of a JSON object.
-
-        Raises:
-            ValueError: a field is missing, unknown or of another type.
-        """
+        """Return the dataclass of a JSON object, or raise ValueError: it has other fields."""
         hints = get_type_hints(cls)
         needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
         if not isinstance(value, Mapping) or not needed <= value.keys() <= hints.keys():
@@ -33,10 +29,10 @@ class _Plain:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, _Plain):
         return kind.from_json(value)
-    if inner := get_args(kind):
-        if isinstance(value, list | tuple) and len(value) == len(inner):
-            return tuple(_typed(name, v, k) for v, k in zip(value, inner, strict=True))
-    elif type(value) is kind or (kind is float and type(value) is int):
+    inner = get_args(kind)
+    if inner and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(_typed(name, v, k) for v, k in zip(value, inner, strict=True))
+    if type(value) is kind or (kind is float and type(value) is int):
         return value
     raise ValueError(f"{name} is {value!r}")
 

@@ -17,10 +17,10 @@ from PIL import Image
 from codeseg.pipeline.engine.ledger import Ledger, fingerprint
 from codeseg.pipeline.engine.stage import REGIONS, faults, state
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.schema import SHARD_DIGITS
 
 RegionMap = NDArray[np.uint8]
 
-SHARD_DIGITS = 5  # of a key: the shard it belongs to
 SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches; 3 MB each
 
 

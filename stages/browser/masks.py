@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codeseg.model.pictures.overlay import colours
-from codeseg.stages.score import write_json
+from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.segment import write_result
 
 if TYPE_CHECKING:

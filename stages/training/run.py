@@ -32,14 +32,13 @@ from codeseg.model.checkpoint import (
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.batches import Position
+from codeseg.pipeline.stream.batches import START, Position
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.training.config import differences
 from codeseg.stages.training.optimizer import optimizer_tensors, restore_optimizer
 from codeseg.stages.training.recipes import HARMLESS, Recipe
 
 CONFIG = "config.json"
-START = Position(epoch=0, index=0)
 
 
 SHOWN_DIFFERENCES = 5  # another recipe may differ in dozens of settings
@@ -162,7 +161,7 @@ def save(run: Path, recipe: Recipe, state: State) -> None:
     keep_last(run, recipe.train.keep_checkpoints)
 
 
-def progress(run: Path) -> tuple[int, Position]:
+def saved_progress(run: Path) -> tuple[int, Position]:
     """Steps of the last checkpoint and where its data went on; the start without one."""
     saved = checkpoints(run)
     if not saved:
@@ -183,5 +182,5 @@ def resume(run: Path, state: State) -> None:
     restore(state.code, load_checkpoint(saved[-1]))
     tensors = load_tensors(saved[-1] / OPTIMIZER)
     restore_optimizer(state.optimizer, state.parameters, tensors)
-    state.step, state.position = progress(run)
+    state.step, state.position = saved_progress(run)
     state.scaler.load_state_dict(read_json(saved[-1] / STATE)["scaler"])

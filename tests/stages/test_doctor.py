@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bench.make_nouns import make_nouns
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve, row_bytes
+from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve_settings, row_bytes
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.cli import app
 from codeseg.stages.doctor import (
@@ -130,7 +130,7 @@ def test_a_name_resolves_or_the_finding_says_why_not():
 
 def row(wishes):
     clip = ClipFacts("storybook", "", "", 64, 8, 128, 80, 64, 4, 77)
-    return row_bytes(resolve(wishes, clip))
+    return row_bytes(resolve_settings(wishes, clip))
 
 
 def free(monkeypatch, size):

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from codeseg.pipeline.engine.cluster import Resources, fit, most_workers
+from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers
 from codeseg.pipeline.engine.cluster import ray_session as cluster_session
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
 from codeseg.pipeline.engine.progress import read_heartbeat
@@ -137,12 +137,12 @@ def test_what_no_machine_has_is_refused_at_once(ray_session, tmp_path, asked):
 
 
 def test_memory_bounds_the_workers_and_an_estimate_stops_nobody(ray_session, capsys):
-    assert most_workers(10, fit(Resources(), 1)) == 2, "one a core"
-    every = fit(Resources(), 10**15).memory
-    assert most_workers(10, fit(Resources(), 10**15)) == 1
-    assert most_workers(10, fit(Resources(memory=int(0.6 * every)), 1)) == 1
-    assert most_workers(10, fit(Resources(memory=int(0.4 * every)), 10**15)) == 2
-    fit(Resources(gpus=1000, ray_address="auto"), 1)
+    assert most_workers(10, fit_workers(Resources(), 1)) == 2, "one a core"
+    every = fit_workers(Resources(), 10**15).memory
+    assert most_workers(10, fit_workers(Resources(), 10**15)) == 1
+    assert most_workers(10, fit_workers(Resources(memory=int(0.6 * every)), 1)) == 1
+    assert most_workers(10, fit_workers(Resources(memory=int(0.4 * every)), 10**15)) == 2
+    fit_workers(Resources(gpus=1000, ray_address="auto"), 1)
     assert "waiting for one" in capsys.readouterr().out, "a cluster may grow"
 
 

@@ -21,9 +21,9 @@ from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
-from codeseg.pipeline.features.plan import Wishes, clip_facts, make_plan, resolve
+from codeseg.pipeline.features.plan import Wishes, clip_facts, make_plan, resolve_settings
 from codeseg.pipeline.features.vocabulary import VocabularyWorker
-from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, uniform
+from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, regroup
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -54,7 +54,7 @@ def root(tmp_path, source):
 def options(root: Path | str, **wishes) -> dict:
     storage = Storage.open(root)
     facts = clip_facts(storage, WISHES["clip"], WISHES["pretrained"])
-    settings = resolve(Wishes(**(WISHES | wishes)), facts)
+    settings = resolve_settings(Wishes(**(WISHES | wishes)), facts)
     return {"features": settings, "device": "cpu", "threads": 1, "shards": [0, 1]}
 
 
@@ -382,7 +382,7 @@ def test_faults_are_found_by_row():
 def test_uniform_batches_keep_rows_and_order(sizes):
     numbers = iter(range(100))
     batches = [pa.record_batch({"n": [next(numbers) for _ in range(size)]}) for size in sizes]
-    out = list(uniform(batches, 4))
+    out = list(regroup(batches, 4))
     assert [n for batch in out for n in batch["n"].to_pylist()] == list(range(sum(sizes)))
     assert all(batch.num_rows == 4 for batch in out[:-1])
 
