@@ -1,8 +1,8 @@
 """FOLDER/**/scores.json -> evaluations by name, in groups whose numbers compare.
 
 Numbers compare where the benchmark and its class list, the protocol and the scored images are the
-same; the page never puts others into one table. What `codeseg evaluate` did not record as a
-protocol is told by the settings that stand for one.
+same; the page never puts others into one table. A protocol is its name, its file and those of its
+settings that `--set` may have changed.
 """
 
 import json
@@ -21,9 +21,9 @@ from codeseg.stages.pages.html import said
 
 METHODS = {
     "code": "CoDe", "scg": "SCG", "maskclip": "MaskCLIP", "sclip": "SCLIP", "naclip": "NACLIP",
-    "clearclip": "ClearCLIP", "scclip": "SC-CLIP",
+    "clearclip": "ClearCLIP", "scclip": "SC-CLIP", "maskclip_bare": "MaskCLIP without the MLP",
 }  # fmt: skip
-GEOMETRY = ("short_side", "window", "stride")  # a protocol's settings, where none is recorded
+PLAYED = ("short_side", "window", "stride", "score", "background")  # that `--set` may change
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,12 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """The protocol's name, or the settings in its place."""
-        recorded = self.summary.get("protocol", self.settings.get("protocol"))
-        if recorded is not None:
-            return f"protocol {recorded}"
-        known = [k for k in GEOMETRY if k in self.settings]
+        """The protocol's name and its settings that may have been changed."""
+        recorded = self.settings.get("protocol")
+        known = [k for k in PLAYED if k in self.settings]
         told = [f"{k.replace('_', ' ')} {said(self.settings[k])}" for k in known]
-        return f"no protocol recorded ({', '.join(told) or 'nor settings'})"
+        name = "no protocol recorded" if recorded is None else f"protocol {said(recorded)}"
+        return f"{name} ({', '.join(told) or 'nor settings'})"
 
     @property
     def data(self) -> Path | None:
@@ -104,7 +103,9 @@ def find_evaluations(folder: Path) -> list[list[Evaluation]]:
 def _game(evaluation: Evaluation) -> tuple[Any, ...]:
     """What two evaluations share whose numbers compare."""
     manifest = evaluation.manifest
-    return manifest.title, manifest.name, manifest.sha256, evaluation.protocol, evaluation.images
+    names = str(evaluation.settings.get("protocol_sha256"))  # of the classes, too
+    played = (evaluation.protocol, names, evaluation.images)
+    return manifest.title, manifest.name, manifest.sha256, *played
 
 
 def _read(path: Path) -> Evaluation:

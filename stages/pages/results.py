@@ -10,7 +10,7 @@ from codeseg.stages.pages.html import Html, fill, join, said
 from codeseg.stages.pages.page import Section, folded
 
 MOST_BARS = 24  # classes of the chart; of more, those that differ most are drawn
-SCORES = ("method", "mIoU, %", "pixel accuracy, %", "CLIP", "checkpoint", "failed images")
+SCORES = ("method", "mIoU, %", "pixel accuracy, %", "CLIP", "checkpoint", "refinement", "failed")
 
 
 def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
@@ -27,9 +27,10 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
             table = figures.table(SCORES, [_scores(e) for e in group], best)
             parts += [fill("<p>{}</p>", game(group[0])), table, _settings(group)]
         if published := tables[0][0].manifest.published:
-            rows = [asdict(row) for row in published]
+            ours = {group[0].settings.get("protocol") for group in tables}
+            rows = sorted(map(asdict, published), key=lambda row: row["protocol"] not in ours)
             table = figures.table(list(rows[0]), [list(row.values()) for row in rows])
-            parts.append(folded(f"{len(rows)} published numbers, of mixed protocols", table))
+            parts.append(folded(f"{len(rows)} published numbers, ours' protocols first", table))
     note = "A RUN is scored at its last checkpoint; none was picked on a benchmark."
     return Section("Results", join(parts), note)
 
@@ -47,7 +48,8 @@ def _scores(evaluation: Evaluation) -> list[object]:
     numbers = (evaluation.miou, evaluation.summary.get("pixel_accuracy"))
     shown = [None if number is None else f"{number:.2f}" for number in numbers]
     settings, failed = evaluation.settings, len(evaluation.summary.get("failed") or ())
-    return [evaluation.name, *shown, settings.get("clip"), settings.get("checkpoint"), failed]
+    made = [settings.get(key) for key in ("clip", "checkpoint", "refinement")]
+    return [evaluation.name, *shown, *made, failed]
 
 
 def _settings(group: Sequence[Evaluation]) -> Html:

@@ -128,8 +128,8 @@ def test_methods_have_their_names_and_the_best_of_equals_is_bold(folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"protocol": "sclip"},
         {"settings": {"protocol": "plain"}},
+        {"settings": {"protocol_sha256": "another"}},
         {"settings": {"window": 224}},
         {"images": "b"},
     ],
