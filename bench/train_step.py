@@ -31,8 +31,7 @@ from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, Losses
 from codeseg.model.code.config import CoDeConfig
 from codeseg.pipeline.stream.batches import FeatureStream
-
-DENSE_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bf16 FLOP/s, data sheets
+from codeseg.stages.training.flops import data_sheet
 
 Step = Callable[..., Losses]
 
@@ -137,8 +136,7 @@ def rate(device: torch.device, flops_per_second: float) -> str:
     text = f"{flops_per_second / 1e12:6.2f} TFLOP/s"
     if device.type != "cuda":
         return text
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for part, peak in DENSE_PEAK.items() if part in name), None)
+    peak = data_sheet(torch.cuda.get_device_name(device))
     return text if peak is None else f"{text}  utilisation {flops_per_second / peak:.1%}"
 
 

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +27,14 @@ from codeseg.stages.training.optimizer import build_optimizer
 from codeseg.stages.training.processes import Processes
 from codeseg.stages.training.recipes import RECIPES, Recipe, TrainConfig, resolve
 from codeseg.stages.training.run import (
+    CONFIG,
     State,
     check_run,
     load_clip,
     resume,
     save,
     saved_progress,
+    seen,
     write_config,
 )
 from codeseg.stages.training.runlog import Meter, RunLog
@@ -61,6 +63,14 @@ def train(
             metavar="SHARE,SHARE…", help="Each root's share of the samples (default: by rows)."
         ),
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="OTHER_RUN",
+            help="Begin with another run's weights, as in fine-tuning; the schedule is fresh.",
+        ),
+    ] = None,
 ) -> None:
     """Learn the segmenters from precomputed features; stop and start it as you like.
 
@@ -68,7 +78,7 @@ def train(
     checkpoint, and a finished run says so.
     """
     shares = [f"train.weights={weights}"] if weights else []
-    fit(root, run, resolve(recipe, config, [*(set_ or ()), *shares]))
+    fit(root, run, resolve(recipe, config, [*(set_ or ()), *shares]), from_)
 
 
 @dataclass
@@ -101,13 +111,19 @@ def stop_when_asked() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> bool:
+def fit(
+    root: str | Path | Sequence[str | Path],
+    run: Path,
+    recipe: Recipe,
+    start_from: Path | None = None,
+) -> bool:
     """Train until the recipe's last step or until SIGTERM or Ctrl-C.
 
     Args:
         root: dataset root with features, or several.
         run: the run's folder; an existing one is resumed.
         recipe: all settings.
+        start_from: a RUN or checkpoint whose weights a new run begins with.
 
     Returns:
         Whether the run is finished; False after SIGTERM, with the last step saved.
@@ -126,6 +142,11 @@ def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> b
             "rows": stream.rows,
             "contents": stream.fingerprint,
         }
+        if start_from is not None:
+            data["from"] = str(start_from)
+        processes.refuse_differences(
+            {"RUN": seen(run), "settings": asdict(recipe), "data": data["contents"]}
+        )
         check_run(run, recipe, data)
         if step == recipe.train.steps:
             if processes.leads:
@@ -135,10 +156,12 @@ def fit(root: str | Path | Sequence[str | Path], run: Path, recipe: Recipe) -> b
         clip = load_clip(stream.name, recipe, stream.settings.clip)
         code = CoDe(clip, recipe.model).to(processes.device)
         state = initial_state(code, recipe.train, processes.device)
-        resume(run, state)
+        resume(run, state, start_from)
         processes.wait()  # for all to have looked at the folder before it changes
         if processes.leads:
             write_config(run, recipe, data)
+        processes.wait()
+        processes.refuse_differences({"RUN": (run / CONFIG).is_file()})
         with RunLog(run, recipe, state.step, processes.leads) as log:
             for shard, reason in stream.skipped.items():
                 log.say(f"shard {shard} is skipped: {reason}")

@@ -3,14 +3,26 @@
 In: a step to run, a device. Out: floating-point operations; FLOP/s.
 """
 
+import re
 import time
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense tensor-core rates of the vendors' data sheets, bf16 and fp16 alike, FLOP/s.
-DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+# Dense bf16 and fp16 tensor-core rates of the vendor's data sheets, FLOP/s, by the driver's name of
+# the device, matched whole: "H100" alone is three devices.
+DATA_SHEET = {
+    r"NVIDIA A100[ -].*": 312e12,
+    r"NVIDIA H100 80GB HBM3": 989e12,
+    r"NVIDIA H100 PCIe": 756e12,
+    r"NVIDIA H100 NVL": 835e12,
+    r"NVIDIA H200": 989e12,
+    r"NVIDIA B200": 2250e12,
+    r"NVIDIA L4": 121e12,
+    r"NVIDIA L40S": 362e12,
+    r"NVIDIA GeForce RTX 4090": 165e12,
+}
 
 
 def count_flops(step: Callable[[], None]) -> int:
@@ -21,19 +33,23 @@ def count_flops(step: Callable[[], None]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_flops(device: torch.device, precision: str) -> float:
-    """What the device can do: its data sheet, or what a large matrix product reaches.
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return what the device can do, FLOP/s; None for a GPU whose data sheet is not at hand.
 
     Args:
-        device: where the model is.
-        precision: "fp32", "bf16" or "fp16".
+        device: where the model is; a CPU's rate is what a large matrix product reaches.
+        precision: "fp32" (TF32 on a GPU), "bf16" or "fp16".
     """
-    if device.type == "cuda" and precision != "fp32":
-        name = torch.cuda.get_device_name(device)
-        for part, rate in DATA_SHEET.items():
-            if part in name:
-                return rate
-    return _measure(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    if device.type == "cuda":
+        rate = data_sheet(torch.cuda.get_device_name(device))
+        return rate / 2 if rate and precision == "fp32" else rate
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return _measure(device, types.get(precision, torch.float32))
+
+
+def data_sheet(name: str) -> float | None:
+    """Return a GPU's dense bf16 rate by its driver's name; None for one that is not listed."""
+    return next((rate for one, rate in DATA_SHEET.items() if re.fullmatch(one, name)), None)
 
 
 def _measure(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

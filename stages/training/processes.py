@@ -5,6 +5,7 @@ Out: a `Processes`; every method does the plain thing when there is one process.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,10 +39,13 @@ class Processes:
         """
         chosen = choose_device(device)
         gpu = chosen.type == "cuda"
-        local = int(os.environ.get("LOCAL_RANK", "0"))
         if gpu:
+            # A scheduler may show each task its own GPU alone, which is then number 0 to all.
+            alone = torch.cuda.device_count() == 1
+            local = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
             chosen = torch.device("cuda", local)
             torch.cuda.set_device(chosen)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size > 1:
             dist.init_process_group("nccl" if gpu else "gloo")
@@ -69,7 +73,9 @@ class Processes:
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        return DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over processes, in place; NaN anywhere is NaN everywhere."""
@@ -85,6 +91,23 @@ class Processes:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def refuse_differences(self, seen: Mapping[str, Any]) -> None:
+        """Refuse to go on where processes do not see the same.
+
+        Args:
+            seen: what every process must see alike, by the name that the message calls it.
+
+        Raises:
+            ValueError: on every process, naming the first that differs and in what.
+        """
+        first, *others = self.gather(dict(seen))
+        for rank, other in enumerate(others, start=1):
+            if differing := [name for name in first if first[name] != other.get(name)]:
+                raise ValueError(
+                    f"process {rank} does not see the same {' and '.join(differing)} as process 0: "
+                    "put RUN and ROOT on storage that all nodes share, and give all one command"
+                )
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -120,7 +120,8 @@ class Recipe:
 HARMLESS = {
     f"train.{name}"
     for name in (
-        "device", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "wandb",
+        "device", "compile", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints",
+        "wandb",
     )
 }  # fmt: skip
 """Settings that may change when a run is resumed: they do not change what is learned."""

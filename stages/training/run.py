@@ -8,6 +8,7 @@ A RUN is resumed by the same command; one that belongs to other settings or data
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -31,17 +32,28 @@ from codeseg.model.checkpoint import (
 )
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.override import override
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import START, Position
 from codeseg.pipeline.stream.feature_settings import ClipFacts
-from codeseg.stages.training.config import differences
-from codeseg.stages.training.optimizer import optimizer_tensors, restore_optimizer
+from codeseg.stages.training.config import differences, flatten
+from codeseg.stages.training.optimizer import (
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from codeseg.stages.training.recipes import HARMLESS, Recipe
 
 CONFIG = "config.json"
 
 
 SHOWN_DIFFERENCES = 5  # another recipe may differ in dozens of settings
+
+
+LONGER = (
+    "; more steps change the learning rate of those already done: `codeseg train … NEW_RUN "
+    "--from {}` starts a new schedule with these weights"
+)
 
 
 class OtherRunError(ValueError):
@@ -54,6 +66,7 @@ class OtherRunError(ValueError):
         super().__init__(
             f"{run} was started with --recipe {recipe} and other settings or data ({shown}{more}): "
             f"go on with --config {run / CONFIG} on the same data, or give another RUN folder"
+            + (LONGER.format(run) if any(line.startswith("train.steps:") for line in lines) else "")
         )
 
 
@@ -85,10 +98,34 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
     """
     if (run / CONFIG).is_file():
         saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
-        if lines := differences(saved, wanted, ignore={"codeseg", *HARMLESS}):
+        ignore = {"codeseg", *HARMLESS, *_free_schedule(saved, recipe, saved_progress(run)[0])}
+        if lines := differences(saved, wanted, ignore):
             raise OtherRunError(run, saved.get("name", "(none)"), lines)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ValueError(f"{run} exists and is no run of codeseg: give another RUN folder")
+
+
+def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple[str, ...]:
+    """Settings of the schedule, if today's gives the steps already done what they were given."""
+    before, after = override(recipe, flatten({"train": saved["train"]})).train, recipe.train
+    if after.steps < done or any(
+        learning_rate(step, before) != learning_rate(step, after)
+        or (step < before.phase1_steps) != (step < after.phase1_steps)
+        for step in range(done)
+    ):
+        return ()
+    names = ("steps", "warmup_fraction", "phase1_fraction", "base_final_lr")
+    return tuple(f"train.{name}" for name in names) if done else ()
+
+
+def seen(run: Path) -> str:
+    """A hash of the settings and the last checkpoint: what all processes must see alike."""
+    digest = hashlib.sha256()
+    folders = [run, *(checkpoints(run)[-1:])]
+    for path in sorted(path for folder in folders for path in folder.glob("*.*")):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_config(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
@@ -170,14 +207,21 @@ def saved_progress(run: Path) -> tuple[int, Position]:
     return int(values["step"]), Position(**values["position"])
 
 
-def resume(run: Path, state: State) -> None:
-    """Bring the state to the run's last checkpoint, if it has one.
+def resume(run: Path, state: State, start_from: Path | None = None) -> None:
+    """Bring the state to the run's last checkpoint, if it has one; else take another's weights.
+
+    Args:
+        run: the folder.
+        state: at step 0.
+        start_from: RUN or checkpoint whose weights a run begins with.
 
     Raises:
         ValueError: when a file of the checkpoint is damaged; names it.
     """
     saved = checkpoints(run)
     if not saved:
+        if start_from is not None:
+            restore(state.code, load_checkpoint(start_from))
         return
     restore(state.code, load_checkpoint(saved[-1]))
     tensors = load_tensors(saved[-1] / OPTIMIZER)

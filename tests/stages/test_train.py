@@ -3,6 +3,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from codeseg.model.checkpoint import checkpoints, load_checkpoint, load_tensors
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.stages.train import fit, initial_state
 from codeseg.stages.training.optimizer import build_optimizer, learning_rate
-from codeseg.stages.training.recipes import resolve
+from codeseg.stages.training.recipes import HARMLESS, resolve
 from codeseg.stages.training.run import OtherRunError
 from codeseg.stages.training.runlog import read_metrics
 from tests.helpers.tiny_run import assignments, make_root, tiny_recipe
@@ -156,6 +158,34 @@ def test_run_with_other_settings_is_refused_with_the_difference(root, undisturbe
         fit(root, undisturbed, tiny_recipe(root, "train.seed=1", "train.log_every=5"))
     assert caught.value.lines == ["train.seed: 0 -> 1"]
     assert str(undisturbed) in str(caught.value)
+
+
+def test_compilation_may_change_on_resume():
+    assert "train.compile" in HARMLESS
+
+
+def test_longer_run_is_allowed_where_done_steps_keep_their_rate_and_else_says_how(
+    root, undisturbed, tmp_path
+):
+    with pytest.raises(OtherRunError, match=r"train.steps: 6 -> 9.*NEW_RUN --from"):
+        fit(root, undisturbed, tiny_recipe(root, "train.steps=9"))
+    flat = ("train.base_final_lr=1e-3", "train.warmup_fraction=0", "train.phase1_fraction=0")
+    assert fit(root, tmp_path / "run", tiny_recipe(root, *flat))
+    assert fit(root, tmp_path / "run", tiny_recipe(root, *flat, "train.steps=9"))
+    assert fit(root, tmp_path / "whole", tiny_recipe(root, *flat, "train.steps=9"))
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+    with pytest.raises(OtherRunError, match=r"train.steps: 9 -> 8"):
+        fit(root, tmp_path / "run", tiny_recipe(root, *flat, "train.steps=8"))
+
+
+def test_run_from_another_begins_with_its_weights_and_a_fresh_schedule(root, undisturbed, tmp_path):
+    run, still = tmp_path / "run", tiny_recipe(root, "train.steps=1", "train.base_lr=1e-30")
+    assert fit(root, run, still, undisturbed)
+    assert read_metrics(run)["step"].to_pylist() == [1]
+    mine, theirs = load_checkpoint(run).tensors, load_checkpoint(undisturbed).tensors
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    with pytest.raises(OtherRunError, match=r"data.from: .* -> \(absent\)"):
+        fit(root, run, still)
 
 
 def test_run_with_other_data_is_refused_with_the_difference(undisturbed, tmp_path):
@@ -351,6 +381,34 @@ def test_two_processes_give_the_losses_and_gradients_of_one(root, tmp_path):
     assert shared.keys() == single.keys() and len(shared) > 10
     for name in shared:
         assert (shared[name] - single[name]).norm() <= 1e-5 * single[name].norm(), name
+
+
+def _node(rank, root, folder, port):
+    """One of two processes, each with a RUN of its own; writes down what it was told."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    try:
+        fit(root, folder / f"run{rank}", tiny_recipe(root))
+    except ValueError as error:
+        (folder / f"told{rank}").write_text(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True])
+def test_processes_that_do_not_share_the_run_are_refused(root, undisturbed, tmp_path, begun):
+    if begun:  # one node has the checkpoints, the other does not
+        shutil.copytree(undisturbed, tmp_path / "run0")
+        shutil.rmtree(checkpoints(tmp_path / "run0")[-1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_node, (root, tmp_path, port), nprocs=2)
+    for rank in range(2):
+        told = (tmp_path / f"told{rank}").read_text()
+        assert told.startswith("process 1 does not see the same RUN as process 0: put RUN and ROOT")
+        assert "\n" not in told
+    assert not (tmp_path / "run1").exists()
 
 
 def first_gradients(run):
