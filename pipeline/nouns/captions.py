@@ -4,11 +4,19 @@ Cleaning, splitting and BPE are open_clip's own (its SimpleTokenizer is called w
 ids are exactly those of its tokenizer; what is added here is which characters each word came from.
 """
 
+import re
+import unicodedata
 from dataclasses import dataclass
 
 from open_clip.tokenizer import SimpleTokenizer
 
 CONTEXT_LENGTH = 77
+MOST_CHARACTERS = 2000  # of a caption; 77 tokens never need more, and cleaning is quadratic in them
+HIDDEN = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+"""Characters that nobody sees, such as soft hyphens: inside of words they hide them."""
+STYLED = re.compile("[\U0001d400-\U0001d7ff]+")  # mathematical letters, written to look bold
 LONGEST_WORD = 200  # characters: longer runs are no words, and BPE is quadratic in them
 
 
@@ -47,10 +55,19 @@ class CaptionTokenizer:
         self._words: dict[str, list[int]] = {}
 
     def clean(self, text: str) -> str:
-        """The text as CLIP's tokenizer cleans it: mojibake, entities, white space, lower case."""
+        """Return the text as CLIP's tokenizer cleans it, without what hides words from a reader.
+
+        CLIP's part: mojibake, entities, white space, lower case. Ours: a bound on the length before
+        anything is done, hidden characters, letters that only look bold or italic.
+        """
+        text = text[:MOST_CHARACTERS]
         if text.isascii() and text.isprintable() and "&" not in text:
-            return " ".join(text.split()).lower()  # nothing to mend: ten times as fast
-        return str(self._clip.clean_fn(text))
+            return " ".join(text.split()).lower()  # nothing to clean: ten times as fast
+        cleaned = str(self._clip.clean_fn(text))
+        if not (HIDDEN.search(cleaned) or STYLED.search(cleaned)):
+            return cleaned
+        plain = STYLED.sub(lambda m: unicodedata.normalize("NFKC", m[0]), HIDDEN.sub("", cleaned))
+        return " ".join(plain.split()).lower()
 
     def read(self, cleaned: str) -> Caption | None:
         """Tokenize a cleaned caption.

@@ -31,7 +31,9 @@ NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
 NEEDED = ("tok2vec", "tagger", "attribute_ruler")
 BATCH_CAPTIONS = 256  # larger ones leave the processor's cache
 NOUN = re.compile(r"[^\W\d_][^\W_]+(?:[-'’.&][^\W_]+)*")  # two letters at least; no markup, no URL
-MARKUP = re.compile(r"<[^<>]*>")  # such as the <person> that CC12M puts in place of names
+VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+MARKUP = re.compile(rf"<!--[^<>]*-->|</?[a-z][\w-]*(?:\s+[\w-]+\s*=\s*{VALUE})*\s*/?>", re.I)
+"""Tags, such as the <person> that CC12M puts in place of names; "i <3 my dog > all" has none."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class NounSettings:
     tagset: str  # fingerprint of the tagger's labels
     min_nouns: int = 2  # captions with fewer distinct nouns are rejected (METHOD §7)
     context_length: int = 77  # of the CLIP text encoder, SOS and EOS included
+    cleaning: int = 2  # raised when the rules for markup and hidden characters change
 
     def fingerprint(self) -> str:
         """Of all settings."""

@@ -51,6 +51,25 @@ def test_single_letters_and_markup_are_dropped(worker):
 
 
 @pytest.mark.parametrize(
+    ("caption", "some", "none"),
+    [
+        ("i <3 my dog and cat and horses > birds in the garden", "dog cat horses birds garden", ""),
+        ("temperature < 5 degrees, dog and cat in snow, wind > 20", "dog cat snow wind", ""),
+        ("dogs <and cats> in a garden", "dogs garden", ""),
+        (
+            '<img src="cat.jpg" alt=fox/> a dog<br/> in <!-- a bird --> snow',
+            "dog snow",
+            "cat fox bird",
+        ),
+        ("a d\u200bog and a c\u00adat on the sofa", "dog cat sofa", ""),
+    ],
+)
+def test_only_what_is_markup_counts_as_markup(worker, caption, some, none):
+    found = nouns(worker, caption)
+    assert set(some.split()) <= set(found) and not set(none.split()) & set(found)
+
+
+@pytest.mark.parametrize(
     ("caption", "reason"),
     [
         (None, "empty"),
