@@ -6,16 +6,20 @@ Hub tags, files and random weights alike; what the method has no meaning for is 
 import hashlib
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
 from codeseg.model.clip.hub import hub_or_cache
+from codeseg.model.clip.weight_files import check_fit, read_weights
 
 BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -30,7 +34,7 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
     config = read_config(model)
     if pretrained.split(":")[0] == "random":
         seed = pretrained.partition(":")[2] or "0"
-        if not seed.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", seed):
             raise ValueError(f"pretrained {pretrained!r}: random[:seed] takes a number")
         return _build(config, model, int(seed))
     path, quick_gelu = find_weights(model, pretrained)
@@ -117,14 +121,21 @@ def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
 
 
 def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
-    """Load weights from a .safetensors or pickle-free .pt file."""
+    """Load a file's weights, as open_clip does: other names and sizes of grid are converted."""
     if not path.is_file():
         raise ValueError(f"CLIP weights {path} do not exist")
+    state = read_weights(path)
     try:
-        open_clip.load_checkpoint(clip, str(path), weights_only=True)
-    except Exception as error:  # torch, safetensors and open_clip raise many kinds
+        state = convert_state_dict(clip, state)
+        if "logit_scale" in state:
+            state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+        resize_pos_embed(state, clip)
+        resize_text_pos_embed(state, clip)
+        check_fit(clip, state)
+    except Exception as error:  # open_clip raises many kinds
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"CLIP weights {path} do not fit {model}: {reason}") from error
+    clip.load_state_dict(state)
 
 
 def refuse_unsupported(clip: Any, name: str) -> None:
