@@ -215,7 +215,7 @@ def segment_pictures(out: Path) -> None:
     found = [path for name in PICTURES if (path := images / f"{name}.png").exists()]
     words = [word for text in WORDS for word in ("--text", text)]
     run = ("--run", out / "runs" / "code")
-    run_command("segment", *found, *words, *run, "--out", out / "segments")
+    run_command("segment", *found, *words, *run, "--out", out / "segments", "--overwrite")
 
 
 def collect(out: Path) -> dict[str, dict[str, dict[str, Any]]]:

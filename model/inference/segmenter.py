@@ -2,8 +2,8 @@
 
     segmenter = Segmenter.open("runs/code")         # a RUN, a checkpoint or a hub id
     segmenter = Segmenter.open(clip="storybook")    # a CLIP alone, no training
-    result = segmenter.segment("photo.jpg", ["red car", "dog"], background=True)
-    result.label_map, result.masks, result.scores
+    result = segmenter.segment("photo.jpg", "dog, red car, sofa/couch")
+    result.segments, result["dog"].mask, result.label_map, result.overlay()
 
 Letters: K names, C joint width, H W rows and columns of the picture, W windows, h w of a mask.
 """
@@ -50,23 +50,10 @@ from codeseg.model.inference.word_segments import WordSegments, segment_words
 from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
 from codeseg.model.pictures.resize import resize_pixels
+from codeseg.model.results.segmentation import Segmentation
 
 EMBEDDED = "storybook"
 """The tiny CLIP that comes with codeseg, and its weights."""
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """One picture's result, at its own size (upright)."""
-
-    texts: tuple[str, ...]
-    """What was asked for; "background" first where it was wanted."""
-    label_map: npt.NDArray[np.uint8]
-    """uint8 H×W: index into texts."""
-    masks: npt.NDArray[np.float32]
-    """float32 K×H×W, 0..1, a soft mask a text that was asked for (none for the background)."""
-    scores: tuple[float, ...]
-    """Highest mask value of each text asked for: how sure it is to be there at all, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +82,9 @@ class Segmenter:
         >>> from codeseg.model.clip.encoder import FrozenClip
         >>> segmenter = Segmenter(FrozenClip.load("ViT-B-32", "random"))
         >>> noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        >>> result = segmenter.segment(noise, ["red car", "dog"], background=True)
-        >>> result.texts, result.label_map.shape, result.masks.shape
-        (('background', 'red car', 'dog'), (60, 80), (2, 60, 80))
+        >>> result = segmenter.segment(noise, "red car, dog/puppy")
+        >>> result.names, result.label_map.shape, result["dog"].mask.shape
+        (('background', 'red car', 'dog'), (60, 80), (60, 80))
     """
 
     def __init__(
@@ -175,11 +162,11 @@ class Segmenter:
 
     # -- the public face --------------------------------------------------------------------------
 
-    def segment(self, picture: Picture, words: Words, *, background: bool = False) -> Segmentation:
+    def segment(self, picture: Picture, words: Words, *, background: bool = True) -> Segmentation:
         """Segment one picture.
 
         Args:
-            picture: a path, a PIL image or an RGB array (see `codeseg.model.pictures.pixels`).
+            picture: a path, a file's bytes, a PIL image, an array or a tensor (see `rgb_pixels`).
             words: what to look for: "dog, red car, sofa/couch", or a list (see `read_words`).
             background: let pixels at which no word scores above the threshold be background.
 
@@ -189,26 +176,41 @@ class Segmenter:
         return next(self.segment_many([picture], words, background=background))
 
     def segment_many(
-        self, pictures: Iterable[Picture], words: Words, *, background: bool = False
+        self,
+        pictures: Iterable[Picture],
+        words: Words,
+        *,
+        background: bool = True,
+        batch: int = 1,
     ) -> Iterator[Segmentation]:
-        """Segment pictures one after the other, the words encoded once."""
+        """Segment pictures in their order, the words encoded once.
+
+        Args:
+            pictures: as `segment` takes them; a tensor B×C×H×W is B pictures.
+            words: as `segment` takes them.
+            background: as `segment` takes it.
+            batch: at most so many neighbours of one size go through the network together: faster
+                on a GPU, the masks equal up to rounding.
+        """
         things = read_words(words, background)
         embeddings = self.embed_texts(things)
         names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
         threshold = self.settings.background_threshold if background else None
-        for picture in pictures:
-            pixels = rgb_pixels(picture)
-            size = pixels.shape[:2]
-            masks = self._soft_masks(pixels, embeddings).cpu()
-            label = best_class(iter([(slice(0, len(masks)), masks)]), size, threshold)
-            scores = tuple(masks.flatten(1).amax(1).tolist())
-            yield Segmentation(names, label.numpy().astype(np.uint8), masks.numpy(), scores)
+        for group in _of_one_size(map(rgb_pixels, pictures), batch):
+            for pixels, (masks, finish) in zip(
+                group, self._stitchings(group, embeddings), strict=True
+            ):
+                soft = self._soft_masks(masks, finish, embeddings).cpu()
+                label = best_class(iter([(slice(0, len(soft)), soft)]), pixels.shape[:2], threshold)
+                numbers = label.numpy().astype(np.uint8)
+                yield Segmentation.of(pixels, numbers, soft.numpy(), names)
 
-    def _soft_masks(self, pixels: Pixels, embeddings: TextEmbeddings) -> Tensor:
+    def _soft_masks(
+        self, masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings
+    ) -> Tensor:
         """Return a mask of each thing (K, H, W), 0..1."""
         if self.settings.score == "sigmoid":
-            return torch.cat([maps for _, maps in self.maps(pixels, embeddings)])
-        masks, finish = self.stitching(pixels, embeddings)
+            return torch.cat([maps for _, maps in _things(masks, finish, embeddings)])
         names_QHW = torch.cat([maps for _, maps in finish(masks)])
         shares_QHW = (self.settings.logit_scale * names_QHW).softmax(0)
         counts = list(embeddings.names) or [1] * len(shares_QHW)
@@ -322,22 +324,31 @@ class Segmenter:
 
     # -- METHOD §8 --------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (range of classes, their maps (k, H, W)) of one picture."""
-        masks, finish = self.stitching(pixels, embeddings)
-        if all(count == 1 for count in embeddings.names):
-            yield from finish(masks)
-            return
-        for k, names in enumerate(torch.split(masks, list(embeddings.names), dim=1)):
-            maps = torch.cat([maps for _, maps in finish(names)])  # where any of its names is
-            yield slice(k, k + 1), maps.amax(0, keepdim=True)
+        """Yield (range of things, their maps (k, H, W)) of one picture."""
+        return _things(*self.stitching(pixels, embeddings), embeddings)
 
-    @torch.no_grad()
     def stitching(
         self, pixels: Pixels, embeddings: TextEmbeddings
     ) -> tuple[Tensor, Callable[[Tensor], Maps]]:
         """Return the masks of every window, and what makes maps of the picture of them."""
+        return self._stitchings([pixels], embeddings)[0]
+
+    @torch.no_grad()
+    def _stitchings(
+        self, pictures: Sequence[Pixels], embeddings: TextEmbeddings
+    ) -> list[tuple[Tensor, Callable[[Tensor], Maps]]]:
+        """Do so for pictures of one size, whose windows go through the network together."""
+        windows, finishes = zip(*map(self._windows, pictures), strict=True)
+        crops = torch.cat(windows)
+        # One window at a time holds the least memory and is as fast where there is no GPU.
+        together = 1 if self.device.type == "cpu" else len(crops)
+        parts = torch.split(crops, together)
+        masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
+        return list(zip(masks.chunk(len(pictures)), finishes, strict=True))
+
+    def _windows(self, pixels: Pixels) -> tuple[Tensor, Callable[[Tensor], Maps]]:
+        """Return a picture's windows, and what makes maps of the picture of their masks."""
         settings, patch = self.settings, self.clip.patch_size
         height, width = pixels.shape[:2]
         size = working_size(height, width, settings.short_side, settings.long_side)
@@ -353,10 +364,6 @@ class Segmenter:
         else:
             crops, (left, _, top, _) = pad_to_patches(crops, patch)
             covered, offset = (crops.shape[-2], crops.shape[-1]), (top, left)
-        # One window at a time holds the least memory and is as fast where there is no GPU.
-        together = 1 if self.device.type == "cpu" else len(crops)
-        parts = torch.split(crops, together)
-        masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
 
         def finish(masks: Tensor) -> Maps:
             guide = None
@@ -365,7 +372,7 @@ class Segmenter:
             for chunk, maps in stitched(masks, windows, covered, offset, (height, width)):
                 yield chunk, maps if guide is None else self._refined(maps[None], guide)[0]
 
-        return masks, finish
+        return crops, finish
 
     def _refined(self, masks: Tensor, images: Tensor) -> Tensor:
         if self.settings.refinement == "laplacian":
@@ -477,3 +484,28 @@ def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:
             f"method {settings.method} needs a trained model that makes masks: give such "
             "a RUN, or another method (scg for one trained on regions alone)"
         )
+
+
+def _things(masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings) -> Maps:
+    """Yield the maps of things from the masks of names: a thing is where any of its names is."""
+    if all(count == 1 for count in embeddings.names):
+        yield from finish(masks)
+        return
+    for k, names in enumerate(torch.split(masks, list(embeddings.names), dim=1)):
+        maps = torch.cat([maps for _, maps in finish(names)])
+        yield slice(k, k + 1), maps.amax(0, keepdim=True)
+
+
+def _of_one_size(pictures: Iterable[Pixels], most: int) -> Iterator[list[Pixels]]:
+    """Yield groups of at most so many neighbours of one size."""
+    group: list[Pixels] = []
+    for pixels in pictures:
+        if group and pixels.shape != group[0].shape:
+            yield group
+            group = []
+        group.append(pixels)
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -19,18 +19,20 @@ def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
 
     Args:
         words: see `Words`; white space around names and empty parts do not count.
-        background: pixels may also be background, which then is no name.
+        background: pixels may also be background, which then nobody may type.
 
     Raises:
         ValueError: there is no thing, or a name stands twice.
     """
-    things = tuple(_things([words] if isinstance(words, str) else words))
+    entries = [words] if isinstance(words, str) else list(words)
+    things = tuple(_things(entries))
     if not things:
         raise ValueError('say what to look for, for example "dog, red car, sofa/couch"')
+    typed = _things(entry for entry in entries if isinstance(entry, str))
+    if background and any(BACKGROUND in map(str.casefold, thing) for thing in typed):
+        raise ValueError(f"{BACKGROUND!r} is what no word fits: leave it out, or do without it")
     seen = set()
     for name in (name for thing in things for name in thing):
-        if background and name.casefold() == BACKGROUND:
-            raise ValueError(f"{name!r} is what no word fits: leave it out, or do without it")
         if name.casefold() in seen:
             raise ValueError(f"{name!r} is named twice: name it once")
         seen.add(name.casefold())

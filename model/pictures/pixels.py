@@ -7,7 +7,7 @@ transparent becomes white. Damaged, empty and huge pictures are refused with one
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ MAX_PIXELS = 100_000_000
 EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
 
 Pixels = npt.NDArray[np.uint8]
-Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
+if TYPE_CHECKING:
+    from torch import Tensor
+Picture = Union[str, Path, bytes, Image.Image, npt.NDArray[Any], "Tensor"]
 
 TURNED = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"com.adobe.xmp")
 """Without any of these in its bytes no file asks for its picture to be turned."""
@@ -39,8 +41,9 @@ def rgb_pixels(
     """Read a picture.
 
     Args:
-        picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; or an array H×W, H×W×1,
-            H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1.
+        picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; an array H×W, H×W×1,
+            H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1; or a tensor H×W or
+            C×H×W of the same.
         max_pixels: of a file or image, more are refused before they are decoded; None: MAX_PIXELS.
         turned: asked with the stored (width, height) and the EXIF orientation of a file or image
             that has one; whether to turn it upright.
@@ -52,6 +55,8 @@ def rgb_pixels(
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, is damaged, empty or over the limit.
     """
+    if hasattr(picture, "detach"):  # a tensor, without loading torch for those who have none
+        picture = _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if max_pixels is None:
@@ -64,7 +69,7 @@ def rgb_pixels(
         if isinstance(picture, bytes):
             read_header(picture)
         with Image.open(
-            io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture),
+            io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture).expanduser(),
             formats=SENT_FORMATS if sent else None,
         ) as image:
             return _from_image(image, name, max_pixels, turned)
@@ -129,6 +134,14 @@ def _sixteen_bits(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{name}: pixel values outside 0..65535; convert it to 8 or 16 bits first")
     return values.astype(np.uint16)
+
+
+def _from_tensor(tensor: Any) -> npt.NDArray[Any]:
+    if tensor.ndim == 3:
+        tensor = tensor.movedim(0, -1)
+    tensor = tensor.detach().cpu()
+    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return array
 
 
 def _from_array(array: npt.NDArray[Any]) -> Pixels:

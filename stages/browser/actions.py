@@ -119,8 +119,8 @@ class Actions:
         """The results as one zip."""
         if session.masks is None:
             raise ValueError("segment a picture first, then download what was found")
-        cut, alpha = _numbers(background, threshold, opacity)
-        return app_view.download_link(session.masks.archive(cut, alpha))
+        cut, _ = _numbers(background, threshold, opacity)
+        return app_view.download_link(session.masks.archive(cut))
 
     def _look(self, session: Session, words: object, segmenter: "Segmenter") -> Masks:
         if session.pixels is None:

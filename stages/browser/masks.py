@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from codeseg.model.pictures.overlay import colours
-from codeseg.pipeline.engine.storage import write_json
-from codeseg.stages.segment import write_result
-
 if TYPE_CHECKING:
-    from codeseg.model.inference.segmenter import Segmentation, Segmenter
+    from codeseg.model.inference.segmenter import Segmenter
     from codeseg.model.pictures.pixels import Pixels
+    from codeseg.model.results.segmentation import Segmentation
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,16 @@ class Masks:
         Raises:
             ValueError: a word that cannot be looked for.
         """
-        result = segmenter.segment(pixels, words)
+        result = segmenter.segment(pixels, [(word,) for word in words], background=False)
+        masks_KHW = np.stack([segment.mask for segment in result.segments])
         return cls(
             segmenter.settings.method,
             pixels,
             tuple(words),
             result.label_map,
-            result.masks.max(0),
-            np.rint(result.masks * 255).astype(np.uint8),
-            result.scores,
+            masks_KHW.max(0),
+            np.rint(masks_KHW * 255).astype(np.uint8),
+            tuple(segment.score for segment in result.segments),
         )
 
     def labels(self, threshold: float | None) -> npt.NDArray[np.uint8]:
@@ -68,23 +66,20 @@ class Masks:
 
     def segmentation(self, threshold: float | None) -> "Segmentation":
         """The same as a result of the inference API."""
-        from codeseg.model.inference.segmenter import Segmentation
+        from codeseg.model.results.segmentation import Segmentation
 
         label, texts = self.labels(threshold), ("background", *self.words)
         if threshold is None:
             label, texts = self.first_HW, self.words
         masks = self.grey_KHW.astype(np.float32) / np.float32(255)
-        return Segmentation(texts, label, masks, self.scores)
+        return Segmentation.of(self.pixels_HW3, label, masks, texts)
 
-    def archive(self, threshold: float | None, opacity: float) -> bytes:
+    def archive(self, threshold: float | None) -> bytes:
         """A zip of what `codeseg segment` writes: overlay, label map, soft masks, segments.json."""
         packed = io.BytesIO()
         with tempfile.TemporaryDirectory() as place, zipfile.ZipFile(packed, "w") as archive:
             folder = Path(place) / "segments"
-            result, palette = self.segmentation(threshold), colours(len(self.words))
-            row = write_result(folder, self.pixels_HW3, result, palette, len(palette), opacity)
-            found = {"method": self.method, "threshold": threshold, "images": [row]}
-            write_json(folder / "segments.json", found)
+            self.segmentation(threshold).save(folder)
             for path in sorted(folder.iterdir()):
                 archive.write(path, f"segments/{path.name}")
         return packed.getvalue()

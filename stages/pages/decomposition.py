@@ -36,7 +36,7 @@ def decomposition(
     """
     palette = colours(len(nouns))
     words = segmenter.word_segments(caption, nouns)
-    result = segmenter.segment(pixels, nouns, background=True)
+    result = segmenter.segment(pixels, [(noun,) for noun in nouns])  # the tagger's, as they are
     parts = []
     for word, label in zip(words.words, words.labels, strict=True):
         own = next((j for j, noun in enumerate(nouns) if word in noun.lower().split()), None)
@@ -45,9 +45,9 @@ def decomposition(
             style += f"border-bottom:3px solid {figures.css(palette[own])};"
         parts.append(fill('<span style="{}">{}</span>', style, word))
     cells = [figures.picture(pixels, "picture")]
-    cells.append(figures.picture(overlay(pixels, result.label_map, [None, *palette]), "regions"))
-    for j, noun in enumerate(nouns):
-        grey = np.rint(result.masks[j] * 255).astype(np.uint8)
-        cells.append(figures.picture(grey, f"soft mask: {noun}"))
+    cells.append(figures.picture(overlay(pixels, result.label_map, result.palette), "regions"))
+    for segment in result.segments:
+        grey = np.rint(segment.mask * 255).astype(np.uint8)
+        cells.append(figures.picture(grey, f"soft mask: {segment.text}"))
     form = '<p class="caption">{}</p>{}<div class="row">{}</div>'
     return fill(form, join(parts, " "), figures.legend(nouns, palette), join(cells))

@@ -102,7 +102,7 @@ def _words(path: Path) -> Html:
         rows = [row for row in found["images"] if "error" not in row][:MOST_PICTURES]
         texts = list(dict.fromkeys(s["text"] for row in rows for s in row["segments"]))
         cells = [(path.parent / row["folder"] / "overlay.png", Path(row["image"])) for row in rows]
-        method = found["method"]
+        method = found.get("method", "from Python")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not written by codeseg segment ({error!r})") from None
     pictures = join(

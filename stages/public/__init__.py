@@ -14,7 +14,9 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 PUBLIC = {
     "Segmenter": "model.inference.segmenter",
-    "Segmentation": "model.inference.segmenter",
+    "Segmentation": "model.results.segmentation",
+    "Segment": "model.results.segmentation",
+    "read_words": "model.inference.vocabulary",
     "PredictionSettings": "model.inference.settings",
     "WordSegments": "model.inference.word_segments",
     "rgb_pixels": "model.pictures.pixels",

@@ -47,9 +47,11 @@ def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
     out = tmp_path / "out"
     (tmp_path / "words.txt").write_text("red car / auto\n\ndog\n")
     words = ("--text-file", tmp_path / "words.txt")
-    done = segment(photos, *words, "--run", run, "--out", out)
+    done = segment(photos, *words, "--run", run, "--out", out, "--threshold", "0.45")
     assert done.exit_code == 0, done.output
-    rows = json.loads((out / "segments.json").read_text())["images"]
+    told = json.loads((out / "segments.json").read_text())
+    assert told["settings"]["background_threshold"] == 0.45
+    rows = told["images"]
     assert [row["folder"] for row in rows] == ["a", "b"]
     for row in rows:
         folder = out / row["folder"]
@@ -61,6 +63,22 @@ def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
             mask = np.asarray(Image.open(folder / part["mask"]))
             assert mask.shape == (30, 40) and abs(mask.max() / 255 - part["score"]) < 0.01
             assert part["area"] == pytest.approx((label == k).mean())
+
+
+def test_every_format_in_one_run_and_none_overwritten(tmp_path, photos, run):
+    out = tmp_path / "out"
+    words = (photos, "--text", "dog, red car", "--run", run, "--out", out)
+    done = segment(*words, "--format", "png,coco", "--format", "yolo")
+    assert done.exit_code == 0, done.output
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [
+        str(photos / name) for name in ("a.png", "b.JPG")
+    ]
+    assert {path.name for path in (out / "labels").iterdir()} == {"a.txt", "b.txt"}
+    refused = segment(*words)
+    assert isinstance(refused.exception, ValueError) and "--overwrite" in str(refused.exception)
+    assert segment(*words, "--overwrite").exit_code == 0
+    assert not (out / "coco.json").exists() and (out / "segments.json").exists()
 
 
 def test_globs_classes_of_a_benchmark_and_the_same_name_twice(tmp_path, photos, run):
@@ -95,6 +113,9 @@ def test_a_damaged_picture_is_counted_and_the_others_are_done(tmp_path, photos, 
     [
         (["a.png"], "say what to look for"),
         (["nowhere/*.png", "--text", "dog"], "no image in nowhere"),
+        (["nowhere.png", "--text", "dog"], "nowhere.png"),
+        ([__file__, "--text", "dog", "--format", "gif"], "format 'gif' is none of png"),
+        ([__file__, "--text", "background"], "'background' is what no word fits"),
         (["a.png", "--text", " "], "say what to look for"),
         (["a.png", "--text", "dog, dog"], "'dog' is named twice"),
         (["a.png", "--text-file", "nowhere.txt"], "nowhere.txt"),

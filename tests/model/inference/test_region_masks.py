@@ -96,14 +96,15 @@ def test_every_method_with_regions_segments(clip, code, photo, method):
     settings = PredictionSettings.for_clip(clip, method=method, regions=4)
     result = Segmenter(clip, code, settings).segment(photo, ["dog", "red car"], background=True)
     assert result.label_map.shape == (50, 90)
-    assert np.isfinite(result.masks).all()
-    assert 0 <= result.masks.min() <= result.masks.max() <= 1
+    masks = np.stack([segment.mask for segment in result.segments])
+    assert np.isfinite(masks).all() and 0 <= masks.min() <= masks.max() <= 1
 
 
 def test_weight_goes_from_averaged_masks_to_labels(clip, code, photo):
     def masks(**changes):
         settings = PredictionSettings.for_clip(clip, regions=4, **changes)
-        return Segmenter(clip, code, settings).segment(photo, ["dog", "car"]).masks
+        result = Segmenter(clip, code, settings).segment(photo, ["dog", "car"])
+        return np.stack([segment.mask for segment in result.segments])
 
     labels = masks(method="scg")
     np.testing.assert_allclose(masks(method="code+scg", region_weight=1.0), labels, atol=1e-6)
@@ -117,8 +118,8 @@ def test_one_region_makes_every_mask_flat(clip, code, photo):
     settings = PredictionSettings.for_clip(
         clip, method="code+scg", regions=1, region_weight=0.0, window=1000, stride=1000
     )
-    for mask in Segmenter(clip, code, settings).segment(photo, ["dog", "car"]).masks:
-        assert mask.max() - mask.min() < 1e-4
+    for segment in Segmenter(clip, code, settings).segment(photo, ["dog", "car"]).segments:
+        assert segment.mask.max() - segment.mask.min() < 1e-4
 
 
 def test_model_of_regions_alone_makes_no_masks(clip):

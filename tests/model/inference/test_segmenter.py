@@ -12,6 +12,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.code.image_segmenter import BAND_ROWS
+from codeseg.model.inference import segmenter as segmenter_module
 from codeseg.model.inference.masks import pad_to_patches
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
@@ -34,6 +35,10 @@ def clip(tmp_path_factory):
 def code(clip):
     torch.manual_seed(0)
     return CoDe(clip, CoDeConfig()).eval()
+
+
+def soft(result):
+    return np.stack([segment.mask for segment in result.segments])
 
 
 @pytest.fixture
@@ -80,11 +85,11 @@ def test_result_has_the_pictures_own_size(clip, code, photo, method):
     settings = PredictionSettings.for_clip(clip, method=method, refinement="pamr")
     segmenter = Segmenter(clip, code, settings)
     result = segmenter.segment(photo, ["red car", "dog"], background=True)
-    assert result.texts == ("background", "red car", "dog")
+    assert result.names == ("background", "red car", "dog")
     assert result.label_map.shape == (50, 90) and result.label_map.dtype == np.uint8
-    assert result.masks.shape == (2, 50, 90) and len(result.scores) == 2
-    assert result.masks.min() >= 0 and result.masks.max() <= 1
-    best = np.concatenate([np.full((1, 50, 90), 0.4, np.float32), result.masks]).argmax(0)
+    masks = soft(result)
+    assert masks.shape == (2, 50, 90) and masks.min() >= 0 and masks.max() <= 1
+    best = np.concatenate([np.full((1, 50, 90), 0.4, np.float32), masks]).argmax(0)
     assert np.array_equal(result.label_map, best)
     label = segmenter.label_map(photo, segmenter.embed_texts(["red car", "dog"]), True)
     assert np.array_equal(label, result.label_map)
@@ -93,13 +98,13 @@ def test_result_has_the_pictures_own_size(clip, code, photo, method):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (64, 64)])
 def test_pictures_of_any_shape_are_right(clip, code, size):
     result = Segmenter(clip, code).segment(np.full((*size, 3), 99, np.uint8), ["dog", "cat"])
-    assert result.label_map.shape == size and np.isfinite(result.masks).all()
+    assert result.label_map.shape == size and np.isfinite(soft(result)).all()
 
 
 def test_order_of_texts_only_renames_the_classes(clip, code, photo):
     segmenter = Segmenter(clip, code)
-    one = segmenter.segment(photo, ["dog", "cat"]).masks
-    other = segmenter.segment(photo, ["cat", "dog"]).masks
+    one = soft(segmenter.segment(photo, ["dog", "cat"]))
+    other = soft(segmenter.segment(photo, ["cat", "dog"]))
     assert np.allclose(one, other[::-1], atol=1e-6)
 
 
@@ -119,11 +124,33 @@ def test_texts_that_cannot_be_are_refused(clip, code, texts, message):
 @pytest.mark.parametrize("method", ["code", "naclip"])
 def test_a_thing_is_where_any_of_its_names_is(clip, code, photo, method):
     segmenter = Segmenter(clip, code, PredictionSettings.for_clip(clip, method=method))
-    apart = segmenter.segment(photo, "sofa, couch, dog").masks
+    apart = soft(segmenter.segment(photo, "sofa, couch, dog"))
     joined = segmenter.segment(photo, [("sofa", "couch"), "dog"])
-    assert joined.texts == ("sofa", "dog")
+    assert joined.names == ("background", "sofa", "dog")
     expected = np.stack([np.maximum(apart[0], apart[1]), apart[2]])
-    assert np.allclose(joined.masks, expected, atol=1e-6)
+    assert np.allclose(soft(joined), expected, atol=1e-6)
+
+
+def test_pictures_of_one_size_go_together_and_keep_their_order(clip, code, monkeypatch):
+    rng = np.random.default_rng(1)
+    sizes = [(40, 60), (40, 60), (40, 60), (50, 30), (40, 60)]
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    segmenter = Segmenter(clip, code)
+    alone = [segmenter.segment(picture, "dog, cat") for picture in pictures]
+    seen, resized = [], segmenter_module._of_one_size
+    monkeypatch.setattr(
+        segmenter_module,
+        "_of_one_size",
+        lambda *given: (seen.append(len(group)) or group for group in resized(*given)),
+    )
+    together = list(segmenter.segment_many(pictures, "dog, cat", batch=2))
+    assert seen == [2, 1, 1, 1]
+    for one, other, picture in zip(alone, together, pictures, strict=True):
+        assert np.array_equal(other.pixels, picture)
+        assert np.allclose(soft(one), soft(other), atol=1e-5)
+    batch = torch.from_numpy(np.stack(pictures[:2])).movedim(-1, 1)
+    for one, other in zip(alone, segmenter.segment_many(batch, "dog, cat"), strict=False):
+        assert np.array_equal(one.label_map, other.label_map)
 
 
 def test_words_the_embedded_clip_was_never_trained_on_are_named():

@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from codeseg.model.pictures import pixels
@@ -18,8 +19,13 @@ def picture():
 def test_path_image_and_array_are_the_same(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
     file = tmp_path / "a.png"
-    for given in (file, str(file), file.read_bytes(), Image.fromarray(picture), picture):
-        assert np.array_equal(rgb_pixels(given), picture)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    kinds = (file, str(file), file.read_bytes(), Image.fromarray(picture), picture)
+    for given in (*kinds, tensor, tensor / 255, (tensor / 255).bfloat16().requires_grad_()):
+        assert np.abs(rgb_pixels(given).astype(int) - picture).max() <= (
+            1 if getattr(given, "dtype", None) == torch.bfloat16 else 0
+        )
+    assert np.array_equal(rgb_pixels(tensor[0]), picture[:, :, :1].repeat(3, 2))
 
 
 def test_exif_rotation_is_undone(tmp_path, picture):

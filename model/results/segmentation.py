@@ -1,0 +1,131 @@
+"""One picture's result: its segments by word, the label map, an overlay; files by files.py.
+
+Letters: K things, H W rows and columns of the picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from codeseg.model.pictures.overlay import OPACITY, Colour, colours, overlay, with_legend
+from codeseg.model.pictures.pixels import Pixels
+
+BLACK: Colour = (0, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """What was found of one thing."""
+
+    text: str
+    """The thing's first name."""
+    mask: npt.NDArray[np.float32]
+    """float32 H×W, 0..1: its soft mask."""
+    score: float
+    """Highest value of the mask: how sure it is to be there at all, 0..1."""
+    area: float
+    """Share of the picture that the label map gives to it, 0..1."""
+    box: tuple[int, int, int, int] | None
+    """Left, top, right, bottom of that region, pixels, the last two outside it; None: nowhere."""
+
+    def __repr__(self) -> str:
+        return f"{self.text} {self.area:.0%} (score {self.score:.2f})"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """One picture's result, at its own size (upright)."""
+
+    pixels: Pixels
+    """uint8 H×W×3: the picture."""
+    label_map: npt.NDArray[np.uint8]
+    """uint8 H×W: index into `names`."""
+    names: tuple[str, ...]
+    """What the label map's values mean: "background" first where there is one, then the things."""
+    segments: tuple[Segment, ...]
+    """One for each thing in the order asked for, found or not; none for the background."""
+
+    @classmethod
+    def of(
+        cls,
+        pixels: Pixels,
+        label_map: npt.NDArray[np.uint8],
+        masks_KHW: npt.NDArray[np.float32],
+        names: Sequence[str],
+    ) -> Self:
+        """Cut a label map and K soft masks into segments; the last K names are theirs."""
+        first = len(names) - len(masks_KHW)
+        segments = []
+        for k, (text, mask) in enumerate(zip(names[first:], masks_KHW, strict=True), start=first):
+            region = label_map == k
+            box = _box(region)
+            area = float(region.mean())
+            segments.append(Segment(text, mask, float(mask.max()), area, box))
+        return cls(pixels, label_map, tuple(names), tuple(segments))
+
+    def __getitem__(self, text: str) -> Segment:
+        """Return the segment of a thing by its name."""
+        for segment in self.segments:
+            if segment.text == text:
+                return segment
+        raise KeyError(f"{text!r} is none of {', '.join(s.text for s in self.segments)}")
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        parts = [repr(segment) for segment in self.found()]
+        return f"<Segmentation {width}×{height}: {', '.join(parts) or 'nothing found'}>"
+
+    def found(self) -> list[Segment]:
+        """Return the segments that have pixels, the largest first."""
+        return sorted((s for s in self.segments if s.area > 0), key=lambda s: -s.area)
+
+    @property
+    def palette(self) -> list[Colour | None]:
+        """A colour for each name; None for the background."""
+        return [None] * (len(self.names) - len(self.segments)) + colours(len(self.segments))
+
+    def overlay(self, opacity: float = OPACITY) -> Image.Image:
+        """Return the picture with its segments painted and outlined, a legend below it.
+
+        Args:
+            opacity: of the paint, 0..1.
+        """
+        areas = np.bincount(self.label_map.ravel(), minlength=len(self.names)) / self.label_map.size
+        legend = [
+            (f"{name} {area:.0%}", colour or BLACK)
+            for name, area, colour in zip(self.names, areas, self.palette, strict=True)
+            if area > 0
+        ]
+        painted = overlay(self.pixels, self.label_map, self.palette, opacity)
+        return with_legend(painted, legend)
+
+    def save(
+        self, folder: str | Path, formats: Sequence[str] = ("png",), *, overwrite: bool = False
+    ) -> None:
+        """Write the result's files into a folder.
+
+        Args:
+            folder: made if it is not there.
+            formats: png (overlay, label map, soft masks), coco, yolo (see `ResultFolder`).
+            overwrite: replace the files of an earlier result.
+
+        Raises:
+            ValueError: an unknown format, or the folder holds an earlier result.
+        """
+        from codeseg.model.results.files import ResultFolder
+
+        things = [segment.text for segment in self.segments]
+        with ResultFolder(folder, things, formats, [""], overwrite=overwrite) as files:
+            files.add("", "picture", self)
+
+
+def _box(region_HW: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
