@@ -9,14 +9,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-FORMATS = ("tsv", "csv", "parquet", "jsonl", "webdataset")
+LISTS = ("tsv", "csv", "parquet", "jsonl")
+READY = ("webdataset", "imagefolder", "imageparquet")
+FORMATS = (*LISTS, *READY)
 REQUIRED = ("name", "title", "url_list", "format")
 OPTIONAL = ("header", "columns", "rows", "licence", "homepage", "image_size")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One dataset's URL list, or its folder of webdataset tars."""
+    """One dataset's URL list, or its folder of tars, pictures or Parquet files with pictures."""
 
     name: str
     title: str

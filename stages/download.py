@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from codeseg.pipeline.download.fetch import FetchLimits
+from codeseg.pipeline.download.folders import PictureFolder, PictureParquet
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, worth_retrying
-from codeseg.pipeline.download.tars import TarWorker, list_tars, tar_inputs
+from codeseg.pipeline.download.ready import ReadyWorker, Source
+from codeseg.pipeline.download.tars import Tars, holds_tars
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
@@ -124,10 +126,10 @@ def run_download(
         limit: rows to take; None = all.
     """
     place = _absolute(urls or manifest.url_list)
-    if manifest.format == "webdataset":
+    if (source := _ready(manifest, place, settings.shard_size)) is not None:
         if limit is not None:
-            raise ValueError("--limit counts URLs; a folder of tars is taken whole")
-        return _run_tars(manifest, place, root, settings, resources)
+            raise ValueError("--limit counts URLs; pictures that are there are taken whole")
+        return _run_ready(manifest, source, root, settings, resources)
     cut = cut_shards(manifest, place, root, settings.shard_size, limit)
     rows = {shard: record.rows_out for shard, record in cut.items()}
     todo = state(root, PAIRS, settings=settings.fingerprint())
@@ -143,16 +145,27 @@ def run_download(
         return run_stage(PAIRS, DownloadWorker, root, work, todo, resolved, resources, rows)
 
 
-def _run_tars(
-    manifest: Manifest, place: str, root: Storage, settings: DownloadSettings, resources: Resources
+def _ready(manifest: Manifest, place: str, shard_size: int) -> Source | None:
+    """Return the source of pictures that are there already; None for a URL list."""
+    if manifest.format == "imagefolder":
+        return PictureFolder(place, shard_size)
+    if manifest.format == "imageparquet":
+        return PictureParquet(place)
+    return Tars(place) if manifest.format == "webdataset" or holds_tars(place) else None
+
+
+def _run_ready(
+    manifest: Manifest,
+    source: Source,
+    root: Storage,
+    settings: DownloadSettings,
+    resources: Resources,
 ) -> StageReport:
-    """Make pairs of tars that are there already."""
-    names = list_tars(place)
-    inputs = tar_inputs(place, names)
-    todo = state(root, PAIRS, settings=settings.fingerprint(), inputs=inputs)
-    resolved = {**_resolved(manifest, settings), "inputs": list(inputs.values())}
-    work = {"place": place, "names": names, "download": asdict(settings)}
-    return run_stage(PAIRS, TarWorker, root, work, todo, resolved, resources, {})
+    """Make pairs of pictures that are there already."""
+    todo = state(root, PAIRS, settings=settings.fingerprint(), inputs=source.inputs)
+    resolved = {**_resolved(manifest, settings), "inputs": list(source.inputs.values())}
+    work = {"source": source, "download": asdict(settings)}
+    return run_stage(PAIRS, ReadyWorker, root, work, todo, resolved, resources, {})
 
 
 def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:

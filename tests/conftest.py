@@ -29,7 +29,8 @@ settings.register_profile("any machine", deadline=None)  # a loaded one is no fa
 settings.load_profile("any machine")
 
 NEEDED = {
-    "ray": ("deploy/*", "stages/test_doctor.py", "pipeline/engine/test_faults.py",
+    "ray": ("deploy/*", "pipeline/download/test_hub_tars.py",
+            "stages/test_doctor.py", "pipeline/engine/test_faults.py",
             "pipeline/engine/test_shards.py", "pipeline/download/test_download.py",
             "pipeline/nouns/test_tagger.py", "pipeline/features/*", "pipeline/regions/*",
             "stages/test_demo.py", "stages/test_regions.py", "stages/training/test_regions.py",

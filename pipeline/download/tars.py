@@ -8,26 +8,15 @@ through the same header check, resizer and encoder as downloaded ones, one at a 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
 from codeseg.model.pictures.header import OWN_ENDINGS
-from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.lists import sound
 from codeseg.pipeline.download.members import PACKED, TarError, read_members
-from codeseg.pipeline.download.pairs import (
-    DownloadSettings,
-    Img2dataset,
-    commit_pairs,
-    empty_row,
-)
-from codeseg.pipeline.download.urls import check_count
-from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
+from codeseg.pipeline.download.ready import Files, Sample
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.schema import PAIRS
 
 PICTURES = (*OWN_ENDINGS, ".heic", ".jxl")  # the last ones are rejected, with that reason
 TEXTS = (".txt", ".json")
@@ -35,97 +24,28 @@ TEXT_BYTES = 1 << 20  # of a file
 MOST_CAPTION = 20_000  # characters
 
 
-@dataclass
-class Sample:
-    """One base name of a tar."""
+class Tars(Files):
+    """A folder of tars: tar i in the order of names is shard i."""
 
-    name: str  # with its folder, where it has one
-    image: Any = None  # what was made of the picture's bytes
-    captions: list[str] = field(default_factory=list)
-    url: str | None = None
-    fault: str | None = None  # why it cannot be used, where that shows before it is read
-    endings: set[str] = field(default_factory=set)
+    def __init__(self, place: str) -> None:
+        super().__init__(place, tuple(PACKED), "pack the pairs into fewer tars")
 
-    @property
-    def caption(self) -> str | None:
-        """The first caption."""
-        return self.captions[0] if self.captions else None
+    def samples(
+        self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
+    ) -> list[Sample]:
+        """Return the samples of a tar; as `read_samples`."""
+        name = self.name(shard)
+        with Storage.open(self.place).open_input(name, mapped=False) as source:
+            return read_samples(source, name, max_bytes, convert, most)
 
 
-def list_tars(place: str) -> dict[int, str]:
-    """Number the tars of a folder.
-
-    Returns:
-        shard -> name, in the order of names.
-
-    Raises:
-        FileNotFoundError: when there is none.
-        ValueError: when there are more than shards may be.
-    """
-    names = [n for n in Storage.open(place).names("") if n.lower().endswith(tuple(PACKED))]
-    if not names:
-        raise FileNotFoundError(
-            f"no .tar files in {place}: name the folder they lie in directly with --urls FOLDER"
-        )
-    check_count(len(names), "pack the pairs into fewer tars")
-    return dict(enumerate(names))
-
-
-def tar_inputs(place: str, names: dict[int, str]) -> dict[int, str]:
-    """Fingerprint of every tar: its name and size, for tars are written once."""
-    sizes = Storage.open(place).sizes("")
-    return {shard: fingerprint([name, sizes[name]]) for shard, name in names.items()}
-
-
-class TarWorker:
-    """A ShardWorker that turns a tar into a shard of pairs."""
-
-    READS: ClassVar[dict[str, tuple[str, ...]]] = {}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
-    MEMORY: ClassVar[int] = 2_000_000_000
-
-    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Open the folder of tars and the resizer.
-
-        Args:
-            root_uri: of the dataset.
-            settings: {"place": folder, "names": {shard: name}, "download": DownloadSettings}.
-        """
-        self._root = Storage.open(root_uri)
-        self._tars = Storage.open(settings["place"])
-        self._names: dict[int, str] = settings["names"]
-        self._settings = DownloadSettings(**settings["download"])
-        self._machinery = Img2dataset(self._settings, fetch=None)
-
-    def process(self, shard: int, input: str) -> ShardRecord:
-        """Convert the tar, write the shard, commit it.
-
-        Raises:
-            ValueError: when the tar is broken or holds more samples than a shard may.
-        """
-        start = perf_counter()
-        name = self._names[shard]
-        size = self._settings.shard_size
-        rows: list[dict[str, Any]] = []
-        with self._tars.open_input(name, mapped=False) as source:
-            samples = read_samples(source, name, self._settings.max_bytes, self._convert, size)
-        for sample in samples:
-            outcome = {"error": sample.fault} if sample.fault else sample.image
-            url = sample.url or f"{name}#{sound(sample.name)}"
-            for caption in (*sample.captions,) or (None,):
-                empty = empty_row(shard, len(rows), size, url, caption)
-                rows.append({**empty, **(outcome or {"error": "no_image"})})
-        if len(rows) > size:
-            raise ValueError(f"{name} holds more samples than --shard-size")
-        return commit_pairs(
-            self._root, self._settings, shard, input, rows, start, self._machinery.versions
-        )
-
-    def _convert(self, picture: bytes) -> dict[str, Any]:
-        try:
-            return self._machinery.convert(picture)
-        except FetchError as error:
-            return {"error": error.reason}
+def holds_tars(place: str) -> bool:
+    """Return whether a place is a folder with tars in it, as of a list's own dataset on the hub."""
+    try:
+        names = Storage.open(place).names("")
+    except NotADirectoryError:
+        return False
+    return any(name.lower().endswith(tuple(PACKED)) for name in names)
 
 
 def read_samples(
@@ -168,7 +88,7 @@ def read_samples(
             if not wanted(file, size):
                 sample.fault = "too_large" if ending in PICTURES else "caption_too_large"
             elif ending in TEXTS:
-                _add_text(sample, ending, content)
+                add_text(sample, ending, content)
             elif sample.image is not None:
                 samples[file] = Sample(file, fault="second_image")
             else:
@@ -192,7 +112,7 @@ def _split(file: str) -> tuple[str, str]:
     return folder + slash + base, (dot + ending).lower()
 
 
-def _add_text(sample: Sample, ending: str, content: bytes) -> None:
+def add_text(sample: Sample, ending: str, content: bytes) -> None:
     """Take captions and URL; a .txt goes before the captions of a .json."""
     if ending == ".txt":
         captions: Any = [content.decode(errors="replace")]

@@ -127,6 +127,17 @@ class Storage:
             if info.type == fs.FileType.File and not info.base_name.startswith(".")
         }
 
+    def tree(self) -> dict[str, int]:
+        """Path -> bytes of every file below the folder, hidden ones left out."""
+        selector = fs.FileSelector(self._base or "/", allow_not_found=True, recursive=True)
+        start = len(self._base) + 1
+        paths = {
+            info.path[start:]: info.size
+            for info in self._filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File
+        }
+        return {p: n for p, n in paths.items() if not any(x.startswith(".") for x in p.split("/"))}
+
     def delete(self, path: str) -> None:
         """Remove the file; nothing happens when it is not there."""
         try:

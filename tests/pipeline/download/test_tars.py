@@ -17,12 +17,11 @@ from PIL import Image
 
 from codeseg.pipeline.download.members import read_members
 from codeseg.pipeline.download.pairs import DownloadSettings
+from codeseg.pipeline.download.ready import ReadyWorker
 from codeseg.pipeline.download.tars import (
     TEXT_BYTES,
-    TarWorker,
-    list_tars,
+    Tars,
     read_samples,
-    tar_inputs,
 )
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS
@@ -36,12 +35,11 @@ def jpeg(width, height):
 
 def convert(tmp_path, **changes):
     place = str(tmp_path / "tars")
-    names = list_tars(place)
+    source = Tars(place)
     download = asdict(DownloadSettings(**{"shard_size": 10, "min_size": 8, **changes}))
     root = tmp_path / "root"
-    worker = TarWorker(str(root), {"place": place, "names": names, "download": download})
-    inputs = tar_inputs(place, names)
-    return root, [worker.process(shard, inputs[shard]) for shard in names]
+    worker = ReadyWorker(str(root), {"source": source, "download": download})
+    return root, [worker.process(shard, made_from) for shard, made_from in source.inputs.items()]
 
 
 def test_every_sample_becomes_a_row_with_its_caption_or_its_reason(tmp_path):
@@ -208,7 +206,7 @@ def test_a_store_that_fails_is_no_broken_tar():
 
 def test_a_folder_without_tars_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.tar files in"):
-        list_tars(str(tmp_path))
+        Tars(str(tmp_path))
 
 
 CAPTION = b"a red house and a lake"

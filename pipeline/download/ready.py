@@ -1,0 +1,139 @@
+"""Pictures that are there already as a source of pairs: Source -> pairs/NNNNN.parquet (PAIRS).
+
+A source is a folder of tars, of pictures, or of Parquet files with pictures; shard i of it becomes
+shard i of the pairs. Pictures go through the same header check, resizer and encoder as downloaded
+ones, one at a time. A sample with several captions gives a row each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, ClassVar, Protocol
+
+from codeseg.pipeline.download.addresses import FetchError
+from codeseg.pipeline.download.lists import sound
+from codeseg.pipeline.download.pairs import (
+    DownloadSettings,
+    Img2dataset,
+    commit_pairs,
+    empty_row,
+)
+from codeseg.pipeline.download.urls import check_count
+from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
+from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.schema import PAIRS
+
+
+@dataclass
+class Sample:
+    """One base name of a tar."""
+
+    name: str  # with its folder, where it has one
+    image: Any = None  # what was made of the picture's bytes
+    captions: list[str] = field(default_factory=list)
+    url: str | None = None
+    fault: str | None = None  # why it cannot be used, where that shows before it is read
+    endings: set[str] = field(default_factory=set)
+
+    @property
+    def caption(self) -> str | None:
+        """The first caption."""
+        return self.captions[0] if self.captions else None
+
+
+class Source(Protocol):
+    """Where samples come from; it travels to the workers."""
+
+    inputs: dict[int, str]
+    """Shard -> fingerprint of what it is made from."""
+
+    def name(self, shard: int) -> str:
+        """Return what a shard is made from, for URLs and messages."""
+
+    def samples(
+        self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
+    ) -> list[Sample]:
+        """Return the samples of a shard, in order.
+
+        Args:
+            shard: its number.
+            max_bytes: of a picture; a larger one is not read.
+            convert: called with each picture's bytes; what it returns is kept.
+            most: samples that it may hold.
+
+        Raises:
+            ValueError: naming the file that is broken or holds too many.
+        """
+
+
+class Files:
+    """The files of one kind in a folder; file i in the order of names is shard i.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are more than shards may be; `remedy` says what to do.
+    """
+
+    def __init__(self, place: str, endings: tuple[str, ...], remedy: str) -> None:
+        self.place = place
+        sizes = Storage.open(place).sizes("")
+        self._names = sorted(name for name in sizes if name.lower().endswith(endings))
+        if not self._names:
+            raise FileNotFoundError(
+                f"no {endings[0]} files in {place}: name the folder they lie in directly "
+                "with --urls FOLDER"
+            )
+        check_count(len(self._names), remedy)
+        # such a file is written once: its name and size say which it is
+        self.inputs = {i: fingerprint([n, sizes[n]]) for i, n in enumerate(self._names)}
+
+    def name(self, shard: int) -> str:
+        """Return the file of a shard."""
+        return self._names[shard]
+
+
+class ReadyWorker:
+    """A ShardWorker that turns a shard of a source into a shard of pairs."""
+
+    READS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
+    MEMORY: ClassVar[int] = 2_000_000_000
+
+    def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
+        """Open the resizer.
+
+        Args:
+            root_uri: of the dataset.
+            settings: {"source": Source, "download": DownloadSettings as a dict}.
+        """
+        self._root = Storage.open(root_uri)
+        self._source: Source = settings["source"]
+        self._settings = DownloadSettings(**settings["download"])
+        self._machinery = Img2dataset(self._settings, fetch=None)
+
+    def process(self, shard: int, input: str) -> ShardRecord:
+        """Convert the samples, write the shard, commit it.
+
+        Raises:
+            ValueError: the source is broken or gives more rows than a shard may hold.
+        """
+        start = perf_counter()
+        name, size = self._source.name(shard), self._settings.shard_size
+        rows: list[dict[str, Any]] = []
+        for sample in self._source.samples(shard, self._settings.max_bytes, self._convert, size):
+            outcome = {"error": sample.fault} if sample.fault else sample.image
+            url = sample.url or f"{name}#{sound(sample.name)}"
+            for caption in (*sample.captions,) or (None,):
+                empty = empty_row(shard, len(rows), size, url, caption)
+                rows.append({**empty, **(outcome or {"error": "no_image"})})
+        if len(rows) > size:
+            raise ValueError(f"{name} holds more samples than --shard-size")
+        return commit_pairs(
+            self._root, self._settings, shard, input, rows, start, self._machinery.versions
+        )
+
+    def _convert(self, picture: bytes) -> dict[str, Any]:
+        try:
+            return self._machinery.convert(picture)
+        except FetchError as error:
+            return {"error": error.reason}
