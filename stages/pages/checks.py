@@ -78,6 +78,8 @@ def audit_json_section(path: Path) -> Section:
     try:
         checks = json.loads(path.read_text())["checks"]
         findings = [Finding(check=name, **found) for name, found in checks.items()]
+        if unknown := {f.verdict for f in findings} - set(VERDICTS):
+            raise ValueError(f"verdict {unknown.pop()}")
         return checks_section(findings, "Data checks")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not written by codeseg audit --json ({error!r})") from None

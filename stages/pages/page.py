@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.engine.storage import write_file
 from codeseg.stages.pages.html import Html, fill, join
 
 
@@ -36,9 +36,7 @@ def write_page(path: Path, sections: Sequence[Section], *, title: str, subtitle:
         links=join(fill('<a href="#s{}">{}</a> ', i, s.title) for i, s in enumerate(sections)),
         sections=join(_section(i, section) for i, section in enumerate(sections)),
     )
-    target = path.absolute()
-    content = page.encode("utf-8", "replace")  # JSON may hold half a surrogate pair
-    Storage.open(target.parent).write_atomic(target.name, content)
+    write_file(path, page)
 
 
 def _section(number: int, section: Section) -> Html:

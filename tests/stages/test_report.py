@@ -199,8 +199,15 @@ def test_the_report_predicts_nothing(folder):
     assert done.returncode == 0, done.stderr
 
 
+VERDICT = (
+    '{"checks": {"a": {"sentence": "", "verdict": "?", "figures": {}, "keys": [], "seconds": 0}}}'
+)
+
+
 @pytest.mark.parametrize("name", ["scores.json", "audit.json"])
-@pytest.mark.parametrize("content", ["[]", '{"benchmark": 3}', '{"checks": {"a": {"b": 1}}}', "{"])
+@pytest.mark.parametrize(
+    "content", [VERDICT, "[]", '{"benchmark": 3}', '{"checks": {"a": {"b": 1}}}', "{"]
+)
 def test_a_file_of_something_else_is_named(folder, name, content):
     (folder / name).write_text(content)
     done = CliRunner().invoke(app, ["report", str(folder)])

@@ -1,6 +1,8 @@
 """Charts and tables: what they draw is what the numbers say."""
 
+import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from codeseg.stages.pages import figures
 from codeseg.stages.pages.html import Html, fill, join, said
 from tests.helpers.markup import Markup
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_only_html_and_numbers_pass_unescaped():
@@ -84,3 +88,15 @@ def test_numbers_stand_right_and_the_best_row_is_marked():
     table = figures.table(["name", "n"], [["a", 1200], ["b", "59.7 %"]], best=1)
     assert table.count('class="number"') == 2 and "1,200" in table
     assert table.count('class="best"') == 1 and "b" in table.split('class="best"')[1]
+
+
+def test_markup_is_filled_in_by_one_function():
+    for path in sorted((ROOT / "stages/pages").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+                assert not [part for part in parts if re.search(r"<[/\w]", part)], where
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+            if called in ("Html", "escape") and path.name != "html.py":
+                assert called == "Html" and not node.args, where
