@@ -37,6 +37,10 @@ class Evaluation:
     """Ids of the scored images, sorted."""
     miou: float | None
     """Percent; None where no pixel was scored."""
+    shown: str
+    """The same as it is written, with its 95 % interval where one was recorded."""
+    compared: str
+    """The paired difference that `codeseg score --against` recorded; empty without."""
     name: str = ""
     """What the page calls it: its method and, in a group, what tells it from the others."""
 
@@ -56,11 +60,11 @@ class Evaluation:
     @property
     def protocol(self) -> str:
         """The protocol's name and its settings that may have been changed."""
-        recorded = self.settings.get("protocol")
+        recorded = self.summary.get("protocol") or self.settings.get("protocol")
         known = [k for k in PLAYED if k in self.settings]
         told = [f"{k.replace('_', ' ')} {said(self.settings[k])}" for k in known]
         name = "no protocol recorded" if recorded is None else f"protocol {said(recorded)}"
-        return f"{name} ({', '.join(told) or 'nor settings'})"
+        return f"{name} ({', '.join(told)})" if told else name
 
     @property
     def data(self) -> Path | None:
@@ -116,11 +120,22 @@ def _read(path: Path) -> Evaluation:
         manifest = load_benchmark(folder / source if source.endswith(".toml") else source)
         images = pq.read_table(folder / "images.parquet", columns=["id"])["id"].to_pylist()
         miou = None if summary["miou"] is None else float(summary["miou"])
-        evaluation = Evaluation(folder, summary, manifest, tuple(sorted(images)), miou)
+        shown = "–" if miou is None else f"{miou:.2f}{_bounds(summary.get('miou_interval'))}"
+        compared = ""
+        if against := summary.get("against"):
+            found = against["difference"]
+            compared = f"{found['value']:+.2f}{_bounds(found)} against {against['predictions']}"
+            compared += f", p {against['p']:.3f}; protocol there: {against['protocol']}"
+        ids = tuple(sorted(images))
+        evaluation = Evaluation(folder, summary, manifest, ids, miou, shown, compared)
         evaluation.per_class()
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a score of codeseg evaluate ({error!r})") from None
     return evaluation
+
+
+def _bounds(interval: dict[str, float] | None) -> str:
+    return f" ({interval['low']:.2f} to {interval['high']:.2f})" if interval else ""
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:

@@ -10,7 +10,15 @@ from codeseg.stages.pages.html import Html, fill, join, said
 from codeseg.stages.pages.page import Section, folded
 
 MOST_BARS = 24  # classes of the chart; of more, those that differ most are drawn
-SCORES = ("method", "mIoU, %", "pixel accuracy, %", "CLIP", "checkpoint", "refinement", "failed")
+SCORES = (
+    "method",
+    "mIoU, % (95 % interval)",
+    "pixel accuracy, %",
+    "CLIP",
+    "checkpoint",
+    "refinement",
+    "failed",
+)
 
 
 def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
@@ -25,7 +33,9 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
         for group in tables:
             best = len(group) - 1 if len(group) > 1 else None
             table = figures.table(SCORES, [_scores(e) for e in group], best)
-            parts += [fill("<p>{}</p>", game(group[0])), table, _settings(group)]
+            parts += [fill("<p>{}</p>", game(group[0])), table]
+            parts += [fill("<p>{}: {}</p>", e.name, e.compared) for e in group if e.compared]
+            parts.append(_settings(group))
         if published := tables[0][0].manifest.published:
             ours = {group[0].settings.get("protocol") for group in tables}
             rows = sorted(map(asdict, published), key=lambda row: row["protocol"] not in ours)
@@ -45,8 +55,8 @@ def game(evaluation: Evaluation) -> str:
 
 
 def _scores(evaluation: Evaluation) -> list[object]:
-    numbers = (evaluation.miou, evaluation.summary.get("pixel_accuracy"))
-    shown = [None if number is None else f"{number:.2f}" for number in numbers]
+    accuracy = evaluation.summary.get("pixel_accuracy")
+    shown = [evaluation.shown, None if accuracy is None else f"{accuracy:.2f}"]
     settings, failed = evaluation.settings, len(evaluation.summary.get("failed") or ())
     made = [settings.get(key) for key in ("clip", "checkpoint", "refinement")]
     return [evaluation.name, *shown, *made, failed]

@@ -150,6 +150,16 @@ def test_another_protocol_or_other_images_are_never_in_one_comparison(folder, ch
     assert "Numbers of different tables do not compare" in page
 
 
+def test_intervals_and_paired_differences_are_shown(folder):
+    pair = {"value": 50.0, "low": 41.5, "high": 58.25}
+    against = {"predictions": "weak", "protocol": "code", "difference": pair, "p": 0.002}
+    change(folder, "strong", miou_interval=pair | {"value": 100.0}, against=against)
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    text = check_ours((folder / "report.html").read_text()).text
+    assert "100.00 (41.50 to 58.25)" in text
+    assert "+50.00 (41.50 to 58.25) against weak, p 0.002; protocol there: code" in text
+
+
 def test_a_part_of_the_split_is_said_to_be_one(folder):
     text = (folder.parent / "data/toy.toml").read_text()
     (folder.parent / "data/toy.toml").write_text(text.replace("images = 1\n", "images = 1449\n"))

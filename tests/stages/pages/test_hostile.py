@@ -68,6 +68,8 @@ def report_page(tmp_path_factory, audit_page):
         scores["settings"] = {ATTACK: ATTACK, "method": f"{ATTACK}+scg", "clip": HALF}
         scores["settings"] |= {"checkpoint": ATTACK, "window": [ATTACK], "stride": {LONG: 1}}
         scores["failed"] = {ATTACK: ATTACK}
+        pair = {"value": 1.0, "low": 0.5, "high": float("nan")}
+        scores["against"] = {"difference": pair, "predictions": ATTACK, "protocol": ATTACK, "p": 1}
         (out / "scores.json").write_text(json.dumps(scores))
     segments = home / "segments"
     (segments / "one").mkdir(parents=True)
