@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from codeseg import PUBLIC
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.manifests import load_manifest, parse_manifest
 from codeseg.stages.cli import COMMANDS, load_command
@@ -35,6 +36,7 @@ def codeseg_words(words: list[str]) -> list[str] | None:
 
 
 CODESEG = [(page, given) for page, words in SHELL if (given := codeseg_words(words)) is not None]
+ROOMS = ("pipeline", "model", "stages")
 MODULES = [
     (page, words[2:])
     for page, words in SHELL
@@ -142,4 +144,17 @@ def test_every_manifest_of_a_page_is_right(text, tmp_path):
 
 
 def test_there_is_something_to_check():
-    assert len(CODESEG) > 60 and len(MODULES) > 3
+    assert len(CODESEG) > 60 and len(MODULES) > 2
+
+
+def test_the_python_page_documents_the_public_names_and_no_others():
+    shown = re.findall(r"^::: codeseg\.([\w.]+)\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    modules = {"pipeline.schema", "pipeline.benchmark.metrics"}
+    assert {name: m for m, name in shown if f"{m}.{name}" not in modules} == PUBLIC
+
+
+def test_the_readmes_tree_has_a_line_for_every_package():
+    tree = (ROOT / "README.md").read_text().split("```text\ndata_manifests/")[1].split("```")[0]
+    shown = {line.split("/")[0].strip() for line in tree.splitlines() if "/  " in line}
+    packages = {path.parent.name for room in ROOMS for path in (ROOT / room).rglob("__init__.py")}
+    assert packages <= shown

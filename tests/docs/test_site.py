@@ -1,11 +1,16 @@
 """The site builds without a broken link or anchor, and needs nothing from elsewhere to be read."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.helpers.pages import ROOT
 
@@ -67,3 +72,23 @@ def test_every_command_and_every_message_has_its_place(site):
     assert all(f'id="codeseg-{name}"' in commands for name in ("download", "train", "segment"))
     index = (site / "search/search_index.json").read_text()
     assert "success-floor" in index and "troubleshooting.html#" in index
+
+
+@pytest.mark.slow
+def test_search_finds_a_word_in_pages_opened_from_disk(site):
+    if (program := shutil.which("chromium")) is None:
+        pytest.skip("no Chromium on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    with webdriver.Chrome(options, Service(shutil.which("chromedriver"))) as browser:
+        browser.get((site / "index.html").as_uri())
+        box = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
+        browser.execute_script("document.querySelector('#__search').click()")
+        WebDriverWait(browser, 120).until(lambda _: box.is_displayed())
+        box.send_keys("interrupt")
+        found = WebDriverWait(browser, 120).until(
+            lambda b: b.find_elements(By.CSS_SELECTOR, "a.md-search-result__link")
+        )
+        assert all(link.get_attribute("href").startswith("file://") for link in found)
