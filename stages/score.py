@@ -1,8 +1,8 @@
 """Label maps + predicted label maps -> confusion matrix, IoU, mIoU; a table, JSON and Parquet.
 
-    OUT/scores.json      the numbers (percent), the settings they were made with, published rows
+    OUT/scores.json      the numbers (percent) with a 95 % interval, the settings, the worst classes
     OUT/scores.parquet   a row per class: IoU, pixels, its row of the confusion matrix
-    OUT/images.parquet   a row per image: its own mIoU, to find the best and the worst
+    OUT/images.parquet   a row per image: its own mIoU, and its counts per class
 
 CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
 """
@@ -19,6 +19,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from codeseg.pipeline.benchmark.details import Details
+from codeseg.pipeline.benchmark.intervals import (
+    DRAWS,
+    ImageScore,
+    Interval,
+    difference_interval,
+    miou_interval,
+)
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
@@ -26,6 +34,7 @@ from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.progress import progress
 
 FAILURES_SHOWN = 5
+WORST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,15 +43,27 @@ class SplitScores:
 
     benchmark: Benchmark
     scores: Scores
-    images: dict[str, tuple[float, float, int]]
-    """Id -> (mIoU over the classes in the image or its prediction, 0..1; pixel accuracy, 0..1;
-    number of labelled classes)."""
+    images: dict[str, ImageScore]
     failed: dict[str, str]
     """Id -> why it could not be scored."""
+    details: Details | None = None
+    """Boundaries and objects, where they were asked for."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """MIoU's 95 % interval over images."""
+        return miou_interval(list(self.images.values()), len(self.benchmark.classes))
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """The worst of the classes that occur, worst first, in percent."""
+        iou = self.scores.iou
+        order = [int(k) for k in np.argsort(iou, kind="stable") if not np.isnan(iou[k])]
+        return {self.benchmark.classes[k]: 100 * float(iou[k]) for k in order[:WORST_SHOWN]}
 
     def summary(self) -> dict[str, Any]:
         """What is printed and written as JSON; IoU and accuracies in percent."""
-        names = self.benchmark.classes
+        names, interval = self.benchmark.classes, self.interval
         return {
             "benchmark": self.benchmark.name,
             "manifest_sha256": self.benchmark.sha256,
@@ -50,8 +71,11 @@ class SplitScores:
             "failed": self.failed,
             "images_in_split": self.benchmark.images,
             "miou": percent(self.scores.miou),
+            "miou_interval": interval and interval.percent(),
             "pixel_accuracy": percent(self.scores.pixel_accuracy),
             "per_class": {n: percent(v) for n, v in zip(names, self.scores.iou, strict=True)},
+            "worst": self.worst,
+            **(self.details.summary(names) if self.details else {}),
         }
 
 
@@ -66,29 +90,87 @@ def score(
     predictions: Annotated[
         Path, typer.Option(help="Folder of predicted label maps ID.png, values 0..K−1.")
     ],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Other predictions for the same images: print the paired difference."),
+    ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also boundary IoU and objects by size (slower).")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write scores.parquet … here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
 ) -> None:
     """Score anybody's predicted label maps against a benchmark.
 
-    The predictions are 8-bit grey or palette PNGs named as the images, with the class numbers of
+    The predictions are grey or palette PNGs named as the images, with the class numbers of
     the manifest (0 is background where the benchmark has one).
     """
     console = Console()
     opened = load_benchmark(name).open(data)
     ids = opened.ids[:limit]
-    result = score_folder(
-        opened, predictions, ids, lambda items: progress(items, "scoring", console)
-    )
-    summary = result.summary()
+
+    def shown(items: Sequence[str]) -> Iterable[str]:
+        return progress(items, "scoring", console)
+
+    result = score_folder(opened, predictions, ids, shown, details=details)
+    protocol = recorded_protocol(predictions)
+    summary = result.summary() | {"protocol": protocol}
+    if against:
+        other = score_folder(opened, against, ids, shown)
+        summary["against"] = compare(result, other, str(against), recorded_protocol(against))
     if out:
         write_scores(out, result, summary)
     if json_file:
         write_json(json_file, summary)
     console.print(class_table(result))
-    console.print(published_table(result.benchmark, {"these predictions": summary["miou"]}))
+    console.print(published_table(result.benchmark, "these predictions", summary))
+    if against:
+        print_comparison(console, summary)
     print_caveat(console, result)
+
+
+def recorded_protocol(predictions: Path) -> str | None:
+    """Return the protocol that `codeseg evaluate` recorded beside label maps, if it did."""
+    try:
+        protocol = json.loads((predictions / "settings.json").read_text()).get("protocol")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(protocol) if protocol else None
+
+
+def compare(
+    ours: SplitScores, theirs: SplitScores, name: str, protocol: str | None
+) -> dict[str, Any]:
+    """Return how two results on the same images differ, in percent, for JSON."""
+    interval, p = difference_interval(
+        list(ours.images.values()), list(theirs.images.values()), len(ours.benchmark.classes)
+    )
+    return {
+        "predictions": name,
+        "protocol": protocol,
+        "miou": percent(theirs.scores.miou),
+        "difference": interval.percent(),
+        "p": p,
+    }
+
+
+def print_comparison(console: Console, summary: dict[str, Any]) -> None:
+    """Print the paired difference, and whether two protocols were compared."""
+    other = summary["against"]
+    gain = other["difference"]
+    console.print(
+        f"mIoU {gain['value']:+.2f} against {other['predictions']} "
+        f"({gain['low']:+.2f} to {gain['high']:+.2f}, 95 % of {DRAWS} draws of the images; "
+        f"p {other['p']:.3f})",
+        markup=False,
+        soft_wrap=True,
+    )
+    if summary["protocol"] != other["protocol"]:
+        console.print(
+            f"protocols differ: {summary['protocol'] or 'not recorded'} and "
+            f"{other['protocol'] or 'not recorded'}; the difference is not the methods' alone"
+        )
 
 
 def score_folder(
@@ -98,6 +180,7 @@ def score_folder(
     track: Callable[[Sequence[str]], Iterable[str]] = lambda ids: ids,
     *,
     strict: bool = True,
+    details: bool = False,
 ) -> SplitScores:
     """Accumulate the confusion matrix over a split.
 
@@ -107,6 +190,7 @@ def score_folder(
         ids: The images to score.
         track: Wraps the ids, to show progress.
         strict: Raise on the first image that cannot be scored; else count it as failed.
+        details: Count boundaries and objects too.
 
     Raises:
         FileNotFoundError: Predictions are missing; says how many.
@@ -122,26 +206,45 @@ def score_folder(
     classes = len(data.benchmark.classes)
     total = np.zeros((classes, classes), np.int64)
     rows, failed = {}, {}
+    more = Details(classes) if details else None
     for image_id in track(ids):
         try:
-            confusion = score_image(data, folder / f"{image_id}.png", image_id)
+            confusion = score_image(data, folder / f"{image_id}.png", image_id, more)
         except (ValueError, FileNotFoundError) as error:
             if strict:
                 raise
             failed[image_id] = str(error)
             continue
         total += confusion
-        scores = Scores(confusion)
-        labelled = int((confusion.sum(1) > 0).sum())
-        rows[image_id] = (scores.miou, scores.pixel_accuracy, labelled)
-    return SplitScores(data.benchmark, Scores(total), rows, failed)
+        rows[image_id] = image_score(confusion)
+    return SplitScores(data.benchmark, Scores(total), rows, failed, more)
 
 
-def score_image(data: BenchmarkData, prediction: Path, image_id: str) -> Confusion:
+def image_score(confusion: Confusion) -> ImageScore:
+    """Keep what one image adds to the split."""
+    scores = Scores(confusion)
+    classes = np.flatnonzero(scores.union)
+    return ImageScore(
+        scores.miou,
+        scores.pixel_accuracy,
+        int((confusion.sum(1) > 0).sum()),
+        classes,
+        scores.intersection[classes],
+        scores.union[classes],
+    )
+
+
+def score_image(
+    data: BenchmarkData, prediction: Path, image_id: str, details: Details | None = None
+) -> Confusion:
     """The confusion matrix of one image; ValueError names the file that is wrong."""
-    label = data.label(image_id)
+    label, predicted = data.label(image_id), None
     try:
-        return confusion_matrix(label, read_prediction(prediction), len(data.benchmark.classes))
+        predicted = read_prediction(prediction)
+        confusion = confusion_matrix(label, predicted, len(data.benchmark.classes))
+        if details:
+            details.add(label, predicted)
+        return confusion
     except ValueError as error:
         message = str(error)
         named = str(prediction) in message
@@ -162,12 +265,18 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "confusion": pa.array(scores.confusion.tolist(), pa.list_(pa.int64())),
     }
     pq.write_table(pa.table(classes), out / "scores.parquet")
-    rows = result.images.values()
+    rows, counts = result.images.values(), pa.list_(pa.int64())
     images = {
         "id": pa.array(list(result.images), pa.string()),
-        "miou": pa.array([row[0] for row in rows], pa.float64(), from_pandas=True),
-        "pixel_accuracy": pa.array([row[1] for row in rows], pa.float64(), from_pandas=True),
-        "classes": pa.array([row[2] for row in rows], pa.int32()),
+        "miou": pa.array([row.miou for row in rows], pa.float64(), from_pandas=True),
+        "pixel_accuracy": pa.array(
+            [row.pixel_accuracy for row in rows], pa.float64(), from_pandas=True
+        ),
+        "classes": pa.array([row.labelled for row in rows], pa.int32()),
+        # Of the classes in the label or the prediction: intervals need no label map.
+        "class": pa.array([row.classes for row in rows], counts),
+        "intersection": pa.array([row.intersection for row in rows], counts),
+        "union": pa.array([row.union for row in rows], counts),
     }
     pq.write_table(pa.table(images), out / "images.parquet")
     write_json(out / "scores.json", summary)
@@ -187,23 +296,59 @@ def class_table(result: SplitScores) -> Table:
         table.add_row(result.benchmark.classes[k], iou, f"{labelled[k]:,}")
     table.add_section()
     table.add_row("mIoU", f"{100 * scores.miou:.2f}", "")
+    if interval := result.interval:
+        table.add_row("95 % interval", f"{100 * interval.low:.2f}–{100 * interval.high:.2f}", "")
     table.add_row("pixel accuracy", f"{100 * scores.pixel_accuracy:.2f}", f"{labelled.sum():,}")
+    if result.details:
+        found = result.details.summary(result.benchmark.classes)
+        table.add_row("boundary mIoU", _two_digits(found["boundary_miou"]), "")
+        for name, objects in found["objects"].items():
+            title = f"pixels found of {name} objects"
+            table.add_row(title, _two_digits(objects["found"]), f"{objects['count']:,} objects")
     return table
 
 
-def published_table(benchmark: Benchmark, ours: dict[str, float | None]) -> Table:
-    """Our numbers above the published ones; protocols differ, so each row says its own."""
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) -> Table:
+    """Return our number above the published ones: the same protocol first, others grey.
+
+    Args:
+        benchmark: The manifest.
+        method: What our row is called.
+        summary: With miou, miou_interval and, where it is known, protocol.
+    """
+    protocol, interval = summary.get("protocol"), summary.get("miou_interval")
     table = Table(title=f"mIoU on {benchmark.name}")
     table.add_column("method")
     table.add_column("mIoU %", justify="right")
-    table.add_column("protocol")
-    table.add_column("source")
-    for method, miou in ours.items():
-        table.add_row(method, "–" if miou is None else f"{miou:.2f}", "this run", "")
-    table.add_section()
-    for row in sorted(benchmark.published, key=lambda row: (row.protocol, -row.miou)):
-        table.add_row(row.method, f"{row.miou:.1f}", row.protocol, row.source)
+    for column in ("protocol", "CLIP", "besides", "refined", "source"):
+        table.add_column(column)
+    ours = _two_digits(summary["miou"])
+    if interval:
+        ours += f" ({interval['low']:.1f}–{interval['high']:.1f})"
+    table.add_row(method, ours, protocol or "not recorded", *_made_with(summary), "this run")
+    rows = sorted(benchmark.published, key=lambda row: (row.protocol != protocol, -row.miou))
+    for place, row in enumerate(rows):
+        other = row.protocol != protocol
+        if other and (place == 0 or rows[place - 1].protocol == protocol):
+            table.add_section()
+            words = "other protocols: their numbers do not compare"
+            table.add_row(words, style="dim")
+        cells = (row.protocol, row.clip or "–", row.extra or "–", row.refinement or "–", row.source)
+        table.add_row(row.method, f"{row.miou:.1f}", *cells, style="dim" if other else None)
     return table
+
+
+def _made_with(summary: dict[str, Any]) -> tuple[str, str, str]:
+    """CLIP, what is besides, refinement of our own row, as far as they were recorded."""
+    settings = summary.get("settings", {})
+    clip = " ".join(str(settings[key]) for key in ("clip", "pretrained") if key in settings)
+    refined = settings.get("refinement", "–")
+    trained = "trained on captions" if "checkpoint" in settings else "–"
+    return clip or "–", trained, "–" if refined == "none" else refined
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:

@@ -73,6 +73,14 @@ class TextEmbeddings:
         counts = torch.tensor(self.names or [1] * len(self.templates_KC))
         return torch.arange(len(counts)).repeat_interleave(counts)
 
+    def only(self, things: Sequence[int]) -> "TextEmbeddings":
+        """Keep some things, in ascending order."""
+        kept = torch.isin(self.owners_K, torch.tensor(list(things))).to(self.words_KC.device)
+        counts = self.names or (1,) * len(kept)
+        return TextEmbeddings(
+            self.words_KC[kept], self.templates_KC[kept], tuple(counts[k] for k in things)
+        )
+
 
 class Segmenter:
     """Segments pictures by any words.

@@ -106,6 +106,39 @@ def test_a_protocol_is_recorded_and_two_give_different_label_maps(tmp_path, data
     assert "score softmax does not go with background constant" in str(done.exception)
 
 
+@pytest.mark.parametrize("protocol", ["code", "sclip"])
+@pytest.mark.parametrize("background", [False, True])
+def test_the_oracle_predicts_no_class_that_the_image_lacks(
+    tmp_path, data, run, protocol, background
+):
+    if background:
+        text = data.read_text().replace("background = false", "background = true")
+        data.write_text(text.replace('"c0"', '"background"'))
+    for path in (data.parent / "labels").iterdir():
+        label = np.asarray(Image.open(path)) % 2 + (path.stem > "b")  # two of the three classes
+        Image.fromarray(label.astype(np.uint8)).save(path)
+    plain, out = tmp_path / "plain", tmp_path / "oracle"
+    assert evaluate(data, run, "--protocol", protocol, "--out", plain).exit_code == 0
+    done = evaluate(data, run, "--protocol", protocol, "--oracle", "--out", out)
+    assert done.exit_code == 0, done.output
+    for path in (out / "labels").iterdir():
+        present = set(np.unique(np.asarray(Image.open(data.parent / "labels" / path.name))))
+        assert set(np.unique(np.asarray(Image.open(path)))) <= present
+    assert json.loads((out / "settings.json").read_text())["oracle"] is True
+    again = evaluate(data, run, "--protocol", protocol, "--out", out)
+    assert "oracle was True, now None" in str(again.exception)
+
+
+def test_the_cost_of_predicting_lies_beside_the_scores_and_not_in_them(tmp_path, data, run):
+    assert evaluate(data, run, "--out", tmp_path / "out").exit_code == 0
+    cost = json.loads((tmp_path / "out/cost.json").read_text())
+    assert cost["images"] == 5 and cost["device"] == "cpu"
+    assert cost["milliseconds_an_image"] > 0 and cost["peak_memory_bytes"] > 1e7
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["protocol"] == "code"
+    assert scores["miou_interval"]["low"] <= scores["miou"] <= scores["miou_interval"]["high"]
+
+
 @pytest.mark.filterwarnings("ignore:the CLIP storybook was never trained on")
 def test_background_words_are_chosen_from_the_lexicon_and_recorded(tmp_path, data):
     text = data.read_text().replace("background = false", "background = true")

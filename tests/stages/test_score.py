@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
-from codeseg.stages.score import score_folder, write_scores
+from codeseg.stages.score import published_table, score_folder, write_scores
 from tests.helpers.toy_benchmark import REALDATA, real, toy
 
 
@@ -40,6 +40,45 @@ def test_score_command_writes_what_it_prints(tmp_path):
     table = pq.read_table(tmp_path / "out" / "scores.parquet")
     assert table["confusion"].to_pylist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert pq.read_table(tmp_path / "out" / "images.parquet")["id"].to_pylist() == ["a"]
+
+
+def test_two_results_are_compared_image_by_image_and_across_protocols_it_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    manifest = toy(tmp_path, raw=rng.integers(0, 3, (8, 8)))
+    for name in "bcdefgh":
+        label = rng.integers(0, 3, (8, 8))
+        Image.new("RGB", (8, 8)).save(tmp_path / f"images/{name}.png")
+        Image.fromarray(label.astype(np.uint8)).save(tmp_path / f"labels/{name}.png")
+    for path in (tmp_path / "labels").iterdir():
+        label = np.asarray(Image.open(path))
+        wrong = np.where(rng.random(label.shape) < 0.3, (label + 1) % 3, label)
+        predict(tmp_path / "good/labels", label, path.stem)
+        predict(tmp_path / "poor/labels", wrong, path.stem)
+    for name, protocol in (("good", "code"), ("poor", "sclip")):
+        (tmp_path / name / "settings.json").write_text(json.dumps({"protocol": protocol}))
+    words = ("score", manifest, "--data", tmp_path, "--predictions")
+    done = codeseg(
+        *(*words, tmp_path / "good", "--against", tmp_path / "poor"),
+        *("--details", "--json", tmp_path / "s.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "s.json").read_text())
+    gain = scores["against"]["difference"]
+    assert scores["miou"] == 100 and 0 < gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["value"] == pytest.approx(100 - scores["against"]["miou"])
+    assert scores["against"]["p"] == 0 and "protocols differ: code and sclip" in done.stdout
+    assert scores["boundary_miou"] == 100 and scores["objects"]["small"]["found"] == 100
+    assert "95 % of 1000 draws" in done.stdout and "boundary mIoU" in done.stdout
+
+
+def test_published_rows_of_the_same_protocol_come_first():
+    benchmark = load_benchmark("voc")
+    summary = {"miou": 50.0, "protocol": "naclip", "miou_interval": None}
+    table = published_table(benchmark, "naclip", summary)
+    methods, protocols = (list(table.columns[k].cells) for k in (0, 2))
+    border = next(k for k, name in enumerate(methods) if name.startswith("other protocols"))
+    assert set(protocols[:border]) == {"naclip"} and border >= 3
+    assert "naclip" not in protocols[border:] and len(methods) == len(benchmark.published) + 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Pairs of label maps -> boundary IoU and how much of small and large objects is found. NumPy only.
+
+Boundary IoU as Cheng et al. (CVPR 2021): of a mask only the band along its outline counts, 2 % of
+the image's diagonal wide. Objects are 4-connected regions of one label. Unscored pixels count for
+nothing. Letters: K classes, H W pixels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codeseg.pipeline.benchmark.metrics import ignored_label
+
+WIDTH = 0.02
+"""Of the band, as a share of the image's diagonal."""
+SIZES = {"small": 32**2, "medium": 96**2, "large": None}
+"""Objects of fewer pixels than that (COCO's bounds), at the image's own size."""
+
+
+@dataclass
+class Details:
+    """Counts that grow image by image."""
+
+    classes: int
+    intersection: npt.NDArray[np.int64] = field(init=False)
+    union: npt.NDArray[np.int64] = field(init=False)
+    found: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0, 0] for name in SIZES})
+    """Size -> objects, their pixels, those predicted as their class."""
+
+    def __post_init__(self) -> None:
+        """Start from nothing."""
+        self.intersection, self.union = np.zeros((2, self.classes), np.int64)
+
+    def add(self, label_HW: npt.NDArray[Any], prediction_HW: npt.NDArray[Any]) -> None:
+        """Count one image."""
+        unscored = ignored_label(self.classes)
+        scored_HW = label_HW != unscored
+        prediction_HW = np.where(scored_HW, prediction_HW, unscored)  # the same holes, no outlines
+        reach = max(1, round(WIDTH * float(np.hypot(*label_HW.shape))))
+        for k in np.union1d(np.unique(label_HW[scored_HW]), np.unique(prediction_HW[scored_HW])):
+            ours, theirs = (outline(x == k, reach) & scored_HW for x in (label_HW, prediction_HW))
+            self.intersection[k] += np.count_nonzero(ours & theirs)
+            self.union[k] += np.count_nonzero(ours | theirs)
+        self._count_objects(label_HW, label_HW == prediction_HW, scored_HW)
+
+    def _count_objects(
+        self,
+        label_HW: npt.NDArray[Any],
+        right_HW: npt.NDArray[np.bool_],
+        scored_HW: npt.NDArray[np.bool_],
+    ) -> None:
+        from codeseg.model.regions.grouping import connected_components
+
+        numbers = connected_components(label_HW)[scored_HW]
+        areas = np.bincount(numbers)
+        right = np.bincount(numbers, weights=right_HW[scored_HW]).astype(np.int64)
+        rest = areas > 0
+        for name, bound in SIZES.items():
+            within = rest if bound is None else rest & (areas < bound)
+            for place, count in enumerate((within.sum(), areas[within].sum(), right[within].sum())):
+                self.found[name][place] += int(count)
+            rest = rest & ~within
+
+    def summary(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return everything in percent; None where nothing was there."""
+        pairs = zip(self.intersection.tolist(), self.union.tolist(), strict=True)
+        iou = [100 * i / u if u else None for i, u in pairs]
+        known = [value for value in iou if value is not None]
+        return {
+            "boundary_miou": sum(known) / len(known) if known else None,
+            "boundary_per_class": dict(zip(names, iou, strict=True)),
+            "objects": {
+                name: {"count": count, "found": 100 * right / area if area else None}
+                for name, (count, area, right) in self.found.items()
+            },
+        }
+
+
+def outline(mask_HW: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a mask within `reach` of its outside; outside the image is outside."""
+    side = 2 * reach + 1
+    padded = np.pad(mask_HW, ((reach + 1, reach), (reach + 1, reach))).astype(np.int32)
+    sums = padded.cumsum(0).cumsum(1)
+    filled = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    inner: npt.NDArray[np.bool_] = filled == side * side
+    return mask_HW & ~inner
