@@ -7,6 +7,7 @@
 CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
