@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codeseg.pipeline.engine.storage import write_json
+from codeseg.stages.terminal import visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,6 +109,7 @@ def audit(
                 _write_json(json_file, root, findings)
             if report:
                 _write_page(report, root, opened, findings)
+            _show_findings(findings)
             _gate(findings, gates)
 
 
@@ -130,19 +132,26 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _check(opened: "Audit") -> "list[Finding]":
-    """Make every check, then show them all."""
+    """Make every check."""
     from rich.console import Console
-    from rich.table import Table
 
     from codeseg.pipeline.audit.questions import check_names
-    from codeseg.stages.pages.checks import in_words
 
-    console = Console()
     findings = []
-    with console.status("opening") as status:
+    with Console().status("opening") as status:
         for name in check_names():
             status.update(f"asking {name}")
             findings.append(opened.check(name))
+    return findings
+
+
+def _show_findings(findings: "list[Finding]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from codeseg.stages.pages.checks import in_words
+
+    console = Console()
     table = Table("check", "verdict", "what was found", "first keys", box=None, pad_edge=False)
     for finding in findings:
         colour = COLOURS[finding.verdict]
@@ -152,7 +161,6 @@ def _check(opened: "Audit") -> "list[Finding]":
     console.print(table)
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    return findings
 
 
 def _plain(text: str) -> str:
@@ -250,4 +258,4 @@ def _try(opened: "Audit", statement: str) -> None:
     try:
         _show(opened.query(statement))
     except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {visible(str(error))}", err=True)

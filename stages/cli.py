@@ -6,14 +6,14 @@ imported, so `codeseg --help` loads neither torch nor any engine.
 """
 
 import importlib
-import io
 import os
 import sys
-import warnings
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from codeseg.stages.terminal import expand_home, guard_streams, visible
 
 COMMANDS = {
     "download": "Fetch a URL list: manifest -> pairs.",
@@ -95,12 +95,10 @@ def codeseg(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of ASCII shows what it can
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    guard_streams()
+    command = typer.main.get_command(app)
     try:
-        typer.main.get_command(app).main(prog_name="codeseg")
+        command.main(expand_home(sys.argv[1:]), prog_name="codeseg")
     except Exception as error:
         if os.environ.get("CODESEG_TRACEBACK"):
             raise
@@ -109,7 +107,7 @@ def main() -> None:
             error, OSError | FloatingPointError | ModuleNotFoundError
         ):
             raise  # ours to mend: the traceback is what a bug report needs
-        line = " ".join(str(error).split()) or type(error).__name__
+        line = visible(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             from codeseg.pipeline.engine.requirements import extra_of
 

@@ -33,7 +33,6 @@ from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, lexicon, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import Device, Pretrained, prediction_settings
-from codeseg.stages.progress import progress
 from codeseg.stages.score import (
     SplitScores,
     class_table,
@@ -42,6 +41,7 @@ from codeseg.stages.score import (
     score_folder,
     write_scores,
 )
+from codeseg.stages.terminal import progress
 
 if TYPE_CHECKING:
     from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings

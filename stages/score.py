@@ -32,7 +32,7 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_b
 from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
 from codeseg.pipeline.engine.storage import write_json
-from codeseg.stages.progress import progress
+from codeseg.stages.terminal import progress
 
 FAILURES_SHOWN = 5
 WORST_SHOWN = 5

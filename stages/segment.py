@@ -22,7 +22,7 @@ from codeseg.stages.options import (
     TextFile,
     prediction_settings,
 )
-from codeseg.stages.progress import progress
+from codeseg.stages.terminal import progress
 
 if TYPE_CHECKING:
     from codeseg.model.inference.vocabulary import Thing

@@ -3,8 +3,8 @@
     dataset root (local or s3://) + audit_sql/*.sql  ->  findings: pass / warn / fail / skip
 
 Read-only by construction: an in-memory database whose views are exactly the committed files; access
-to anything else is switched off and locked, and only SELECT statements are run. Thresholds stand in
-audit_sql/thresholds.sql. This is the only file that imports duckdb.
+to anything else is switched off and locked, and statements run in read-only transactions.
+Thresholds stand in audit_sql/thresholds.sql. This is the only file that imports duckdb.
 """
 
 import tempfile
@@ -130,12 +130,16 @@ class Audit:
         try:
             statements = self._database.extract_statements(sql)
             kinds = [statement.type.name for statement in statements]
-            if kinds != ["SELECT"]:
+            if kinds not in (["SELECT"], ["MULTI"]):  # the latter is a PIVOT
                 raise ValueError(
                     f"the audit only reads: one SELECT statement, not {', '.join(kinds) or 'none'}"
                 )
             self._prepare(sql)
-            return self._database.sql(sql).to_arrow_table()
+            self._database.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                return self._database.sql(sql).to_arrow_table()
+            finally:
+                self._database.execute("ROLLBACK")
         except duckdb.Error as error:
             raise ValueError(f"{_one_line(error)} (views: {', '.join(VIEWS)})") from None
 

@@ -85,6 +85,12 @@ def test_sql_answers_and_writes_nothing(sound: Path, tmp_path: Path) -> None:
             f"EXPORT DATABASE '{target}'",
             "PRAGMA version",
             "SELECT 1; SELECT 2",
+            "WITH x AS (INSERT INTO thresholds VALUES ('a', 1, 'b') RETURNING *) FROM x",
+            "WITH x AS (DELETE FROM thresholds RETURNING *) FROM x",
+            "COMMIT",
+            "CALL enable_logging()",
+            f"FROM query('COPY pairs TO ''{target}''')",
+            f"SELECT * FROM read_text('{sound}/ledger/pairs/00000.json')",
             "SELECT * FROM read_text('/etc/passwd')",
             "SELECT * FROM '/etc/passwd'",
             "SELECT * FROM glob('/*')",
@@ -95,6 +101,8 @@ def test_sql_answers_and_writes_nothing(sound: Path, tmp_path: Path) -> None:
             with pytest.raises(ValueError) as caught:
                 audit.query(statement)
             assert "\n" not in str(caught.value)
+        assert audit.query("PIVOT pairs ON status USING count(*)").num_rows == 400
+        assert audit.query("FROM thresholds WHERE name = 'a'").num_rows == 0
         assert not target.exists()
     assert snapshot(sound) == before
 
