@@ -3,12 +3,14 @@
     urls/NNNNN.parquet   url, caption: `shard_size` rows of the list, in its order (the last: fewer)
 
 A shard of the list is the input of the same shard of pairs; its hash is that input's fingerprint.
-Memory: one block of the list and one shard. A larger --limit later only adds rows.
+Memory: one block of the list and one shard. A larger --limit later only adds rows, and so do rows
+appended to the list: of what was there only the last shard is cut again.
 """
 
 import hashlib
 from collections.abc import Iterator
 from time import perf_counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,13 +56,17 @@ def cut_shards(
     records = ledger.records("urls")
     # A list that was refused has left its settings and no shard: it may be corrected in place.
     previous = ledger.read_settings("urls") if records else None
-    if previous is not None and {**previous, "complete": None} != {**settings, "complete": None}:
+    grown = previous is not None and _is_longer(source, settings, previous)
+    if grown:  # the line that was last may have grown, too: its shard is cut again
+        ledger.retract("urls", max(records))
+        del records[max(records)]
+    elif previous is not None and {**previous, "complete": None} != {**settings, "complete": None}:
         changed = "another --shard-size" if previous["list"] == settings["list"] else "another list"
         raise ValueError(f"{root.uri} was begun with {changed} or columns; use a root of its own")
     have = sum(record.rows_out for record in records.values())
     lost = ledger.damaged(records)
     enough = (previous or {}).get("complete") or (limit is not None and limit <= have)
-    if enough and not lost:
+    if enough and not lost and not grown:
         return records
     limit = None if limit is None else max(limit, have)
     records = {shard: record for shard, record in records.items() if shard not in lost}
@@ -122,15 +128,31 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
     return source, files
 
 
-def _identity(source: Storage, name: str) -> tuple[int, str]:
-    """Size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M."""
+def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int, str]:
+    """Size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M.
+
+    With a size, of that much of the file.
+    """
     with source.open_input(name, mapped=False) as file:
-        size = file.size()
-        head = file.read(ENDS_BYTES)
-        file.seek(max(0, size - ENDS_BYTES))
-        digest = hashlib.sha256(head)
-        digest.update(file.read())
+        size = file.size() if size is None else min(size, file.size())
+        digest = hashlib.sha256(file.read(min(size, ENDS_BYTES)))
+        start = max(0, size - ENDS_BYTES)
+        file.seek(start)
+        digest.update(file.read(size - start))
     return size, digest.hexdigest()
+
+
+def _is_longer(source: Storage, settings: dict[str, Any], previous: dict[str, Any]) -> bool:
+    """Return whether the list begins with all of the previous one, and alike in all else."""
+    rest = {"complete": None, "list": None}
+    before, after = previous["list"], settings["list"]
+    if {**previous, **rest} != {**settings, **rest} or before == after:
+        return False
+    known = [list(entry) for entry in after[: len(before)]]
+    if len(known) < len(before) or known[:-1] != before[:-1]:
+        return False
+    name, size, _ = before[-1]
+    return bool([name, *_identity(source, name, size)] == before[-1] and known[-1][0] == name)
 
 
 def _shards(

@@ -118,6 +118,27 @@ def test_a_lost_shard_of_the_list_is_cut_again(tmp_path):
     assert {i: r.output for i, r in again.items()} == {i: r.output for i, r in first.items()}
 
 
+@pytest.mark.parametrize("count", [23, 20])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_rows_appended_to_a_list_leave_all_shards_but_the_last_as_they_were(tmp_path, count, end):
+    lines = [f"caption {i}\thttp://h/{i}.jpg" for i in range(count)]
+    place, root = tmp_path / "list.tsv", Storage.open(tmp_path / "root")
+    source = manifest("tsv", "header = false\ncolumns = ['caption', 'url']")
+    place.write_text("\n".join(lines) + end)
+    before = cut_shards(source, str(place), root, 10, None)
+    with place.open("a") as file:
+        file.write(("" if end else " and more\n") + "last\thttp://h/last.jpg\n")
+    after = cut_shards(source, str(place), root, 10, None)
+    assert sum(record.rows_out for record in after.values()) == count + 1
+    kept = range(len(before) - 1)
+    assert [after[i] for i in kept] == [before[i] for i in kept]
+    assert (after[1].output == before[1].output) == (count == 23 or end == "\n")
+    assert cut_shards(source, str(place), root, 10, None) == after
+    place.write_text(place.read_text().replace("caption 0", "caption O"))
+    with pytest.raises(ValueError, match="was begun with another list"):
+        cut_shards(source, str(place), root, 10, None)
+
+
 def test_another_list_or_shard_size_is_refused(tmp_path):
     cut(tmp_path)
     with pytest.raises(ValueError, match="was begun with another --shard-size"):
