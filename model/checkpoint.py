@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def save_checkpoint(
     train: Mapping[str, Any],
     *,
     version: str,
+    sources: Sequence[Mapping[str, Any]] = (),
     optimizer: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> None:
@@ -61,6 +62,7 @@ def save_checkpoint(
         code: the model; only `trainable_state_dict()` is written.
         train: the training settings, for the record.
         version: codeseg's version.
+        sources: of the data: root, manifest, made_from, selection; for the record.
         optimizer: named optimizer tensors, to resume from.
         state: small JSON values, to resume from.
 
@@ -73,6 +75,7 @@ def save_checkpoint(
         "clip": clip_identity(code.clip),
         "model": asdict(code.config),
         "train": dict(train),
+        "sources": [dict(source) for source in sources],
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f"{_TEMPORARY}{folder.name}"
@@ -252,6 +255,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     clip, train = config["clip"], config["train"]
     digest = str(clip["weights_sha256"])[:12]
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(train.items()))
+    data = "\n".join(_spell_source(source) for source in config.get("sources", ()))
     return f"""---
 library_name: codeseg
 pipeline_tag: image-segmentation
@@ -276,7 +280,18 @@ Trained with codeseg {config["codeseg"]}:
 | setting | value |
 |---|---|
 {settings}
+
+Data:
+
+{data or "- not recorded"}
 """
+
+
+def _spell_source(source: Mapping[str, Any]) -> str:
+    """A root as a line: its manifest, the list or files it was made from, and the selection."""
+    made_from = "; ".join(" ".join(map(str, entry)) for entry in source["made_from"])
+    chosen = f", selection {source['selection']}" if source["selection"] else ""
+    return f"- `{source['root']}`, manifest {source['manifest']}, made from {made_from}{chosen}"
 
 
 def _spell(identity: Mapping[str, Any]) -> str:

@@ -141,6 +141,7 @@ def fit(
             "features": stream.settings.to_json(),
             "rows": stream.rows,
             "contents": stream.fingerprint,
+            "sources": stream.sources,
         }
         if start_from is not None:
             data["from"] = str(start_from)

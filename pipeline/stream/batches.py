@@ -46,7 +46,8 @@ class FeatureStream:
 
     Attributes:
         name: of the roots, for messages; settings: what the features were made with;
-        rows: of the tables; fingerprint: of the data; skipped: shard -> why it is left out.
+        rows: of the tables; fingerprint: of the data; sources: of the data, for the record;
+        skipped: shard -> why it is left out.
 
     Raises:
         ValueError, FileNotFoundError: the table or the arguments are unfit, in one line; also while
@@ -82,6 +83,7 @@ class FeatureStream:
         self.name = self._roots.name
         self.settings = self._roots.settings
         self.skipped = self._roots.skipped
+        self.sources = self._roots.sources
         self.fingerprint = self._roots.fingerprint
         self.rows = self._roots.order.rows
         self._batch_size, self._nouns = batch_size, nouns_per_image

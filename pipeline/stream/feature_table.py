@@ -124,6 +124,7 @@ class FeatureTable:
             raise FileNotFoundError(f"{root.uri} holds no features; {self._again}")
         self._check(found)
         selected = read_selection(root, selection, found.records) if selection else None
+        self.selection = f"{selection}: {selected.sql}" if selected else None
         records = {i: record for i, record in found.records.items() if i not in self.skipped}
         with ThreadPoolExecutor(READERS) as pool:
             usable = list(pool.map(self._is_usable, records.values()))

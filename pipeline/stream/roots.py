@@ -8,10 +8,11 @@ Roots are trained together only when their features are of the same kind: CLIP, 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from codeseg.pipeline.engine.ledger import fingerprint
+from codeseg.pipeline.engine.ledger import Ledger, fingerprint
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.collate import Sample
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -38,7 +39,7 @@ class Roots:
     Attributes:
         settings: of the first root's features; min_nouns: that every caption of every root has.
         order: of the rows; vocabulary: of all roots; fingerprint: of everything that is read.
-        skipped: shard -> why it is left out.
+        skipped: shard -> why it is left out; sources: where each root came from, for the record.
 
     Raises:
         ValueError, FileNotFoundError: a table is unfit, or roots do not go together; one line.
@@ -63,6 +64,7 @@ class Roots:
         self.settings = self._tables[0].settings
         for storage, table in zip(storages, self._tables, strict=True):
             _refuse_other_kind(storages[0].uri, self.settings, storage.uri, table.settings)
+        self.sources = [_source(s, t) for s, t in zip(storages, self._tables, strict=True)]
         self.min_nouns = min(table.settings.min_nouns for table in self._tables)
         several = len(storages) > 1
         self._marks = [f"{number}:" if several else "" for number in range(len(storages))]
@@ -116,6 +118,18 @@ class Roots:
         """Return the table that a block of the whole order lies in, and its number there."""
         table = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
         return table, number - int(self._first_blocks[table])
+
+
+def _source(storage: Storage, table: FeatureTable) -> dict[str, Any]:
+    """Return a root's name, its list or files back to their hashes, and what was selected of it."""
+    ledger = Ledger(storage)
+    pairs, urls = (ledger.read_settings(stage) or {} for stage in ("pairs", "urls"))
+    return {
+        "root": storage.local_path.name if storage.local_path else storage.uri,
+        "manifest": pairs.get("manifest"),
+        "made_from": urls.get("list") or [["files", fingerprint(pairs.get("inputs"))]],
+        "selection": table.selection,
+    }
 
 
 def _refuse_other_kind(

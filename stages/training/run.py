@@ -98,7 +98,12 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
     """
     if (run / CONFIG).is_file():
         saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
-        ignore = {"codeseg", *HARMLESS, *_free_schedule(saved, recipe, saved_progress(run)[0])}
+        ignore = {
+            "codeseg",
+            "data.sources",
+            *HARMLESS,
+            *_free_schedule(saved, recipe, saved_progress(run)[0]),
+        }
         if lines := differences(saved, wanted, ignore):
             raise OtherRunError(run, saved.get("name", "(none)"), lines)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -188,6 +193,7 @@ def save(run: Path, recipe: Recipe, state: State) -> None:
         state.code,
         dataclasses.asdict(recipe.train),
         version=codeseg_version(),
+        sources=read_json(run / CONFIG)["data"]["sources"],
         optimizer=optimizer_tensors(state.optimizer, state.parameters),
         state={
             "step": state.step,

@@ -16,6 +16,8 @@ import torch.multiprocessing as mp
 from codeseg.model.checkpoint import checkpoints, load_checkpoint, load_tensors
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.train import fit, initial_state
 from codeseg.stages.training.optimizer import build_optimizer, learning_rate
 from codeseg.stages.training.recipes import HARMLESS, resolve
@@ -475,3 +477,13 @@ def test_command_prints_the_difference_and_exits_2(root, undisturbed):
 
 def test_metrics_are_plain_parquet(undisturbed):
     assert pq.read_metadata(Path(undisturbed) / "metrics.parquet").num_rows == 6
+
+
+def test_a_runs_card_names_its_roots_down_to_the_lists(root, tmp_path):
+    ledger = Ledger(Storage.open(root))
+    ledger.write_settings("pairs", {"manifest": "cc3m"})
+    ledger.write_settings("urls", {"list": [["list.tsv", 123, "0a1b"]]})
+    assert fit(root, tmp_path / "run", tiny_recipe(root, "train.steps=1"))
+    card = (checkpoints(tmp_path / "run")[-1] / "README.md").read_text()
+    assert f"- `{root.name}`, manifest cc3m, made from list.tsv 123 0a1b" in card
+    assert f"`{root}`" not in card
