@@ -15,7 +15,7 @@ from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
 def app(
     run: Annotated[
         str | None,
-        typer.Option(help="RUN, checkpoint or hub id; none: the embedded CLIP, untrained."),
+        typer.Option(help="RUN, checkpoint or hub id (default: the embedded CLIP, untrained)."),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip …")
@@ -23,12 +23,12 @@ def app(
     clip: Clip = None,
     pretrained: Pretrained = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+        str, typer.Option(help="Address to listen on; the default serves this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     device: Device = "auto",
 ) -> None:
-    """Segment pictures in the browser: drop one, type words, see the masks, compare methods.
+    """Serve a page that segments pictures in the browser: drop one, type words, see the masks.
 
     Example: codeseg app --run runs/code
     """

@@ -32,51 +32,60 @@ def audit(
     sql: Annotated[
         str | None,
         typer.Option(
-            help="Answer one SELECT instead; views: pairs, nouns, features, vocabulary, ledger, "
+            help="Run one SELECT instead; views: pairs, nouns, features, vocabulary, ledger, "
             "metrics, and those of docs/audit.md."
         ),
     ] = None,
-    shell: Annotated[bool, typer.Option("--shell", help="Answer SELECTs typed in.")] = False,
+    shell: Annotated[
+        bool,
+        typer.Option("--shell", help="Read SELECTs from the terminal and print their answers."),
+    ] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write one self-contained HTML page here.")
+        Path | None, typer.Option(help="Write one self-contained HTML page to this file.")
     ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CHECK[,CHECK…]",
-            help="Exit 1 when one of these checks fails or cannot be made; `any`: when any fails.",
+            help="Exit with 1 if one of these checks fails or cannot run; `any`: if any fails.",
         ),
     ] = None,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="Benchmark whose class names must be covered; may be repeated."),
+        typer.Option(help="Benchmark whose class names the data must cover."),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Its data folder, to find its images in the data; one a benchmark."),
+        typer.Option(help="That benchmark's data folder, to find its images in the data."),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Training run to open as `metrics`.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Training run whose metrics to open as `metrics`.")
+    ] = None,
     hashes: Annotated[
-        bool, typer.Option("--hashes", help="Read every file whole and compare its SHA-256.")
+        bool, typer.Option("--hashes", help="Read every file and compare its SHA-256.")
     ] = False,
     pictures: Annotated[
-        int, typer.Option(min=0, help="About how many pictures to decode and compare; 0: all.")
+        int, typer.Option(min=0, help="Pictures to decode and compare, about; 0 = all.")
     ] = 20_000,
     feature_rows: Annotated[
-        int, typer.Option(min=0, help="Rows of each features shard to measure; 0: all.")
+        int, typer.Option(min=0, help="Rows to measure in each features shard; 0 = all.")
     ] = 0,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another threshold, e.g. success_warn=0.8."),
+        typer.Option(metavar="NAME=VALUE", help="Change a threshold, as in success_warn=0.8."),
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory for DuckDB; the rest is spilled.")] = "4GB",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="Memory for DuckDB; it spills the rest to disk.")
+    ] = "4GB",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="DuckDB's threads (default: all cores).")
+    ] = None,
 ) -> None:
-    """Ask the data what one wants to know before spending GPU days; changes nothing.
+    """Query and check the data before spending GPU days; changes nothing.
 
-    Holds ledger, tables, pictures, captions, nouns and features against what they should be and
-    prints pass, warn or fail with figures and the first offending keys. It may run while a stage
-    runs: only committed shards count.
+    Checks the ledger, tables, pictures, captions, nouns and features, and prints pass, warn or
+    fail with figures and the first offending keys. It may run while a stage runs: only committed
+    shards count.
     """
     from codeseg.pipeline.audit.database import Audit
     from codeseg.pipeline.audit.questions import check_names

@@ -1,4 +1,4 @@
-"""`codeseg demo`: the whole way on the embedded storybook, by the very commands a user would run.
+"""`codeseg demo`: the whole pipeline on the embedded storybook, by the commands a user would run.
 
 In: nothing but this package. Out, below OUT (default demo-run):
     world/                  what the web would hold: drawn pictures, a URL list, two benchmarks
@@ -72,20 +72,23 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path(
         "demo-run"
     ),
     quick: Annotated[
-        bool, typer.Option("--quick", help="A tenth of it: shows that all works, not how well.")
+        bool,
+        typer.Option(
+            "--quick", help="A tenth of the work: shows that everything runs, not how well."
+        ),
     ] = False,
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Loopback port the pictures are served on.")
+        int, typer.Option(min=1, max=65535, help="Loopback port that serves the pictures.")
     ] = PORT,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the results here as well.")
+        Path | None, typer.Option("--json", help="Also write the results here as JSON.")
     ] = None,
 ) -> None:
-    """Go the whole way on drawn pictures: download, tag, precompute, train, evaluate, audit.
+    """Run the whole pipeline on generated pictures.
 
     Ends with a table of mIoU and a report. About ten minutes on two cores the first time; the same
     command again resumes whatever was interrupted, or shows the results in seconds.
@@ -187,7 +190,10 @@ def run_command(*arguments: str | int | Path) -> None:
     command = [sys.executable, "-m", "codeseg", *words]
     done = subprocess.run(command, check=False, preexec_fn=die_with_parent)
     if done.returncode:
-        typer.secho("the demo stops here; once that is mended, the same command goes on", err=True)
+        typer.secho(
+            "the demo stops here; fix the error above and rerun the same command to resume",
+            err=True,
+        )
         raise typer.Exit(done.returncode if done.returncode > 0 else 1)
 
 

@@ -28,59 +28,64 @@ def download(
         str, typer.Argument(help="Name of a dataset (cc3m, cc12m) or a manifest's .toml file.")
     ],
     root: Annotated[
-        str, typer.Argument(help="Folder or s3:// URI the tables go to; begun or new.")
+        str, typer.Argument(help="Folder or s3:// URI for the tables, new or existing.")
     ],
     urls: Annotated[
-        str | None, typer.Option(help="Where the URL list lies, instead of the manifest's place.")
+        str | None, typer.Option(help="URL list to use instead of the manifest's.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take only the list's first rows.")
+        int | None, typer.Option(min=1, help="Use only the first N rows of the list.")
     ] = None,
     shard_size: Annotated[
-        int, typer.Option(min=2, help="Rows of a shard, the unit of work and commit.")
+        int, typer.Option(min=2, help="Rows per shard, the unit of work and of commit.")
     ] = DEFAULTS.shard_size,
     image_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Pixels a larger shorter side is reduced to (default: the manifest's)."
+            min=1,
+            help="Resize so that the shorter side is at most this many pixels "
+            "(default: the manifest's).",
         ),
     ] = None,
     min_size: Annotated[
         int,
-        typer.Option(min=1, help="Pixels of the shorter side; smaller pictures are too_small."),
+        typer.Option(min=1, help="Reject pictures whose shorter side is below this many pixels."),
     ] = DEFAULTS.min_size,
     retry_failed: Annotated[
         bool,
         typer.Option(
             "--retry-failed",
-            help="Try rows again that failed by DNS, time-out, connection or a server's error.",
+            help="Retry rows that failed by DNS, timeout, connection or server error.",
         ),
     ] = False,
     allow_private_hosts: Annotated[
         bool,
         typer.Option(
             "--allow-private-hosts",
-            help="Fetch from private and loopback addresses too, without politeness: for tests.",
+            help="Also fetch from private and loopback addresses, without rate limits (tests).",
         ),
     ] = False,
     threads: Annotated[
-        int, typer.Option(min=1, help="Fetches at a time in each worker.")
+        int, typer.Option(min=1, help="Concurrent fetches in each worker.")
     ] = DEFAULTS.threads,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds one URL may take in all.")
+        float,
+        typer.Option(
+            min=0.1, help="Time limit for one URL in seconds, redirects and retries included."
+        ),
     ] = FetchLimits.deadline,
     success_floor: Annotated[
         float,
-        typer.Option(min=0, max=1, help="A shard with a smaller share of successes is refused."),
+        typer.Option(min=0, max=1, help="Refuse a shard with a smaller share of successes."),
     ] = DEFAULTS.success_floor,
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
 ) -> None:
-    """Fetch the images of a dataset and keep every row, failed ones with the reason.
+    """Download the images of a dataset and keep every row, failed ones with their reason.
 
-    Run it again to resume: only what is missing or out of date is done. Then: codeseg nouns ROOT
+    Rerun it to resume: it redoes what is missing or stale. Next: codeseg nouns ROOT
     """
     source = load_manifest(manifest)
     settings = DownloadSettings(

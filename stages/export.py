@@ -33,7 +33,7 @@ SUFFIXES = (".onnx", ".pt2")
 def export(
     run: Annotated[
         str | None,
-        typer.Argument(help="RUN, checkpoint or hub id; none: a CLIP alone, untrained."),
+        typer.Argument(help="RUN, checkpoint or hub id (default: a CLIP alone, untrained)."),
     ] = None,
     out: Annotated[Path, typer.Option(help="FILE.onnx, or FILE.pt2 for torch.export.")] = Path(
         "segmenter.onnx"
@@ -41,7 +41,7 @@ def export(
     text: Text = None,
     text_file: TextFile = None,
     classes_from: Annotated[
-        str | None, typer.Option(help="Write those of a benchmark's classes: voc, ade20k …")
+        str | None, typer.Option(help="Export the texts of a benchmark's classes: voc, ade20k …")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
@@ -49,12 +49,12 @@ def export(
     clip: Clip = None,
     pretrained: Pretrained = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
+        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
     ] = None,
 ) -> None:
-    """Write a segmenter's image path as ONNX, of any picture size and number of texts.
+    """Export a segmenter's image path as ONNX, for any picture size and number of texts.
 
-    Refuses to leave a file behind that differs from the segmenter by more than 1e-4.
+    A file that differs from the segmenter by more than 1e-4 is not kept.
     Example: codeseg export runs/code --out segmenter.onnx --text "red car" --text dog
     """
     refuse_what_cannot_be(out)

@@ -27,43 +27,43 @@ DEFAULTS = Wishes()
 
 
 def features(
-    root: Annotated[
-        str, typer.Argument(help="Dataset root that has nouns: a folder or s3:// URI.")
-    ],
+    root: Annotated[str, typer.Argument(help="Dataset root with nouns: a folder or s3:// URI.")],
     clip: Annotated[
-        str, typer.Option(help="open_clip model name, a JSON config, or storybook.")
+        str, typer.Option(help="open_clip model name, JSON config file, or storybook.")
     ] = DEFAULTS.clip,
     pretrained: Annotated[
         str,
-        typer.Option(help="Weights: a tag of the model, a .safetensors or .pt file, storybook."),
+        typer.Option(help="Weights: a tag of the model, a .safetensors or .pt file, or storybook."),
     ] = DEFAULTS.pretrained,
     image_tokens: Annotated[
         str,
         typer.Option(
-            help="Store the trunk's output as fp16, as int8 (half the size), or none of it "
-            "(the trainer recomputes it; smallest, slowest to train)."
+            help="Store image tokens as fp16, as int8 (half the size), or none "
+            "(smallest; the trainer recomputes them, slowest)."
         ),
     ] = DEFAULTS.image_tokens,
     views: Annotated[
-        int, typer.Option(min=1, help="Fixed augmented views of each image.")
+        int, typer.Option(min=1, help="Fixed augmented views per image.")
     ] = DEFAULTS.views,
     precision: Annotated[
-        str, typer.Option(help="The CLIP computes in fp32, bf16 or fp16.")
+        str, typer.Option(help="Precision of the CLIP's arithmetic: fp32, bf16 or fp16.")
     ] = DEFAULTS.precision,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images encoded together, rows of an Arrow record batch.")
+        int, typer.Option(min=1, help="Images encoded together, and rows per Arrow record batch.")
     ] = DEFAULTS.batch_size,
     min_nouns: Annotated[
-        int, typer.Option(min=1, help="Leave captions with fewer distinct nouns out.")
+        int, typer.Option(min=1, help="Leave out captions with fewer distinct nouns.")
     ] = DEFAULTS.min_nouns,
     least_crop: Annotated[
         float,
-        typer.Option(min=0.01, max=1, help="Smallest crop, as a share of the image; 1 = no crop."),
+        typer.Option(
+            min=0.01, max=1, help="Smallest crop, as a share of the image's area; 1 = no crop."
+        ),
     ] = DEFAULTS.least_crop,
     flip: Annotated[bool, typer.Option(help="Mirror half the views.")] = DEFAULTS.flip,
-    seed: Annotated[int, typer.Option(min=0, help="Of the views.")] = DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the views.")] = DEFAULTS.seed,
     force: Annotated[
-        bool, typer.Option("--force", help="Start although the disk looks too small.")
+        bool, typer.Option("--force", help="Start even if the disk looks too small.")
     ] = False,
     ray_address: RayAddress = None,
     workers: Workers = None,
@@ -71,12 +71,12 @@ def features(
     memory: Memory = None,
     cpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Cores of each worker, to decode and, without GPU, to encode."),
+        typer.Option(min=1, help="Cores per worker, for decoding and, without a GPU, encoding."),
     ] = None,
 ) -> None:
-    """Compute once what the frozen CLIP says about every pair, so that training need not.
+    """Precompute the frozen CLIP's features for every pair.
 
-    Run it again to resume: only what is missing or out of date is done. Then: codeseg train ROOT
+    Rerun it to resume: it redoes what is missing or stale. Next: codeseg train ROOT
     """
     wishes = Wishes(
         clip=clip,

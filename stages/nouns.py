@@ -23,19 +23,22 @@ def nouns(
         ),
     ] = None,
     min_nouns: Annotated[
-        int, typer.Option(min=1, help="Captions with fewer distinct nouns are not trained on.")
+        int, typer.Option(min=1, help="Reject captions with fewer distinct nouns.")
     ] = NounSettings.min_nouns,
     context_length: Annotated[
-        int, typer.Option(min=3, help="Tokens the CLIP's text encoder reads; longer is cut.")
+        int,
+        typer.Option(
+            min=3, help="Tokens that the CLIP's text encoder reads; longer captions are cut."
+        ),
     ] = NounSettings.context_length,
     ray_address: RayAddress = None,
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
 ) -> None:
-    """Tag the captions and find each noun's CLIP tokens.
+    """Find the nouns of each caption and their CLIP tokens.
 
-    Run it again to resume: only what is missing or out of date is done. Then: codeseg features ROOT
+    Rerun it to resume: it redoes what is missing or stale. Next: codeseg features ROOT
     """
     settings = replace(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length

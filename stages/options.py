@@ -10,44 +10,42 @@ from codeseg.pipeline.engine.cluster import Resources
 
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to join, e.g. auto or host:6379; without it, this machine."),
+    typer.Option(help="Ray cluster to join: auto or host:6379 (default: this machine)."),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Shards worked on at a time; as many as fit without it."),
+    typer.Option(min=1, help="Parallel workers (default: as many as fit)."),
 ]
 Gpus = Annotated[
     float,
-    typer.Option(min=0, help="GPUs for each worker (0.5 = two workers share one); 0 = CPU."),
+    typer.Option(min=0, help="GPUs per worker (0.5 = two workers share one; 0 = CPU)."),
 ]
 
 Memory = Annotated[
     float | None,
     typer.Option(
         min=0.1,
-        help="GB of memory for each worker: no more start on a node than fit; "
-        "without it, what the stage is known to need.",
+        help="GB of memory per worker, which limits the workers per node "
+        "(default: what the stage is known to need).",
     ),
 ]
-Clip = Annotated[
-    str | None, typer.Option(help="Without a RUN: the CLIP (default: storybook's own).")
-]
+Clip = Annotated[str | None, typer.Option(help="Without a RUN: the CLIP (default: storybook).")]
 Pretrained = Annotated[
     str | None,
     typer.Option(
-        help="The CLIP's weights (default: storybook's own, else openai); with a RUN: where they "
-        "are now, if not where they were."
+        help="The CLIP's weights (default: storybook's own, else openai); with a RUN: their new "
+        "location, if they have moved."
     ),
 ]
 Text = Annotated[
     list[str] | None,
     typer.Option(
-        help="What to look for: a comma separates things, a slash joins the names of one: "
-        '"dog, red car, sofa/couch". Repeat it as you like.'
+        help="Things to find: a comma separates things, a slash joins the names of one thing: "
+        '"dog, red car, sofa/couch".'
     ),
 ]
 TextFile = Annotated[
-    Path | None, typer.Option(help="The same from a file, for example a thing a line.")
+    Path | None, typer.Option(help="File with things to find, such as one per line.")
 ]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")]
 

@@ -25,20 +25,21 @@ def regions(
         typer.Option(help="clip (the frozen CLIP's own keys), or a self-supervised ViT of timm."),
     ] = CLIP,
     weights: Annotated[
-        str | None, typer.Option(help="File of that ViT's weights, instead of the hub's.")
+        str | None, typer.Option(help="File with that ViT's weights, instead of the hub's.")
     ] = None,
     regions: Annotated[
-        int, typer.Option(min=1, max=256, help="Most regions of a picture (K).")
+        int, typer.Option(min=1, max=256, help="Maximum number of regions per picture (K).")
     ] = DEFAULTS.regions,
     method: Annotated[
-        str, typer.Option(help="kmeans, or spectral: a normalised cut, slower.")
+        str, typer.Option(help="kmeans, or spectral (normalized cut, slower).")
     ] = DEFAULTS.method,
     min_patches: Annotated[
-        int, typer.Option(min=1, help="Smaller regions join their most similar neighbour.")
+        int, typer.Option(min=1, help="Merge smaller regions into their most similar neighbor.")
     ] = DEFAULTS.min_patches,
-    seed: Annotated[int, typer.Option(help="Of the clustering's start.")] = DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = DEFAULTS.seed,
     show: Annotated[
-        Path | None, typer.Option(help="PNG file for a contact sheet of pictures and regions.")
+        Path | None,
+        typer.Option(help="Write a contact sheet of pictures and regions to this PNG file."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures on the contact sheet.")] = 24,
     ray_address: RayAddress = None,
@@ -48,7 +49,7 @@ def regions(
 ) -> None:
     """Group each picture's patches into part-like, connected regions (SCG).
 
-    Run it again to resume: only what is missing or out of date is done. Training with SCG reads
+    Rerun it to resume: it redoes what is missing or stale. Training with SCG reads
     the regions: codeseg train ROOT RUN --recipe scg_vitb16
     """
     settings = RegionSettings(

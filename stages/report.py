@@ -24,13 +24,15 @@ from codeseg.stages.pages.results import class_section, results_section
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A demo folder, a RUN, or a folder of them.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Demo folder, RUN, or a folder of RUNs and evaluations.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The page (default: FOLDER/report.html).")
+        Path | None, typer.Option(help="HTML file to write (default: FOLDER/report.html).")
     ] = None,
-    title: Annotated[str, typer.Option(help="Its heading.")] = "codeseg report",
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "codeseg report",
 ) -> None:
-    """Show scores, pictures, losses and data on one page that works offline."""
+    """Collect scores, pictures, losses and data on one page that works offline."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     sections = gather(folder)

@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
     text: Text = None,
     text_file: TextFile = None,
     classes_from: Annotated[
-        str | None, typer.Option(help="Look for a benchmark's classes: voc, ade20k …")
+        str | None, typer.Option(help="Segment a benchmark's classes: voc, ade20k …")
     ] = None,
     run: Annotated[
         str | None,
-        typer.Option(help="RUN, checkpoint or hub id; none: the embedded CLIP, untrained."),
+        typer.Option(help="RUN, checkpoint or hub id (default: the embedded CLIP, untrained)."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("segments"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
     formats: Annotated[
-        list[str], typer.Option("--format", help="png | coco | yolo; several: png,coco.")
+        list[str], typer.Option("--format", help="png | coco | yolo, or several: png,coco.")
     ] = ["png"],  # noqa: B006 - typer copies it
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")
@@ -53,13 +53,13 @@ def segment(
     clip: Clip = None,
     pretrained: Pretrained = None,
     background: Annotated[
-        bool, typer.Option(help="Leave out what no text scores above the threshold.")
+        bool, typer.Option(help="Leave pixels unlabeled where no text scores above the threshold.")
     ] = True,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="That threshold, 0..1.")
+        float | None, typer.Option(min=0, max=1, help="Threshold of --background, 0..1.")
     ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="A prediction setting, key=value.")
+        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
     ] = None,
     device: Device = "auto",
 ) -> None:

@@ -8,31 +8,36 @@ import typer
 
 def select(
     root: Annotated[str, typer.Argument(help="Dataset root with features: a folder or s3://…")],
-    name: Annotated[str, typer.Argument(help="Name of the selection.")],
+    name: Annotated[str, typer.Argument(help="Name of the selection to write.")],
     where: Annotated[
         str,
         typer.Option(
-            help="Keep the pairs for which this SQL condition holds: columns of `trainable` and "
+            help="Keep the pairs that satisfy this SQL condition: columns of `trainable` and "
             "subqueries over every view of docs/audit.md."
         ),
     ] = "true",
     top: Annotated[
         tuple[str, float] | None,
-        typer.Option(metavar="COLUMN SHARE", help="Of these, keep the share with highest values."),
+        typer.Option(
+            metavar="COLUMN SHARE", help="Of these, keep the share with the highest values."
+        ),
     ] = None,
-    sample: Annotated[float, typer.Option(help="Of these, keep about this share.")] = 1.0,
+    sample: Annotated[
+        float, typer.Option(help="Of these, keep about this share, at random.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="Benchmark to look for in the data (`near_benchmark`); repeatable."),
+        typer.Option(help="Benchmark whose images to find in the data (`near_benchmark`)."),
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(help="Its data folder; one for each benchmark.")
+        list[Path] | None,
+        typer.Option(help="That benchmark's data folder; one for each --benchmark."),
     ] = None,
 ) -> None:
-    """Choose by SQL which pairs are trained on: `train ROOT RUN --set train.selection=NAME`.
+    """Select the pairs to train on by SQL: `train ROOT RUN --set train.selection=NAME`.
 
-    Nothing is copied: the file lists row numbers. Run it again after the features have changed.
+    Nothing is copied: the file lists row numbers. Rerun it after the features have changed.
     """
     from rich.console import Console
     from rich.table import Table

@@ -17,12 +17,12 @@ REASONS_SHOWN = 4
 
 
 def status(
-    root: Annotated[str, typer.Argument(help="Dataset root, also while a stage runs on it.")],
+    root: Annotated[str, typer.Argument(help="Dataset root; a stage may be running on it.")],
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the same there as JSON.")
+        Path | None, typer.Option("--json", help="Also write the status here as JSON.")
     ] = None,
 ) -> None:
-    """Show which shards of which stage are done, what was rejected and why, and when it ends."""
+    """Show each stage's progress, shard by shard, with rejections and the time left."""
     views = look(Storage.open(root))
     console = Console()
     # A log has no width of its own; 80 columns would cut every number.

@@ -44,18 +44,20 @@ from codeseg.stages.training.stepper import Stepper
 def train(
     root: Annotated[
         list[str],
-        typer.Argument(help="Dataset root with features, a folder or s3://…; one or several."),
+        typer.Argument(help="One or more dataset roots with features: folders or s3:// URIs."),
     ],
-    run: Annotated[Path, typer.Argument(help="Run folder; one that exists is resumed.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; an existing one is resumed.")],
     recipe: Annotated[
-        str | None, typer.Option(help="A named run (default code_vitb16): " + ", ".join(RECIPES))
+        str | None,
+        typer.Option(help="Named configuration (default code_vitb16): " + ", ".join(RECIPES)),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A saved run instead: JSON or TOML, as in RUN/config.json.")
+        Path | None,
+        typer.Option(help="Saved configuration instead: JSON or TOML, as RUN/config.json."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting, as in train.steps=100; repeatable."),
+        typer.Option("--set", help="Change a setting, as in train.steps=100."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -68,13 +70,13 @@ def train(
         typer.Option(
             "--from",
             metavar="OTHER_RUN",
-            help="Begin with another run's weights, as in fine-tuning; the schedule is fresh.",
+            help="Start from another run's weights (fine-tuning), with a new schedule.",
         ),
     ] = None,
 ) -> None:
-    """Learn the segmenters from precomputed features; stop and start it as you like.
+    """Train the segmenters on precomputed features.
 
-    Ctrl-C and SIGTERM save the step at hand first. The same command again resumes from the last
+    Ctrl-C and SIGTERM save the current step first. Rerun the same command to resume from the last
     checkpoint, and a finished run says so.
     """
     shares = [f"train.weights={weights}"] if weights else []

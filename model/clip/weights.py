@@ -98,7 +98,7 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(
             f"the weights {pretrained!r} of {model} cannot be fetched from the hub "
-            f"({type(error).__name__}): mend the network, or give a file of them, or random"
+            f"({type(error).__name__}): fix the network, or give a file of them, or random"
         ) from error
     return Path(path), bool(tag.get("quick_gelu", False))
 

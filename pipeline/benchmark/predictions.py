@@ -79,7 +79,7 @@ def prediction_paths(folder: Path) -> Path:
 
 
 def read_prediction(path: Path) -> LabelMap:
-    """Read anybody's predicted label map: single-channel, values 0..K−1 (checked when scored).
+    """Read a predicted label map: single-channel, values 0..K−1 (checked when scored).
 
     Raises:
         FileNotFoundError: There is no prediction for this image.

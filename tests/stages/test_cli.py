@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
-from codeseg.stages.cli import COMMANDS, load_command
+from codeseg.stages.cli import COMMANDS, app, load_command
 from codeseg.stages.training.processes import Processes
 
 HEAVY = ("torch", "ray", "spacy", "duckdb", "img2dataset", "pandas", "pyarrow", "numpy")
@@ -47,6 +48,13 @@ def test_every_command_loads_and_explains_itself(name):
 def test_help_has_no_square_brackets_that_rich_would_swallow_as_markup(name):
     texts = [getattr(parameter, "help", None) or "" for parameter in load_command(name).params]
     assert not [text for text in texts if "[" in text]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_cuts_no_option_name_on_a_narrow_terminal(name):
+    shown = CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).invoke(app, [name, "--help"])
+    options = [o for parameter in load_command(name).params for o in parameter.opts if "--" in o]
+    assert shown.exit_code == 0 and all(option in shown.output for option in options)
 
 
 def test_unknown_command_is_wrong_use():

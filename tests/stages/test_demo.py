@@ -1,4 +1,4 @@
-"""The whole way, end to end, by the commands themselves: killed at random, it ends the same."""
+"""The whole pipeline, by the commands themselves: killed at random, it ends with the same bytes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
--- No single reason, and nothing that a retry would mend, costs a large share of the URLs.
+-- No single reason, and nothing that a retry would fix, costs a large share of the URLs.
 -- Needs: pairs
 -- Figures: {reasons} reasons, the largest costs {largest%} of all rows, those worth a retry {retryable%}
 WITH reasons AS (
