@@ -16,22 +16,22 @@ from typer.core import TyperCommand, TyperGroup
 from codeseg.stages.terminal import expand_home, guard_streams, visible
 
 COMMANDS = {
-    "download": "Fetch a URL list: manifest -> pairs.",
-    "nouns": "Tag captions, find each noun's CLIP tokens: pairs -> nouns.",
-    "features": "Precompute what the frozen CLIP says: nouns -> features.",
-    "regions": "Group each picture into part-like regions (SCG): features -> regions.",
-    "select": "Choose by SQL which pairs are trained on: features -> selection.",
-    "train": "Learn the segmenters: features -> RUN (an existing RUN is resumed).",
+    "download": "Download the images of a URL list: manifest -> pairs.",
+    "nouns": "Find the nouns of each caption and their CLIP tokens: pairs -> nouns.",
+    "features": "Precompute the frozen CLIP's features: nouns -> features.",
+    "regions": "Group each picture's patches into part-like regions (SCG): features -> regions.",
+    "select": "Select the pairs to train on by SQL: features -> selection.",
+    "train": "Train the segmenters: features -> RUN (an existing RUN is resumed).",
     "evaluate": "Predict the label maps of a benchmark and score them.",
-    "score": "Score anybody's label PNGs against a benchmark.",
-    "report": "Show scores, pictures, losses and data on one offline page.",
+    "score": "Score label maps from any program against a benchmark.",
+    "report": "Collect scores, pictures, losses and data on one offline page.",
     "segment": "Segment pictures by any words.",
-    "app": "Segment pictures in the browser: a page on this machine.",
-    "export": "Write a segmenter as ONNX, for programs without codeseg.",
-    "audit": "Ask the data: DuckDB checks over all tables.",
-    "status": "Show which shards of which stage are done.",
+    "app": "Serve a page on this machine that segments pictures in the browser.",
+    "export": "Export a segmenter as ONNX, for programs without codeseg.",
+    "audit": "Query and check the data (SQL), without changing it.",
+    "status": "Show each stage's progress, shard by shard.",
     "doctor": "Check this machine for missing requirements and print fixes.",
-    "demo": "The whole way on the embedded storybook data.",
+    "demo": "Run the whole pipeline on generated pictures.",
 }
 
 USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -89,7 +89,7 @@ def codeseg(
     """Segmenters for any words, learned from image-caption pairs alone.
 
     Data flows one way: download -> nouns -> features -> train -> evaluate / segment;
-    audit and status look at it from the side. `codeseg demo` shows all of it in minutes.
+    audit and status inspect it at any time. `codeseg demo` shows all of it in minutes.
     """
 
 
@@ -106,7 +106,7 @@ def main() -> None:
         if not mistake and not isinstance(
             error, OSError | FloatingPointError | ModuleNotFoundError
         ):
-            raise  # ours to mend: the traceback is what a bug report needs
+            raise  # ours to fix: the traceback is what a bug report needs
         line = visible(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             from codeseg.pipeline.engine.requirements import extra_of

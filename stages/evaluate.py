@@ -55,15 +55,15 @@ READ_AHEAD = 4
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(help="RUN folder, checkpoint or hub id; none: a CLIP alone (naclip)."),
+        typer.Argument(help="RUN folder, checkpoint or hub id (default: a CLIP alone, naclip)."),
     ] = None,
     *,
-    benchmark: Annotated[str, typer.Option(help="Benchmark: a name, or the path of a .toml file.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmark: a name or a .toml file.")],
     data: Annotated[Path, typer.Option(help="The benchmark's data folder.")],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where label maps and scores go (default: evaluations/BENCHMARK/METHOD)."
+            help="Folder for label maps and scores (default: evaluations/BENCHMARK/METHOD)."
         ),
     ] = None,
     method: Annotated[
@@ -76,8 +76,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="How the benchmark is played: code | sclip | naclip | clearclip | scclip | plain, "
-            "or the path of a .toml file (default: the benchmark's, else the method's own)."
+            help="Evaluation protocol: code | sclip | naclip | clearclip | scclip | plain, "
+            "or a .toml file (default: the benchmark's, else the method's own)."
         ),
     ] = None,
     clip: Annotated[
@@ -87,23 +87,25 @@ def evaluate(
     pretrained: Pretrained = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A prediction setting, key=value; repeat it."),
+        typer.Option("--set", help="Change a prediction setting: key=value."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     oracle: Annotated[
         bool,
         typer.Option(
-            "--oracle", help="Look only for the classes of each image's label map: an upper bound."
+            "--oracle", help="Give each image only the classes of its label map: an upper bound."
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N images.", min=1)] = None,
     device: Device = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the score here as JSON.")
+    ] = None,
 ) -> None:
     """Predict the label maps of a benchmark and score them.
 
-    Run it again to go on where it stopped. Every setting that decides a label map is printed beside
-    the number and lies in OUT/settings.json.
+    Rerun the same command to resume. Every setting that decides a label map is printed beside
+    the number and saved in OUT/settings.json.
     """
     console = Console()
     manifest = load_benchmark(benchmark)

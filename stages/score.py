@@ -86,25 +86,33 @@ def percent(value: float) -> float | None:
 
 
 def score(
-    name: Annotated[str, typer.Argument(help="Benchmark: a name, or the path of a .toml file.")],
+    name: Annotated[str, typer.Argument(help="Benchmark: a name or a .toml file.")],
     data: Annotated[Path, typer.Option(help="The benchmark's data folder.")],
     predictions: Annotated[
-        Path, typer.Option(help="Folder of predicted label maps ID.png, values 0..K−1.")
+        Path, typer.Option(help="Folder of predicted label maps, ID.png with values 0..K−1.")
     ],
     against: Annotated[
         Path | None,
-        typer.Option(help="Other predictions for the same images: print the paired difference."),
+        typer.Option(help="Other predictions for the same images; prints the paired difference."),
     ] = None,
     details: Annotated[
-        bool, typer.Option("--details", help="Also boundary IoU and objects by size (slower).")
+        bool,
+        typer.Option(
+            "--details", help="Also compute boundary IoU and IoU by object size (slower)."
+        ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write scores.parquet … here.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the score here.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write scores.parquet and its companions to this folder."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the score here as JSON.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N images.", min=1)] = None,
 ) -> None:
-    """Score anybody's predicted label maps against a benchmark.
+    """Score label maps from any program against a benchmark.
 
-    The predictions are grey or palette PNGs named as the images, with the class numbers of
+    The predictions are gray or palette PNGs with the images' names, with the class numbers of
     the manifest (0 is background where the benchmark has one).
     """
     console = Console()
