@@ -68,6 +68,13 @@ def field_types(config: Any) -> dict[str, Any]:
     return leaves
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return `did you mean …?` with the names most like a word, or the list of all names."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+
+
 def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     last = key.rpartition(".")[2]

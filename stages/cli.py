@@ -64,6 +64,10 @@ class LazyCommands(TyperGroup):
         """The command to run, really imported."""
         if args and args[0] in COMMANDS:
             return args[0], load_command(args[0]), args[1:]
+        if args and not args[0].startswith("-"):
+            from codeseg.model.override import closest
+
+            ctx.fail(f"There is no command {args[0]!r}; {closest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 

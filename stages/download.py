@@ -14,11 +14,19 @@ from codeseg.pipeline.download.ready import ReadyWorker, Source
 from codeseg.pipeline.download.tars import Tars, holds_tars
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
-from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import Manifest, load_manifest
-from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.stages.options import (
+    Gpus,
+    Memory,
+    RayAddress,
+    Workers,
+    conclude,
+    make_resources,
+)
 
 DEFAULTS = DownloadSettings()
 
@@ -98,17 +106,19 @@ def download(
         allow_private=allow_private_hosts,
         retry_failed=retry_failed,
     )
+    storage = Storage.open(root)
     report = run_download(
         source,
-        Storage.open(root),
+        storage,
         settings,
         make_resources(ray_address, workers, gpus, memory),
         urls=urls,
         limit=limit,
     )
-    show_report(report)
-    if report.failed:
-        raise typer.Exit(1)
+    again = 0 if retry_failed else _worth_another_try(storage, allow_private_hosts)
+    if again:
+        typer.echo(f"pairs: {again:,} failed rows may succeed now: add --retry-failed to try them")
+    conclude(storage, PAIRS, [report])
 
 
 def run_download(
@@ -178,6 +188,16 @@ def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:
     resolved = {**asdict(settings), "manifest": manifest.name}
     del resolved["workers"]  # as many as there are this time
     return {**resolved, "fingerprint": settings.fingerprint()}
+
+
+def _worth_another_try(root: Storage, allow_private: bool) -> int:
+    """Rows that `--retry-failed` would try again."""
+    return sum(
+        rows
+        for record in Ledger(root).records("pairs").values()
+        for reason, rows in record.rejected.items()
+        if worth_retrying(reason, allow_private)
+    )
 
 
 def with_retries(todo: StageState, allow_private: bool) -> StageState:

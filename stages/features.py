@@ -1,14 +1,14 @@
 """`codeseg features ROOT`: pairs + nouns -> vocabulary, features: what the frozen CLIP says."""
 
 import os
-from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 from codeseg.pipeline.engine.cluster import Resources, ray_session
+from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.progress import duration
-from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.plan import (
@@ -17,11 +17,19 @@ from codeseg.pipeline.features.plan import (
     clip_facts,
     known_speed,
     make_plan,
+    new_nouns,
     probe_speed,
     read_nouns,
     resolve_settings,
 )
-from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.stages.options import (
+    Gpus,
+    Memory,
+    RayAddress,
+    Workers,
+    conclude,
+    make_resources,
+)
 
 DEFAULTS = Wishes()
 
@@ -92,11 +100,8 @@ def features(
     )
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
     resources = make_resources(ray_address, workers, gpus, memory, cpus=cores)
-    reports = run_features(Storage.open(root), wishes, resources, force=force)
-    for report in reports:
-        show_report(report)
-    if any(report.failed for report in reports):
-        raise typer.Exit(1)
+    storage = Storage.open(root)
+    conclude(storage, FEATURES, run_features(storage, wishes, resources, force=force))
 
 
 def run_features(
@@ -110,6 +115,10 @@ def run_features(
     read_nouns(root)  # refuses a root without them before any CLIP is fetched
     settings = resolve_settings(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
     work = make_plan(root, settings)
+    if not work.vocabulary.pending and not work.features.pending:
+        Ledger(root).write_settings("vocabulary", settings.vocabulary())
+        Ledger(root).write_settings("features", settings.to_json())
+        return [StageReport("vocabulary"), StageReport("features")]
     device = "cuda" if resources.gpus else "cpu"
     _refuse_missing_gpu(resources)
     if work.features.pending:
@@ -119,8 +128,7 @@ def run_features(
 
     options = {"features": settings, "device": device, "threads": int(resources.cpus)}
     counting = {**options, "shards": sorted(work.features.inputs or {})}
-    pending = work.vocabulary.pending or work.features.pending
-    with ray_session(resources) if pending else nullcontext():
+    with ray_session(resources):
         vocabulary = run_stage(
             VOCABULARY, VocabularyWorker, root, counting, work.vocabulary,
             settings.vocabulary(), resources, {},
@@ -142,14 +150,18 @@ def announce(root: Storage, work: Work, resources: Resources, device: str, *, fo
     """
     rows, free = sum(work.rows.values()), root.free_bytes()
     speed = known_speed(work.features, work.settings)
-    where = "as measured before"
-    if speed is None and not resources.ray_address:
-        where = "as measured on a few images"
-        speed = probe_speed(work.settings, device, int(resources.cpus))
-    time = f"about {duration(rows / speed)} of one worker ({where})" if speed else "time unknown"
+    nouns, where, time = new_nouns(root, work), "as measured before", "time unknown"
+    nouns_a_second = 1.0
+    if (nouns or speed is None) and not resources.ray_address:
+        where = "as measured on a few" if speed is None else where
+        images_a_second, nouns_a_second = probe_speed(work.settings, device, int(resources.cpus))
+        speed = speed or images_a_second
+    if speed and not (nouns and resources.ray_address):
+        seconds = rows / speed + nouns / nouns_a_second
+        time = f"about {duration(seconds)} of one worker ({where})"
     space = "" if free is None else f", {free / 1e9:,.1f} GB free"
     typer.echo(
-        f"features: {rows:,} pairs in {len(work.rows)} shards, "
+        f"features: {rows:,} pairs in {len(work.rows)} shards, about {nouns:,} new nouns, "
         f"about {work.new_bytes / 1e9:,.2f} GB{space}, {time}"
     )
     if free is not None and work.new_bytes - work.replaced_bytes > free and not force:

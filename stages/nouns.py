@@ -7,11 +7,18 @@ import typer
 
 from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger
-from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import NounSettings, NounWorker, resolve_tagger
-from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.stages.options import (
+    Gpus,
+    Memory,
+    RayAddress,
+    Workers,
+    conclude,
+    make_resources,
+)
 
 
 def nouns(
@@ -43,12 +50,9 @@ def nouns(
     settings = replace(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
     )
-    report = run_nouns(
-        Storage.open(root), settings, make_resources(ray_address, workers, gpus, memory)
-    )
-    show_report(report)
-    if report.failed:
-        raise typer.Exit(1)
+    storage = Storage.open(root)
+    report = run_nouns(storage, settings, make_resources(ray_address, workers, gpus, memory))
+    conclude(storage, NOUNS, [report])
 
 
 def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> StageReport:

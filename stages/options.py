@@ -1,5 +1,6 @@
-"""Options that several commands share: they read and mean the same everywhere. Light."""
+"""What several commands share: options that mean the same everywhere, and how stages end. Light."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from codeseg.pipeline.engine.cluster import Resources
+from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.shards import StageReport, show_report
+from codeseg.pipeline.engine.stage import Stage
+from codeseg.pipeline.engine.storage import Storage
 
 RayAddress = Annotated[
     str | None,
@@ -68,3 +73,27 @@ def prediction_settings(method: str | None, assignments: Sequence[str] | None) -
     from codeseg.model.override import parse_assignments
 
     return ({} if method is None else {"method": method}) | parse_assignments(assignments or [])
+
+
+def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> None:
+    """Show what a stage did and the command that comes next; exit with 1 if it did not succeed.
+
+    A stage succeeds when no shard failed and its whole table holds at least one row.
+    """
+    for report in reports:
+        show_report(report)
+    records = Ledger(root).records(stage.table).values()
+    if failed := sum(len(report.failed) for report in reports):
+        fault = f"{failed} shards failed; the same command does them again"
+    elif not any(record.rows_out for record in records):
+        reasons: Counter[str] = Counter()
+        for record in records:
+            reasons.update(record.rejected)
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
+        fix = stage.empty if why else f"the stage before kept none: codeseg status {root.uri}"
+        fault = f"no row of {stage.table} was kept ({why or 'none went in'}): {fix}"
+    else:
+        typer.echo(f"next: codeseg {stage.next.format(root.uri)}")
+        return
+    typer.echo(f"error: {fault}", err=True)
+    raise typer.Exit(1)

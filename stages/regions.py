@@ -9,11 +9,18 @@ import typer
 from codeseg.model.regions.config import CLIP, Grouping
 from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger
-from codeseg.pipeline.engine.shards import StageReport, run_stage, show_report
+from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import REGIONS, state
 from codeseg.pipeline.engine.storage import Storage, write_file
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
-from codeseg.stages.options import Gpus, Memory, RayAddress, Workers, make_resources
+from codeseg.stages.options import (
+    Gpus,
+    Memory,
+    RayAddress,
+    Workers,
+    conclude,
+    make_resources,
+)
 
 DEFAULTS = Grouping()
 
@@ -60,12 +67,10 @@ def regions(
     )
     storage = Storage.open(root)
     report = run_regions(storage, settings, make_resources(ray_address, workers, gpus, memory))
-    show_report(report)
-    if show is not None:
+    if show is not None and not report.failed:
         write_sheet(storage, show, pictures)
         typer.echo(f"contact sheet: {show}")
-    if report.failed:
-        raise typer.Exit(1)
+    conclude(storage, REGIONS, [report])
 
 
 def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -> StageReport:

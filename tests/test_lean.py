@@ -46,12 +46,12 @@ def test_model_and_light_commands_import_without_any_engine():
 def test_training_runs_without_any_engine(tmp_path):
     then = f"""
 from pathlib import Path
-from codeseg.stages.train import fit
+from codeseg.stages.training.loop import fit
 from tests.helpers.tiny_run import make_root, tiny_recipe
 root = make_root(Path({str(tmp_path)!r}))
 assert fit(root, Path({str(tmp_path)!r}) / "run", tiny_recipe(root, "train.steps=2"))
 """
-    done = run_without_engines(["codeseg.stages.train"], then)
+    done = run_without_engines(["codeseg.stages.train", "codeseg.stages.training.loop"], then)
     assert done.returncode == 0, done.stderr
 
 

@@ -29,6 +29,7 @@ from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, check_image, i
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
+from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import ShardError
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS, SHARD_DIGITS
@@ -115,7 +116,10 @@ class DownloadWorker:
     def _fetch(self, url: str | None) -> io.BytesIO:
         if self._outage.gave_up:
             raise FetchError("connection")
-        return self._fetcher.open(url)
+        try:
+            return self._fetcher.open(url)
+        finally:
+            SHARD_ROWS.count()
 
     def _announce(self, note: str | None) -> None:
         path = f"ledger/pairs/notes/{self._shard:05d}.txt"

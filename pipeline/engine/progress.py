@@ -2,6 +2,7 @@
 
 ledger/<stage>/progress.json     written every few seconds while a stage runs
 ledger/<stage>/notes/NNNNN.txt   written by a worker that waits ("paused: …"), then removed
+ledger/<stage>/notes/NNNNN.rows  rows of a running shard that are done, and of how many if known
 """
 
 import json
@@ -37,7 +38,8 @@ class Heartbeat:
     shards_done: int = 0
     shards_failed: int = 0
     rows: int = 0  # expected in all shards to do
-    rows_done: int = 0
+    rows_done: int = 0  # in shards that are done
+    rows_running: int = 0  # done in shards that are not
     rows_out: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
@@ -57,16 +59,19 @@ class Heartbeat:
     @property
     def rows_per_second(self) -> float:
         """Mean over this run."""
-        return self.rows_done / max(self.updated - self.started, 1e-9)
+        return (self.rows_done + self.rows_running) / max(self.updated - self.started, 1e-9)
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until the last row, at the mean rate; None before the first shard is done."""
-        return (self.rows - self.rows_done) / self.rows_per_second if self.rows_done else None
+        """Until the last row, at the mean rate; None before the first row is done."""
+        done = self.rows_done + self.rows_running
+        return max(self.rows - done, 0) / self.rows_per_second if done else None
 
     def line(self) -> str:
         """One line for people."""
-        parts = [f"{self.rows_per_second:,.0f} rows/s"]
+        done = self.rows_done + self.rows_running
+        parts = [f"{done:,} of {max(self.rows, done):,} rows"] if done else []
+        parts.append(f"{self.rows_per_second:,.0f} rows/s")
         if self.rows_done:
             parts.append(f"{self.rows_out / self.rows_done:.1%} ok")
         parts += [f"{reason} {n:,}" for reason, n in Counter(self.rejected).most_common(3)]
@@ -126,6 +131,46 @@ def _moves(root: Storage, beat: Heartbeat) -> bool:
     return False
 
 
+class ShardRows:
+    """Counts the rows that a worker has done of its shard, and notes them every few seconds.
+
+    A process works on one shard at a time; its threads may count together.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._root: Storage | None = None
+
+    def begin(self, root: Storage, stage: str, shard: int) -> None:
+        """Begin to note the rows of a shard; outside a stage nothing is noted."""
+        self._root, self._path = root, f"ledger/{stage}/notes/{shard:05d}.rows"
+        self._rows = self._total = 0
+        self._noted = time.monotonic()
+
+    def count(self, rows: int = 1, total: int = 0) -> None:
+        """Count rows that are done, of `total` where that is not known beforehand."""
+        with self._lock:
+            if self._root is None:
+                return
+            self._rows += rows
+            self._total = total or self._total
+            if time.monotonic() - self._noted < HEARTBEAT_SECONDS:
+                return
+            self._noted = time.monotonic()
+            with suppress(OSError):
+                self._root.write_atomic(self._path, f"{self._rows} {self._total}".encode())
+
+    def end(self) -> None:
+        """Remove the note."""
+        with self._lock, suppress(OSError):
+            if self._root is not None:
+                self._root.delete(self._path)
+            self._root = None
+
+
+SHARD_ROWS = ShardRows()
+
+
 class StageProgress:
     """Shows a stage's progress and keeps its heartbeat; a context manager with its own thread."""
 
@@ -143,7 +188,10 @@ class StageProgress:
             host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
         self._root = root
-        self._expected = rows
+        self._expected = dict(rows)
+        self._ended: set[int] = set()
+        self._running: dict[int, int] = {}  # shard -> rows of it that are done
+        self._counting = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
@@ -167,6 +215,7 @@ class StageProgress:
 
     def done(self, record: ShardRecord) -> None:
         """Count a committed shard."""
+        self._end(record.shard)
         self.beat.shards_done += 1
         self.beat.rows_done += record.rows_in
         self.beat.rows_out += record.rows_out
@@ -177,9 +226,30 @@ class StageProgress:
 
     def failed(self, shard: int) -> None:
         """Count a shard that could not be done; its rows are no longer expected."""
+        self._end(shard)
         self.beat.shards_failed += 1
         self.beat.rows -= self._expected.get(shard, 0)
         self._show()
+
+    def _end(self, shard: int) -> None:
+        with self._counting:
+            self._ended.add(shard)
+            self._running.pop(shard, None)
+            self.beat.rows_running = sum(self._running.values())
+
+    def _count_running(self) -> None:
+        """Read what the workers note of their shards."""
+        for name in self._root.names(self._notes_folder, ".rows"):
+            with suppress(FileNotFoundError, ValueError), self._counting:
+                text = self._root.read_bytes(f"{self._notes_folder}/{name}")
+                shard, (rows, total) = int(name.removesuffix(".rows")), map(int, text.split())
+                if shard not in self._ended:
+                    self._running[shard] = rows
+                    expected = total or self._expected.get(shard, 0)
+                    self.beat.rows += expected - self._expected.get(shard, 0)
+                    self._expected[shard] = expected
+        with self._counting:
+            self.beat.rows_running = sum(self._running.values())
 
     @property
     def _notes_folder(self) -> str:
@@ -198,6 +268,7 @@ class StageProgress:
         self._bar.update(self.beat)
 
     def _write(self) -> None:
+        self._count_running()
         self.beat.notes = {
             name.removesuffix(".txt"): self._root.read_bytes(
                 f"{self._notes_folder}/{name}"

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.progress import StageProgress, duration, refuse_second_run
+from codeseg.pipeline.engine.progress import SHARD_ROWS, StageProgress, duration, refuse_second_run
 from codeseg.pipeline.engine.stage import Stage, StageState
 from codeseg.pipeline.engine.storage import Storage
 
@@ -208,7 +208,8 @@ class _RayWorker:
     ) -> None:
         self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, options)
         self._worker: ShardWorker | None = None
-        self._ledger = Ledger(Storage.open(root_uri))
+        self._root = Storage.open(root_uri)
+        self._ledger = Ledger(self._root)
         self._stage = stage
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +223,7 @@ class _RayWorker:
                 if self._worker is None:
                     self._worker = self._make()
                 self._ledger.retract(self._stage, shard)
+                SHARD_ROWS.begin(self._root, self._stage, shard)
                 self._worker.process(shard, shard_input)
                 return ""
             except OSError as error:  # storage or network: worth another try
@@ -231,6 +233,8 @@ class _RayWorker:
                 time.sleep(BACKOFF_SECONDS * 2**attempt)
             except Exception as error:
                 return one_line(error)
+            finally:
+                SHARD_ROWS.end()
         return message
 
 

@@ -37,6 +37,8 @@ class Stage:
     inputs: tuple[str, ...] = ()  # tables whose shard of the same number it is made from
     whole: bool = False  # one shard for the corpus, made from every shard of its input
     matters: Callable[[Settings], object] = dict  # what of the settings decides the content
+    next: str = ""  # command that the table is made for
+    empty: str = ""  # what to do when no row was kept
 
     def path(self, shard: int) -> str:
         """Return where a shard lies under the root."""
@@ -92,19 +94,28 @@ def _without(settings: Settings, name: str) -> dict[str, Any]:
 URLS = Stage(
     "urls", "download MANIFEST", "urls/{:05d}.parquet", matters=lambda s: _without(s, "complete")
 )
-PAIRS = Stage("pairs", "download MANIFEST", "pairs/{:05d}.parquet", ("urls",))
-NOUNS = Stage("nouns", "nouns", "nouns/{:05d}.parquet", ("pairs",))
+PAIRS = Stage(
+    "pairs", "download MANIFEST", "pairs/{:05d}.parquet", ("urls",), next="nouns {}",
+    empty="check the list and the network (`codeseg doctor`), then add --retry-failed, and "
+    "--allow-private-hosts for servers of your own",
+)  # fmt: skip
+NOUNS = Stage(
+    "nouns", "nouns", "nouns/{:05d}.parquet", ("pairs",), next="features {}",
+    empty="captions must be English sentences; --min-nouns 1 takes those with one noun",
+)  # fmt: skip
 VOCABULARY = Stage(
     "vocabulary", "features", "vocabulary/nouns.arrow", ("nouns",), whole=True,
     matters=lambda s: {**s, "clip": s["clip"]["weights_sha256"]},
 )  # fmt: skip
 FEATURES = Stage(
     "features", "features", "features/{:05d}.arrow", ("nouns", "pairs"),
-    matters=lambda s: {**s, "clip": _without(s["clip"], "pretrained")},
+    matters=lambda s: {**s, "clip": _without(s["clip"], "pretrained")}, next="train {} RUN",
+    empty="--min-nouns 1 takes captions with one noun; `codeseg status` counts the other reasons",
 )  # fmt: skip
 REGIONS = Stage(
     "regions", "regions", "regions/{:05d}.parquet", ("features",),
-    matters=lambda s: {**s, "weights": None},
+    matters=lambda s: {**s, "weights": None}, next="train {} RUN --recipe scg_vitb16",
+    empty="the features are empty: run `codeseg features` first",
 )  # fmt: skip
 STAGES = {stage.table: stage for stage in (URLS, PAIRS, NOUNS, VOCABULARY, FEATURES, REGIONS)}
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.stage import (
     DAMAGED,
     FEATURES,
@@ -30,6 +31,8 @@ CLIP_CACHE = "ledger/features/clip.json"  # facts of the last used CLIP, so as n
 JPG_BYTES = 20_000  # of a web image at 256 pixels, where nothing better is known
 CAPTION_TOKENS = 16  # SOS, EOS and the mean web caption
 PROBE_IMAGES = 4
+SAMPLED_SHARDS = 8  # whose nouns are counted to estimate those of all
+HEAPS = 0.6  # distinct words grow with this power of the text (Heaps' law)
 
 
 @dataclass(frozen=True)
@@ -163,24 +166,45 @@ def known_speed(features: StageState, settings: FeatureSettings) -> float | None
     return sum(record.rows_in for record in made) / seconds if seconds else None
 
 
-def probe_speed(settings: FeatureSettings, device: str, threads: int) -> float:
-    """Rows a second of one worker, by encoding a few random images here."""
+def new_nouns(root: Storage, work: Work) -> int:
+    """Estimate how many nouns the vocabulary still has to embed, from a few shards."""
+    if not work.vocabulary.pending:
+        return 0
+    shards = sorted(work.features.inputs or {})
+    sample = shards[:: -(-len(shards) // SAMPLED_SHARDS)]
+    texts: set[str] = set()
+    for shard in sample:
+        nouns = read_shard(root, NOUNS, shard, ["nouns"])["nouns"].combine_chunks().flatten()
+        texts.update(nouns.field("text").unique().to_pylist())
+    there: float = len(texts) * (len(shards) / len(sample)) ** HEAPS
+    mine = work.settings.vocabulary_fingerprint()
+    kept = sum(r.rows_out for r in work.vocabulary.records.values() if r.settings == mine)
+    return max(int(there) - kept, 0)
+
+
+def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[float, float]:
+    """Return rows and nouns a second of one worker, by encoding a few random ones here."""
     import torch
 
+    from codeseg.model.clip.prompts import template_embeddings
     from codeseg.pipeline.features.encoder import Encoder
 
     torch.set_num_threads(threads)
     encoder = Encoder(settings, device)
     size, views = settings.clip.image_size, settings.views
     pixels = torch.zeros(PROBE_IMAGES, views, size, size, 3, dtype=torch.uint8)
-    seconds = []
+    seconds, words = [], []
     for _ in range(2):  # the first run is a warm-up
+        begin = time.perf_counter()
+        with torch.inference_mode(), encoder.autocast():
+            template_embeddings(encoder.clip, ["dog"]).cpu()
+        words.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         encoder.caption_states([[0] * CAPTION_TOKENS] * PROBE_IMAGES)
         if settings.image_tokens != "none":
             encoder.image_tokens(pixels).cpu()
         seconds.append(time.perf_counter() - begin)
-    return PROBE_IMAGES / seconds[-1]
+    return PROBE_IMAGES / seconds[-1], 1 / words[-1]
 
 
 def _load_facts(model: str, pretrained: str) -> ClipFacts:

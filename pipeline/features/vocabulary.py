@@ -23,6 +23,7 @@ from codeseg.model.clip.prompts import template_embeddings
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder
@@ -67,8 +68,10 @@ class VocabularyWorker:
         counts = self._count()
         embeddings = self._saved(counts)
         saved = time.monotonic()
+        SHARD_ROWS.count(len(embeddings), len(counts))
         for text in sorted(counts.keys() - embeddings.keys()):
             embeddings[text] = self._embed(text)
+            SHARD_ROWS.count(total=len(counts))
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._root.write_atomic(PATH, self._writer(counts, embeddings))
                 saved = time.monotonic()

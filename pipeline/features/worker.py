@@ -28,6 +28,7 @@ from torch import Tensor
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
@@ -98,6 +99,7 @@ class FeaturesWorker:
                     if writing is not None:
                         writing.result()
                     rows_out += batch.num_rows
+                    SHARD_ROWS.count(batch.num_rows)
                     writing = pool.submit(writer.write_batch, batch)
                 if writing is not None:
                     writing.result()

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
+from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import NOUNS
@@ -121,6 +122,7 @@ class NounTagger:
         """Distinct nouns of each text, in order of first occurrence, as they stand in it."""
         plain = (MARKUP.sub(" ", text) if "<" in text else text for text in texts)
         for doc in self._nlp.pipe(plain, batch_size=BATCH_CAPTIONS):
+            SHARD_ROWS.count()
             found = dict.fromkeys([token.text for token in doc if token.tag in self._noun_tags])
             yield [text for text in found if NOUN.fullmatch(text)]
 

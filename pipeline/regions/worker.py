@@ -20,6 +20,7 @@ from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import SelfSupervisedVit, clip_keys
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.stage import FEATURES, REGIONS, commit
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings
@@ -85,6 +86,7 @@ class RegionsWorker:
             block = Block(reader.get_batch(number), self._features)
             for first in range(0, block.rows, PICTURES_A_STEP):
                 rows = range(first, min(first + PICTURES_A_STEP, block.rows))
+                SHARD_ROWS.count(len(rows))
                 features = self._patch_features(block, slice(rows.start, rows.stop))
                 for i, features_QD in enumerate(features):
                     key, view = block.key(rows[i // views]), i % views

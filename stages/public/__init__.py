@@ -28,7 +28,7 @@ PUBLIC = {
     "Recipe": "stages.training.recipes",
     "TrainConfig": "stages.training.recipes",
     "resolve": "stages.training.recipes",
-    "fit": "stages.train",
+    "fit": "stages.training.loop",
     "FeatureStream": "pipeline.stream.batches",
     "Batch": "model.code.batch",
     "Position": "pipeline.stream.collate",

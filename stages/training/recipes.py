@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codeseg.model.code.config import CoDeConfig
-from codeseg.model.override import override, parse_assignments
+from codeseg.model.override import closest, override, parse_assignments
 from codeseg.stages.training.config import flatten, read_file
 
 PAPER_BATCH = 4096  # learning rates of METHOD §7 are given at this global batch
@@ -280,7 +280,7 @@ def resolve(
 
 def _named(name: str) -> Recipe:
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; there are: {', '.join(RECIPES)}")
+        raise ValueError(f"there is no recipe {name!r}; {closest(name, RECIPES)}")
     return RECIPES[name]()
 
 

@@ -101,3 +101,27 @@ def test_threads_wait_without_spinning_wherever_torch_loads(monkeypatch):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["PASSIVE", "0"]
+
+
+def test_a_misspelled_command_recipe_or_setting_is_answered_with_the_nearest():
+    for words, hint in (
+        (["downlod"], "did you mean download?"),
+        (["train", "root", "run", "--recipe", "storybok"], "did you mean storybook or"),
+        (["train", "root", "run", "--set", "train.stepz=1"], "did you mean train.steps"),
+    ):
+        done = run(*words)
+        assert done.returncode == 2 and hint in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_misspelled_recipe_is_refused_before_torch_is_loaded():
+    script = """
+import sys
+from codeseg.stages.cli import main
+sys.argv = ["codeseg", "train", "root", "run", "--recipe", "storybok"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 2
+assert "torch" not in sys.modules and "pyarrow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -18,7 +18,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.stages.train import fit, initial_state
+from codeseg.stages.training.loop import fit, initial_state
 from codeseg.stages.training.optimizer import build_optimizer, learning_rate
 from codeseg.stages.training.recipes import HARMLESS, resolve
 from codeseg.stages.training.run import OtherRunError

@@ -15,7 +15,7 @@ from codeseg.pipeline.engine.shards import _RayWorker
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.worker import FeaturesWorker
 from codeseg.pipeline.nouns.tagger import NounWorker, resolve_tagger
-from codeseg.stages.train import fit
+from codeseg.stages.training.loop import fit
 from tests.helpers.tiny_run import make_root, tiny_recipe
 from tests.pipeline.engine.test_object_store import prepare
 from tests.pipeline.features.test_worker import options

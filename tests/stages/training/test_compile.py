@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from codeseg.model.checkpoint import checkpoints
-from codeseg.stages.train import fit
+from codeseg.stages.training.loop import fit
 from codeseg.stages.training.runlog import read_metrics
 from tests.helpers.tiny_run import make_root, tiny_recipe
 

@@ -20,7 +20,7 @@ from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings
 from codeseg.pipeline.regions.worker import RegionsWorker
-from codeseg.stages.train import fit
+from codeseg.stages.training.loop import fit
 from codeseg.stages.training.recipes import resolve
 from codeseg.stages.training.runlog import read_metrics
 from tests.helpers.tiny_run import assignments, make_root

@@ -1,0 +1,258 @@
+"""features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop of CoDe (METHOD §7).
+
+Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
+that was killed goes on from its last checkpoint and ends with the same bits (on a CPU with as many
+threads) as one that was not. Under torchrun every process reads its part of each batch
+(stages/training/processes.py).
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.pipeline.engine.storage import write_json
+from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
+from codeseg.stages.training.flops import peak_flops
+from codeseg.stages.training.optimizer import build_optimizer
+from codeseg.stages.training.processes import Processes
+from codeseg.stages.training.recipes import Recipe, TrainConfig
+from codeseg.stages.training.run import (
+    CONFIG,
+    State,
+    check_run,
+    load_clip,
+    resume,
+    save,
+    saved_progress,
+    seen,
+    write_config,
+)
+from codeseg.stages.training.runlog import Meter, RunLog
+from codeseg.stages.training.stepper import Stepper
+
+
+@dataclass
+class Stop:
+    """Whether this process was asked to stop, and by Ctrl-C."""
+
+    asked: bool = False
+    by_keyboard: bool = False
+
+
+@contextmanager
+def stop_when_asked() -> Iterator[Stop]:
+    """Let SIGTERM and a first Ctrl-C end the loop after the current step, once it is saved."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if stop.by_keyboard:
+                raise KeyboardInterrupt
+            # print may be the very call that was interrupted
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
+            stop.by_keyboard = True
+        stop.asked = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    root: str | Path | Sequence[str | Path],
+    run: Path,
+    recipe: Recipe,
+    start_from: Path | None = None,
+) -> bool:
+    """Train until the recipe's last step or until SIGTERM or Ctrl-C.
+
+    Args:
+        root: dataset root with features, or several.
+        run: the run's folder; an existing one is resumed.
+        recipe: all settings.
+        start_from: a RUN or checkpoint whose weights a new run begins with.
+
+    Returns:
+        Whether the run is finished; False after SIGTERM, with the last step saved.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with the last step saved; at once after a second one.
+        ValueError: settings, data or folder do not fit; one line says which.
+        FloatingPointError: a loss or gradient was not finite.
+        OSError: a checkpoint could not be written; earlier ones survive.
+    """
+    with stop_when_asked() as stop, Processes.start(recipe.train.device) as processes:
+        step, position = saved_progress(run)
+        stream = open_stream(root, recipe, position, processes)
+        data = {
+            "features": stream.settings.to_json(),
+            "rows": stream.rows,
+            "contents": stream.fingerprint,
+            "sources": stream.sources,
+        }
+        if start_from is not None:
+            data["from"] = str(start_from)
+        processes.refuse_differences(
+            {"RUN": seen(run), "settings": asdict(recipe), "data": data["contents"]}
+        )
+        check_run(run, recipe, data)
+        if step == recipe.train.steps:
+            if processes.leads:
+                typer.echo(f"{run} is finished: {step} steps")
+            return True
+        torch.manual_seed(recipe.train.seed)
+        clip = load_clip(stream.name, recipe, stream.settings.clip)
+        code = CoDe(clip, recipe.model).to(processes.device)
+        state = initial_state(code, recipe.train, processes.device)
+        resume(run, state, start_from)
+        processes.wait()  # for all to have looked at the folder before it changes
+        if processes.leads:
+            write_config(run, recipe, data)
+        processes.wait()
+        processes.refuse_differences({"RUN": (run / CONFIG).is_file()})
+        with RunLog(run, recipe, state.step, processes.leads) as log:
+            for shard, reason in stream.skipped.items():
+                log.say(f"shard {shard} is skipped: {reason}")
+            finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
+        if not finished and processes.leads:
+            typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
+        if not finished and stop.by_keyboard:
+            raise KeyboardInterrupt
+        return finished
+
+
+def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
+    """A state at step 0 of everything that is trained in phase 1 or 2."""
+    code.set_phase(2)
+    parameters = {name: p for name, p in code.named_parameters() if p.requires_grad}
+    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+    return State(code, parameters, build_optimizer(parameters, train), scaler)
+
+
+def open_stream(
+    root: str | Path | Sequence[str | Path], recipe: Recipe, start: Position, processes: Processes
+) -> FeatureStream:
+    """This process's part of the batches, from where the run stopped.
+
+    Raises:
+        ValueError: when a micro-batch does not divide among the processes, or the data do not fit.
+    """
+    train = recipe.train
+    parts = train.accumulation * processes.world_size
+    if train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} does not divide into {parts} parts "
+            f"({processes.world_size} processes × train.accumulation {train.accumulation})"
+        )
+    return FeatureStream(
+        root,
+        batch_size=train.batch_size // parts,
+        nouns_per_image=recipe.model.nouns_per_image,
+        seed=train.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        start=start,
+        regions=recipe.model.region_weight > 0,
+        weights=train.weights,
+        selection=train.selection,
+        skip_corrupt=train.skip_corrupt,
+        prefetch=train.prefetch,
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+def train_steps(
+    run: Path,
+    recipe: Recipe,
+    state: State,
+    stream: Iterator[StreamBatch],
+    processes: Processes,
+    log: RunLog,
+    stop: Stop,
+) -> bool:
+    """The loop. Returns whether the last step is done; False if it was asked to stop before."""
+    train = recipe.train
+    meter = Meter(processes.device, peak_flops(processes.device, train.precision))
+    stepper = Stepper(state, train, processes)
+    while state.step < train.steps:
+        batches, waited = fetch(stream, train.accumulation)
+        stepper.enter_phase(batches[0])
+        terms = stepper.forward_backward(batches)
+        terms["grad_norm"] = stepper.gradient_norm()
+        figures = stepper.agree(terms, stop.asked)
+        refuse_non_finite(run, state, figures, batches, processes)
+        figures["lr"] = stepper.update(terms["grad_norm"])
+        state.step, state.position = state.step + 1, batches[-1].position
+
+        meter.step(train.batch_size, waited, stepper.flops * train.accumulation)
+        last, stopping = state.step == train.steps, figures.pop("stop") > 0
+        if last or state.step % train.log_every == 0:
+            log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
+        if last or stopping or state.step % train.checkpoint_every == 0:
+            log.save()
+            if processes.leads:
+                save(run, recipe, state)
+        if stopping:
+            break
+    processes.wait()
+    return state.step == train.steps
+
+
+def fetch(stream: Iterator[StreamBatch], count: int) -> tuple[list[StreamBatch], float]:
+    """The micro-batches of a step, and the seconds it waited for them."""
+    began = time.perf_counter()
+    return [next(stream) for _ in range(count)], time.perf_counter() - began
+
+
+def refuse_non_finite(
+    run: Path,
+    state: State,
+    figures: dict[str, float],
+    batches: list[StreamBatch],
+    processes: Processes,
+) -> None:
+    """Stop before the optimizer moves, and keep what is needed to look into it.
+
+    With fp16 an infinite gradient norm is the loss scaler's business, while its scale is above 1.
+
+    Raises:
+        FloatingPointError: naming the loss terms, or the gradients, that are not finite.
+    """
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if not bad or (
+        bad == ["grad_norm"] and state.scaler.is_enabled() and state.scaler.get_scale() > 1
+    ):
+        return
+    gradients = [
+        name
+        for name, parameter in state.parameters.items()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    keys = processes.gather([batch.keys for batch in batches])
+    path = run / f"nonfinite-step-{state.step + 1:06d}.json"
+    report = {
+        "step": state.step + 1,
+        "terms": {name: str(figures[name]) for name in bad},
+        "gradients": gradients,
+        "keys": [key for rank in keys for batch in rank for key in batch],
+    }
+    if processes.leads:
+        write_json(path, report)
+    terms = [name for name in bad if name.startswith("loss_")] or bad
+    raise FloatingPointError(
+        f"step {state.step + 1}: {', '.join(terms)} not finite; the weights were not moved, "
+        f"the batch's keys are in {path}"
+    )
