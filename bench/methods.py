@@ -3,11 +3,14 @@
     codeseg demo                                   # makes demo-run: data, benchmarks
     python -m bench.methods demo-run               # trains 9 runs below demo-run/methods, resumes
     python -m bench.methods demo-run --choose      # thresholds on development scenes instead
+    python -m bench.methods demo-run --protocols   # every method under every protocol instead
 
 Every run is trained and every number made by `codeseg train` and `codeseg evaluate`, with the
 manifests' settings and three seeds; ± is the standard deviation over them. Boundary F: precision
 and recall of the predicted boundaries against the true ones, within 2 pixels, a mean over the
-pictures. ms: CPU time a picture, one thread, model and words loaded.
+pictures. ms: CPU time a picture, one thread, model and words loaded. With --protocols the methods
+without regions play {code, sclip, plain}, and sclip with chosen background words (vabs), on
+held-out scenes of three worlds; ± is over the worlds (CoDe: a run a world).
 """
 
 import argparse
@@ -35,6 +38,10 @@ SEEDS = (0, 1, 2)
 TIMED_PICTURES = 20
 THRESHOLDS = np.round(np.arange(0.025, 1.0, 0.025), 3)
 
+WORLDS = (21, 22, 23)
+"""Seeds of held-out scenes; no training, choice or other benchmark draws from them."""
+PROTOCOLS = (("code",), ("sclip",), ("sclip", "--set", "background=vabs"), ("plain",))
+
 # Title, recipe (None: the frozen CLIP alone), --method.
 WAYS = (
     ("MaskCLIP", None, "maskclip"),
@@ -57,11 +64,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path, help="what `codeseg demo` made")
     parser.add_argument("--choose", action="store_true", help="thresholds on development scenes")
-    parser.add_argument("--scenes", type=int, default=100, help="development scenes to choose on")
+    parser.add_argument("--protocols", action="store_true", help="method × protocol instead")
+    parser.add_argument(
+        "--scenes", type=int, default=100, help="scenes of a --choose or --protocols world"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not (arguments.demo / "results.json").exists():
         parser.error(f"{arguments.demo} is no finished demo: run `codeseg demo` first")
+    if arguments.protocols:
+        show_protocols(arguments.demo, arguments.scenes)
+        return
     train_all(arguments.demo)
     if arguments.choose:
         choose(arguments.demo, arguments.scenes)
@@ -82,11 +95,15 @@ def train_all(demo: Path) -> None:
     codeseg("regions", demo / "data")
     for recipe in dict.fromkeys(recipe for _, recipe, _ in WAYS if recipe):
         for seed in SEEDS:
-            run = run_folder(demo, recipe, seed)
-            print(f"training {run.name}", file=sys.stderr, flush=True)
-            codeseg(
-                *("train", demo / "data", run, "--recipe", recipe, "--set", f"train.seed={seed}")
-            )
+            train(demo, recipe, seed)
+
+
+def train(demo: Path, recipe: str, seed: int) -> Path:
+    """Train a run unless it is finished; return where it lies."""
+    run = run_folder(demo, recipe, seed)
+    print(f"training {run.name}", file=sys.stderr, flush=True)
+    codeseg("train", demo / "data", run, "--recipe", recipe, "--set", f"train.seed={seed}")
+    return run
 
 
 def run_folder(demo: Path, recipe: str, seed: int) -> Path:
@@ -112,6 +129,40 @@ def show(demo: Path) -> None:
             cells += [spread([miou for miou, _ in found]), spread([f for _, f in found])]
         ms = milliseconds(demo, runs[0], method)
         print(f"| {title} | {len(runs)} | {' | '.join(cells)} | {ms:.0f} |", flush=True)
+
+
+def show_protocols(demo: Path, scenes: int) -> None:
+    """Print mIoU of every method without regions under every protocol, on both benchmarks."""
+    columns = [(name, how) for name in BENCHMARKS for how in PROTOCOLS]
+    columns = [(name, how) for name, how in columns if len(how) == 1 or name.endswith("things")]
+    titles = (f"{name}, {how[0]}{' + vabs' if len(how) > 1 else ''}" for name, how in columns)
+    print(f"| method | {' | '.join(titles)} |")
+    print("|---|" + "---|" * len(columns))
+    for method in ("maskclip", "sclip", "clearclip", "naclip", "scclip", "code"):
+        cells = []
+        for benchmark, how in columns:
+            mious = [played(demo, world, method, benchmark, how, scenes) for world in WORLDS]
+            cells.append(spread(mious))
+        print(f"| {method} | {' | '.join(cells)} |", flush=True)
+
+
+def played(
+    demo: Path, world: int, method: str, benchmark: str, how: Sequence[str], scenes: int
+) -> float:
+    """One method's mIoU on one held-out world under one protocol, percent."""
+    data = demo / "methods" / f"world-{world}-{scenes}" / benchmark
+    if not (data / "val.txt").exists():
+        storybook.write_benchmark(data, benchmark, scenes, world)
+    model: list[str | Path] = ["--clip", "storybook"]
+    if method == "code":
+        model = [train(demo, "storybook", SEEDS[WORLDS.index(world)])]
+    out = data.parent / "-".join((benchmark, method, *how)).replace("=", "-")
+    codeseg(
+        *("evaluate", *model, "--method", method, "--protocol", *how),
+        *("--benchmark", benchmark, "--data", data, "--out", out),
+    )
+    miou: float = json.loads((out / "scores.json").read_text())["miou"]
+    return miou
 
 
 def spread(values: Sequence[float]) -> str:

@@ -16,9 +16,9 @@ GRID = 80
 """Most rows, and columns, of the grid."""
 STEPS = 25
 """Of conjugate gradients."""
-STRENGTH = 4.0
+STRENGTH = 16.0
 """Weight of two neighbours of the same colour, beside 1 for a pixel's own mask."""
-CONTRAST = 0.5
+CONTRAST = 0.1
 """Difference of normalised colours (mean over channels) at which that weight falls to 1/e."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from codeseg.model.inference.background import choose_background
 from codeseg.model.inference.decision import decide
-from codeseg.model.inference.laplacian import GRID, propagate
+from codeseg.model.inference.laplacian import CONTRAST, GRID, STRENGTH, propagate
 
 OWNERS = torch.tensor([0, 0, 1, 2, 2, 2, 3])
 
@@ -88,7 +88,8 @@ def test_propagation_solves_its_equations_and_keeps_to_edges():
             y1, x1 = y + dy, x + dx
             if 0 <= y1 < 6 and 0 <= x1 < 8:
                 i, j = y * 8 + x, y1 * 8 + x1
-                weight = 4 * np.exp(-(3.0 if (x < 4) != (x1 < 4) else 0.0) / 0.5)
+                step = 3.0 if (x < 4) != (x1 < 4) else 0.0
+                weight = STRENGTH * np.exp(-step / CONTRAST)
                 dense[i, i] += weight
                 dense[j, j] += weight
                 dense[i, j] -= weight
