@@ -8,7 +8,7 @@ settings that `--set` may have changed.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,9 @@ def find_evaluations(folder: Path) -> list[list[Evaluation]]:
         group = sorted(same, key=lambda e: -1 if e.miou is None else e.miou)
         apart = names_apart([e.folder for e in group])
         methods = [e.method for e in group]
-        groups.append(
-            [
-                replace(e, name=f"{e.method} ({more})" if methods.count(e.method) > 1 else e.method)
-                for e, more in zip(group, apart, strict=True)
-            ]
-        )
+        told = zip(methods, apart, strict=True)
+        names = [m if methods.count(m) == 1 else f"{m} ({more})" for m, more in told]
+        groups.append([replace(e, name=name) for e, name in zip(group, names, strict=True)])
     return groups
 
 
@@ -147,9 +144,8 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
     """
 
     def shared(parts: Sequence[tuple[str, ...]]) -> int:
-        return sum(
-            1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False))
-        )
+        same = [len(set(names)) == 1 for names in zip(*parts, strict=False)]
+        return [*same, False].index(False)
 
     parts = [folder.parts for folder in folders]
     first = min(shared(parts), *(len(part) - 1 for part in parts))
