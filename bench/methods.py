@@ -191,7 +191,8 @@ def evaluated(demo: Path, run: Path | None, method: str, benchmark: str) -> tupl
 
 def loaded(run: Path | None, method: str) -> Segmenter:
     """The segmenter as `codeseg evaluate` has it."""
-    return Segmenter.open(run, {"method": method}, device="cpu")
+    clip = None if run else "storybook"
+    return Segmenter.open(run, {"method": method}, clip=clip, device="cpu")
 
 
 def milliseconds(demo: Path, run: Path | None, method: str) -> float:

@@ -15,7 +15,7 @@ from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
 def app(
     run: Annotated[
         str | None,
-        typer.Option(help="RUN, checkpoint or hub id (default: the embedded CLIP, untrained)."),
+        typer.Option(help="RUN, checkpoint or hub id (default: a CLIP alone)."),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip …")

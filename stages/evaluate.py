@@ -55,7 +55,7 @@ READ_AHEAD = 4
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(help="RUN folder, checkpoint or hub id (default: a CLIP alone, naclip)."),
+        typer.Argument(help="RUN folder, checkpoint or hub id (default: a CLIP alone, scclip)."),
     ] = None,
     *,
     benchmark: Annotated[str, typer.Option(help="Benchmark: a name or a .toml file.")],
@@ -114,14 +114,14 @@ def evaluate(
         return
     opened = manifest.open(data)
     ids = opened.ids[:limit]
-    from codeseg.model.inference.segmenter import Segmenter, default_method
-    from codeseg.model.inference.settings import for_method
+    from codeseg.model.inference.segmenter import Segmenter
+    from codeseg.model.inference.settings import EMBEDDED, PHOTOGRAPHS, default_method, for_method
     from codeseg.stages.training.processes import Processes
 
-    if run is None and clip is None and not manifest.name.startswith("storybook"):
-        clip = "ViT-B-16"
+    if run is None and clip is None:
+        clip = EMBEDDED if manifest.name.startswith("storybook") else PHOTOGRAPHS
     wanted = prediction_settings(method, assignments)
-    wanted.setdefault("method", default_method(run))
+    wanted.setdefault("method", default_method(run, clip or ""))
     recorded = for_method(manifest.settings, wanted["method"])
     named = (wanted.pop("protocol", None), recorded.pop("protocol", None))
     played = load_protocol(protocol or named[0] or named[1] or own_protocol(wanted["method"]))

@@ -65,7 +65,8 @@ def export(
     things = wanted_words(text, text_file, classes_from) if asked else ()
     texts = [name for thing in things for name in thing]  # the graph has a mask for every name
     # PAMR is no network: off unless asked for, and then refused by its name.
-    settings = {"refinement": "none"} | prediction_settings(method, assignments)
+    settings = {"refinement": "none"} | ({} if run else {"method": "naclip"})
+    settings |= prediction_settings(method, assignments)
     segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
     embeddings = embed(segmenter, texts)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,11 +34,17 @@ Memory = Annotated[
         "(default: what the stage is known to need).",
     ),
 ]
-Clip = Annotated[str | None, typer.Option(help="Without a RUN: the CLIP (default: storybook).")]
+Clip = Annotated[
+    str | None,
+    typer.Option(
+        help="Without a RUN: the CLIP (default: ViT-B-16, fetched once; storybook: "
+        "the embedded one, for drawings)."
+    ),
+]
 Pretrained = Annotated[
     str | None,
     typer.Option(
-        help="The CLIP's weights (default: storybook's own, else openai); with a RUN: their new "
+        help="The CLIP's weights (default: openai, storybook's own); with a RUN: their new "
         "location, if they have moved."
     ),
 ]

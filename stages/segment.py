@@ -38,7 +38,7 @@ def segment(
     ] = None,
     run: Annotated[
         str | None,
-        typer.Option(help="RUN, checkpoint or hub id (default: the embedded CLIP, untrained)."),
+        typer.Option(help="RUN, checkpoint or hub id (default: a CLIP alone)."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
     formats: Annotated[
@@ -48,7 +48,7 @@ def segment(
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")
     ] = False,
     method: Annotated[
-        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
+        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip | scclip.")
     ] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
@@ -65,7 +65,7 @@ def segment(
 ) -> None:
     """Segment pictures by any words.
 
-    Example: codeseg segment photo.jpg --text "dog, red car, sofa/couch" --run runs/code
+    Example: codeseg segment photo.jpg --text "dog, red car, sofa/couch"
     """
     from codeseg.model.inference.segmenter import Segmenter
     from codeseg.model.pictures.pixels import rgb_pixels
@@ -76,7 +76,8 @@ def segment(
     paths = find_images(images)
     settings = prediction_settings(method, assignments)
     if threshold is not None:
-        settings["background_threshold"] = threshold
+        # Each holds for one kind of score: of a word alone, or among all words.
+        settings |= {f"{kind}_threshold": str(threshold) for kind in ("background", "probability")}
     places = dict(zip(map(str, paths), folder_names(paths), strict=True))
     names, opened = [thing[0] for thing in things], deque[str]()
     chosen = [name.strip() for each in formats for name in each.split(",")]

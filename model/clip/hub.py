@@ -5,12 +5,19 @@ mode: it reads its cache and otherwise fails at once, instead of after a minute 
 """
 
 import socket
+import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError
 
 PATIENCE = 5.0  # seconds for a name and a connection; the client itself waits 10 and retries
 
@@ -41,3 +48,22 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def announce(place: str, name: str) -> None:
+    """Say on stderr that weights will be fetched, and how large they are, unless they are here.
+
+    Args:
+        place: "organisation/repository/" or with a file, as open_clip's tags have it.
+        name: what to call them.
+    """
+    repository, _, file = place.rpartition("/")
+    if not repository or constants.HF_HUB_OFFLINE:
+        return
+    file = file or "open_clip_model.safetensors"
+    if isinstance(try_to_load_from_cache(repository, file), str):
+        return
+    with suppress(HfHubHTTPError, OSError):
+        size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
+        said = f"fetching {name} once, {size / 1e6:.0f} MB, into {constants.HF_HUB_CACHE}"
+        print(said, file=sys.stderr, flush=True)

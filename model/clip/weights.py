@@ -18,7 +18,7 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
-from codeseg.model.clip.hub import hub_or_cache
+from codeseg.model.clip.hub import announce, hub_or_cache
 from codeseg.model.clip.weight_files import check_fit, read_weights
 
 BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
@@ -94,11 +94,13 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         with hub_or_cache():
+            announce(tag.get("hf_hub", ""), f"{model}/{pretrained}")
             path = open_clip.download_pretrained(tag)
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(
-            f"the weights {pretrained!r} of {model} cannot be fetched from the hub "
-            f"({type(error).__name__}): fix the network, or give a file of them, or random"
+            f"the weights {pretrained!r} of {model} are not on this machine and cannot be fetched "
+            f"from the hub ({type(error).__name__}): connect it to a network, give a file with "
+            "--pretrained FILE, or take --clip storybook, which knows drawings only"
         ) from error
     return Path(path), bool(tag.get("quick_gelu", False))
 

@@ -1,7 +1,7 @@
 """Pictures and words in, label map and masks out: the public inference API (METHOD §8).
 
+    segmenter = Segmenter.open()                    # a CLIP of photographs, nothing trained
     segmenter = Segmenter.open("runs/code")         # a RUN, a checkpoint or a hub id
-    segmenter = Segmenter.open(clip="storybook")    # a CLIP alone, no training
     result = segmenter.segment("photo.jpg", "dog, red car, sofa/couch")
     result.segments, result["dog"].mask, result.label_map, result.overlay()
 
@@ -43,7 +43,14 @@ from codeseg.model.inference.region_masks import (
     find_regions,
     label_regions,
 )
-from codeseg.model.inference.settings import SENTENCES, TRAINING_FREE, PredictionSettings
+from codeseg.model.inference.settings import (
+    EMBEDDED,
+    PHOTOGRAPHS,
+    SENTENCES,
+    PredictionSettings,
+    default_method,
+    lexicon,
+)
 from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
 from codeseg.model.inference.vocabulary import BACKGROUND, Thing, Words, read_words
 from codeseg.model.inference.word_segments import WordSegments, segment_words
@@ -51,9 +58,6 @@ from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
 from codeseg.model.pictures.resize import resize_pixels
 from codeseg.model.results.segmentation import Segmentation
-
-EMBEDDED = "storybook"
-"""The tiny CLIP that comes with codeseg, and its weights."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Segmenter:
         """
         self.clip = clip
         self.code = code
-        method = default_method(code)
+        method = default_method(code, clip.name)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
         _refuse_untrained(self.settings, code is not None and code.config.masks)
@@ -136,19 +140,20 @@ class Segmenter:
                 None: a CLIP alone.
             settings: fields of PredictionSettings that replace those recorded for the CLIP.
             protocol: fields that a protocol gives, for a CLIP of 224 pixels (see `for_clip`).
-            clip: without a run, the CLIP (see `FrozenClip.load`); None: the embedded one.
+            clip: without a run, the CLIP (see `FrozenClip.load`); None: ViT-B-16, fetched once from
+                the hub; "storybook": the embedded one, for drawings.
             pretrained: the CLIP's weights; with a run, where they are if no longer where they were.
             device: "auto" (cuda, else mps, else cpu) or what torch calls one.
 
         Raises:
             ValueError: there is no checkpoint, its CLIP cannot be had, or a setting makes no sense.
         """
-        changes = {"method": default_method(run), **(settings or {})}
+        name = clip or PHOTOGRAPHS
+        changes = {"method": default_method(run, name), **(settings or {})}
         wanted = override(PredictionSettings(), changes)  # refused before anything is loaded
         _refuse_untrained(wanted, run is not None)
         place = choose_device(device)
         if run is None:
-            name = clip or EMBEDDED
             weights = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
             code, frozen = None, FrozenClip.load(name, weights, place)
         else:
@@ -201,17 +206,26 @@ class Segmenter:
                 on a GPU, the masks equal up to rounding.
         """
         things = read_words(words, background)
-        embeddings = self.embed_texts(things)
         names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
-        threshold = self.settings.background_threshold if background else None
+        settings = self.settings
+        named = background and settings.background == "vabs"  # the background has words of its own
+        if named:
+            flat = [name for thing in things for name in thing]
+            things = (self.background_words(flat, lexicon()), *things)
+        embeddings = self.embed_texts(things)
+        by_softmax = settings.score == "softmax"
+        least = settings.probability_threshold if by_softmax else settings.background_threshold
+        threshold = least if background and not named else None
         for group in _of_one_size(map(rgb_pixels, pictures), batch):
             for pixels, (masks, finish) in zip(
                 group, self._stitchings(group, embeddings), strict=True
             ):
                 soft = self._soft_masks(masks, finish, embeddings).cpu()
+                if named:
+                    soft[0].clamp_(min=least)
                 label = best_class(iter([(slice(0, len(soft)), soft)]), pixels.shape[:2], threshold)
                 numbers = label.numpy().astype(np.uint8)
-                yield Segmentation.of(pixels, numbers, soft.numpy(), names)
+                yield Segmentation.of(pixels, numbers, soft[int(named) :].numpy(), names)
 
     def _soft_masks(
         self, masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings
@@ -479,11 +493,6 @@ class Segmenter:
             return dense_logits(dense, embeddings.templates_KC, 1.0, 0.0)
         scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
         return torch.sigmoid(dense_logits(dense, embeddings.templates_KC, scale, threshold))
-
-
-def default_method(run: object) -> str:
-    """Return the method where none is named: code with something trained, else a CLIP's."""
-    return TRAINING_FREE if run is None else "code"
 
 
 def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:

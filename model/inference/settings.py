@@ -17,8 +17,8 @@ from codeseg.model.regions.config import Grouping, Method
 
 SCG = "scg"
 METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
-TRAINING_FREE = "naclip"
-"""The method of a CLIP alone where none is named."""
+EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"
+"""The tiny CLIP that comes with codeseg, for its drawings; and the one that is used by default."""
 SENTENCES = {
     "custom": CUSTOM_TEMPLATES,
     "imagenet": TEMPLATES,
@@ -126,7 +126,8 @@ class PredictionSettings:
 
         The defaults are a picture and window of twice the CLIP's native size and half a step; a
         protocol's pixels are for a CLIP of 224 and scaled to this one. What was recorded as best
-        for a CLIP holds under protocol code only.
+        for the embedded CLIP holds under protocol code only, for CLIPs of photographs
+        (weights/photographs.toml) where no protocol is named.
 
         Raises:
             ValueError: a change names no setting, or its value has another type.
@@ -140,12 +141,14 @@ class PredictionSettings:
             stride=side // 2,
             refinement="none" if method in VARIANTS else "pamr",
         )
-        chosen = {
-            key: round(value * clip.image_size / 224) if key in SIDES else value
-            for key, value in (protocol or {}).items()
-        }
-        own = {} if chosen.get("protocol", "code") != "code" else recorded(clip)
-        return override(defaults, chosen | for_method(own, method) | changes)
+        chosen = dict(protocol or {})
+        if protocol is None and clip.pretrained != EMBEDDED:
+            chosen = _read("photographs").get(method, {})
+        for key in chosen.keys() & set(SIDES):
+            chosen[key] = round(chosen[key] * clip.image_size / 224)
+        if clip.pretrained == EMBEDDED and chosen.get("protocol", "code") == "code":
+            chosen |= for_method(_read(EMBEDDED), method)
+        return override(defaults, chosen | changes)
 
     def record(self) -> dict[str, Any]:
         """The settings that matter for this method, to lie beside a number."""
@@ -211,11 +214,21 @@ class PredictionSettings:
         _ = self.grouping  # checks itself
 
 
-def recorded(clip: FrozenClip) -> dict[str, Any]:
-    """Return the settings recorded as best for a CLIP; only the embedded one has any."""
-    if clip.pretrained != "storybook":
-        return {}
-    return tomllib.loads((WEIGHTS / "storybook.toml").read_text())
+def _read(name: str) -> dict[str, Any]:
+    """Return the settings recorded as best: weights/NAME.toml."""
+    return tomllib.loads((WEIGHTS / f"{name}.toml").read_text())
+
+
+def lexicon() -> list[str]:
+    """Return the words from which those of the background are chosen."""
+    return (WEIGHTS / "lexicon.txt").read_text().splitlines()
+
+
+def default_method(run: object, clip: str) -> str:
+    """Return the method where none is named: code with something trained, else the CLIP's best."""
+    if run is not None:
+        return "code"
+    return "naclip" if clip == EMBEDDED else "scclip"
 
 
 def for_method(table: Mapping[str, Any], method: str) -> dict[str, Any]:

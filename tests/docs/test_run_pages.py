@@ -18,6 +18,7 @@ MADE = {
     "own-data.md": ("shop/data/pairs/00000.parquet", "have/data/pairs/00001.parquet",
                     "eval/two/scores.json"),
     "api.md": (),
+    "segment.md": ("found/coco.json", "found/data.yaml", "result/overlay.png"),
 }  # fmt: skip
 """What the commands of a page leave behind."""
 

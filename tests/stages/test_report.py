@@ -75,7 +75,7 @@ def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):
     from codeseg.pipeline.storybook.scenes import draw_scene
 
     draw_scene(3, 0).image.save(tmp_path / "my photo.png")
-    words = ["--text", "a very <red> car", "--text", "green grass"]
+    words = ["--text", "a very <red> car, green grass", "--clip", "storybook"]
     out = ["--out", str(folder / "segments")]
     done = CliRunner().invoke(app, ["segment", str(tmp_path / "my photo.png"), *words, *out])
     assert done.exit_code == 0, done.output

@@ -4,21 +4,26 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import save_file
 
 from codeseg.model.checkpoint import load_model, locate, save_checkpoint
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.hub import hub_or_cache
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
+from tests.helpers.toy_benchmark import TINY_CLIP
 
 REPOSITORY, COMMIT = "somebody/segmenter", "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,7 +39,7 @@ print(digest)
 class FakeHub:
     """The three answers of a hub that downloading a model asks for: revision, tree, files."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, repository=REPOSITORY):
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         self.fetched = []
         hub = self
@@ -44,17 +49,19 @@ class FakeHub:
 
             def do_GET(self):
                 path = urlsplit(self.path).path
-                if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
+                if path.startswith(f"/api/models/{repository}/tree/"):
                     tree = [
                         {"type": "file", "path": name, "size": len(body), "oid": etag(body)}
                         for name, body in files.items()
                     ]
                     self.answer(200, json.dumps(tree).encode())
-                elif path.startswith(f"/api/models/{REPOSITORY}"):
-                    model = {"id": REPOSITORY, "sha": COMMIT, "siblings": []}
+                elif path.startswith(f"/api/models/{repository}"):
+                    model = {"id": repository, "sha": COMMIT, "siblings": []}
                     model["siblings"] = [{"rfilename": name} for name in files]
                     self.answer(200, json.dumps(model).encode())
-                elif (name := path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")) in files:
+                elif (
+                    name := re.sub(f"^/{repository}/resolve/(main|{COMMIT})/", "", path)
+                ) in files:
                     if self.command == "GET":
                         hub.fetched.append(name)
                     self.answer(200, files[name], {"X-Repo-Commit": COMMIT})
@@ -89,10 +96,10 @@ def etag(body):
     return hashlib.sha1(body).hexdigest()
 
 
-def load(hub, cache, repository=REPOSITORY):
+def load(hub, cache, *arguments, program=LOAD):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(cache)}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
-    command = [sys.executable, "-c", LOAD, repository]
+    command = [sys.executable, "-c", program, *map(str, arguments or [REPOSITORY])]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -116,6 +123,52 @@ def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
         hub.stop()
     again = load(hub, cache)
     assert digest in again.stdout, again.stderr
+
+
+SEGMENT = """
+import sys
+import open_clip
+open_clip.add_model_config(sys.argv.pop(1))  # a small one by the default's name
+from codeseg.stages.cli import main
+main()
+"""
+
+
+def test_segment_fetches_its_default_model_once_and_is_offline_afterwards(tmp_path):
+    deep = {**TINY_CLIP["vision_cfg"], "layers": 6}  # as many blocks as scclip reads
+    (tmp_path / "ViT-B-16.json").write_text(json.dumps({**TINY_CLIP, "vision_cfg": deep}))
+    clip = FrozenClip.load(str(tmp_path / "ViT-B-16.json"), "random:1").clip
+    (tmp_path / "hub").mkdir()
+    halves = {name: tensor.half() for name, tensor in clip.state_dict().items()}
+    save_file(halves, tmp_path / "hub" / "open_clip_model.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    hub = FakeHub(tmp_path / "hub", "timm/vit_base_patch16_clip_224.openai")
+
+    def segment(out, cache):
+        words = ["segment", tmp_path / "photo.png", "--text", "dog, red car", "--device", "cpu"]
+        done = load(
+            hub, tmp_path / cache, tmp_path, *words, "--out", tmp_path / out, program=SEGMENT
+        )
+        label = tmp_path / out / "photo" / "label.png"
+        return done, label.read_bytes() if label.exists() else None
+
+    try:
+        first, label = segment("first", "cache")
+        assert first.returncode == 0, first.stderr
+        assert "fetching ViT-B-16/openai once, " in first.stderr and " MB, into " in first.stderr
+        assert hub.fetched == ["open_clip_model.safetensors"]
+    finally:
+        hub.stop()
+    again, same = segment("again", "cache")
+    assert again.returncode == 0 and "fetching" not in again.stderr, again.stderr
+    assert same == label
+    told = json.loads((tmp_path / "again" / "segments.json").read_text())
+    assert told["method"] == "scclip" and told["settings"]["background"] == "vabs"
+    refused, nothing = segment("refused", "empty")
+    assert refused.returncode == 2 and nothing is None
+    assert refused.stderr.count("\n") == 1
+    assert "--pretrained FILE, or take --clip storybook" in refused.stderr
 
 
 def test_without_a_way_to_the_hub_its_client_is_offline_for_a_moment(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 import copy
 import json
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.weights import WEIGHTS
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.code.image_segmenter import BAND_ROWS
 from codeseg.model.inference import segmenter as segmenter_module
 from codeseg.model.inference.masks import pad_to_patches
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
-from codeseg.model.inference.settings import PredictionSettings
+from codeseg.model.inference.settings import PredictionSettings, lexicon
 from codeseg.model.inference.sliding import CHUNK_FLOATS, layout, stitched
+from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.benchmark.protocol import lexicon as pipeline_lexicon
+from codeseg.pipeline.benchmark.protocol import load_protocol
 from codeseg.pipeline.storybook.scenes import CLASSES
 from tests.helpers.toy_benchmark import TINY_CLIP
 from tests.reference import build
@@ -240,3 +245,28 @@ def test_the_embedded_clip_has_its_recorded_settings_and_others_win_over_them():
 def test_what_cannot_be_opened_is_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         Segmenter.open(**arguments)
+
+
+def test_the_lexicon_and_the_settings_for_photographs_are_those_of_the_benchmarks():
+    assert lexicon() == pipeline_lexicon(load_benchmark("voc"))
+    published = load_protocol("scclip").settings
+    ours = tomllib.loads((WEIGHTS / "photographs.toml").read_text())["scclip"]
+    differ = {key for key in published if published[key] != ours.get(key)}
+    assert differ == {"background", "templates", "resize"}  # resize: opencv is the default
+    assert published["resize"] == PredictionSettings.resize
+
+
+def test_pixels_that_fit_a_background_word_best_are_background(tmp_path, photo):
+    deep = {**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], "layers": 6}}
+    (tmp_path / "deep.json").write_text(json.dumps(deep))
+    given = {"clip": str(tmp_path / "deep.json"), "pretrained": "random:1", "device": "cpu"}
+    segmenter = Segmenter.open(**given)
+    assert (segmenter.settings.method, segmenter.settings.background) == ("scclip", "vabs")
+    result = segmenter.segment(photo, "dog, red car/auto")
+    names = segmenter.background_words(["dog", "red car", "auto"], lexicon())
+    embeddings = segmenter.embed_texts([names, "dog", ("red car", "auto")])
+    assert np.array_equal(result.label_map, segmenter.label_map(photo, embeddings, True))
+    assert result.names == ("background", "dog", "red car") and len(result.segments) == 2
+    assert 0 < soft(result).sum(0).max() <= 1
+    strict = Segmenter.open(settings={"probability_threshold": 1.0}, **given)
+    assert not strict.segment(photo, "dog, red car").label_map.any()

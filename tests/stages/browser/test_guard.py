@@ -245,12 +245,12 @@ def test_requests_wait_for_the_model_one_at_a_time(served, monkeypatch):
     clip, inside, most = served.segmenter.clip, [], []
     trunk = clip.trunk
 
-    def counted(*sent):
+    def counted(*sent, **named):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.02)
         try:
-            return trunk(*sent)
+            return trunk(*sent, **named)
         finally:
             inside.pop()
 

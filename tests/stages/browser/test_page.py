@@ -82,7 +82,7 @@ def test_kept_masks_give_the_networks_own_label_map_at_any_threshold(untrained, 
 def test_sliders_change_the_view_without_the_network(actions, picked, monkeypatch):
     session, first = actions.segment(picked, ["sun", "sea"], *LOOK)
 
-    def no_network(*_):
+    def no_network(*_, **__):
         raise AssertionError("the network ran")
 
     monkeypatch.setattr(actions.segmenter.clip, "trunk", no_network)
@@ -251,10 +251,12 @@ def test_only_another_host_is_warned_about(monkeypatch):
     monkeypatch.setattr(
         "codeseg.stages.browser.serve.serve", lambda page, host, port: f"http://{host}:{port}/"
     )
-    alone = CliRunner().invoke(app, ["app", "--device", "cpu"])
+    alone = CliRunner().invoke(app, ["app", "--clip", "storybook", "--device", "cpu"])
     assert alone.exit_code == 0, alone.output
     assert "open http://127.0.0.1:7860/" in alone.output and "warning" not in alone.output
-    open_to_all = CliRunner().invoke(app, ["app", "--device", "cpu", "--host", "0.0.0.0"])
+    open_to_all = CliRunner().invoke(
+        app, ["app", "--clip", "storybook", "--device", "cpu", "--host", "0.0.0.0"]
+    )
     assert open_to_all.output.count("warning: --host 0.0.0.0") == 1
 
 
