@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from codeseg.pipeline import schema
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY, commit
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
@@ -52,7 +52,7 @@ def make_features(
 ) -> None:
     """Write the root; shard i has rows + i rows."""
     settings = FeatureSettings(
-        clip=ClipFacts.from_json(clip),
+        clip=from_json(ClipFacts, clip),
         image_tokens=image_tokens,
         views=views,
         precision="fp32",

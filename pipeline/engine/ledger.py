@@ -12,14 +12,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from inspect import signature
+from math import isfinite
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from codeseg.pipeline.engine.storage import Storage
 
 READERS = 16  # parallel reads of records, each a round trip; a local disk has no use for them
 FINGERPRINT_CHARACTERS = 16
+Plain = TypeVar("Plain")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,39 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
+def from_json(cls: type[Plain], value: object) -> Plain:
+    """Return the dataclass `cls` of a JSON object; fields with a default may be missing.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another type or not finite.
+    """
+    hints, needed = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
+    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
+        raise ValueError(f"the fields are not {', '.join(hints)}")
+    return cls(**{name: _typed(name, item, hints[name]) for name, item in value.items()})
+
+
+@cache
+def _fields(cls: type) -> tuple[dict[str, Any], set[str]]:
+    """Types of all fields, and the names of those without a default."""
+    parameters = signature(cls).parameters.items()
+    return get_type_hints(cls), {name for name, p in parameters if p.default is p.empty}
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        return from_json(kind, value)
+    inner = get_args(kind)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _typed(name, item, inner[1]) for key, item in value.items()}
+    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(_typed(name, v, k) for v, k in zip(value, inner, strict=True))
+    number = kind is float and type(value) in (int, float) and isfinite(value)
+    if kind is Any or number or (type(value) is kind and kind is not float):
+        return value
+    raise ValueError(f"{name} is {value!r}")
+
+
 class Ledger:
     """The records of every stage of one dataset root."""
 
@@ -75,9 +112,17 @@ class Ledger:
         if value is None:
             return None
         try:
-            return ShardRecord(**value)
-        except TypeError:
+            record = from_json(ShardRecord, value)
+            sizes = [facts["bytes"] for facts in record.files.values()]
+            inside = all(not {"..", ""} & set(path.split("/")) for path in record.files)
+            counts = [*sizes, record.rows_out, *record.rejected.values()]
+            if (record.stage, record.shard) != (stage, shard) or not inside:
+                raise ValueError("it is another shard's, or names files outside the root")
+            if any(type(count) is not int or count < 0 for count in counts):
+                raise ValueError("a count is none")
+        except (ValueError, KeyError, OverflowError):
             raise ValueError(self._broken(_record_path(stage, shard))) from None
+        return record
 
     def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
         """Shards whose files are gone or have another size than their record says.
@@ -114,7 +159,7 @@ class Ledger:
             value = json.loads(self._root.read_bytes(path))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(self._broken(path)) from None
         if not isinstance(value, dict):
             raise ValueError(self._broken(path))

@@ -18,7 +18,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.ledger import ShardRecord, from_json
 from codeseg.pipeline.engine.storage import Storage, is_alive
 
 HEARTBEAT_SECONDS = 5.0
@@ -91,8 +91,8 @@ def duration(seconds: float) -> str:
 
 def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
     """The stage's last heartbeat, None when it never ran or the file is unreadable."""
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        return Heartbeat(**json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
+    with suppress(FileNotFoundError, ValueError, OverflowError, RecursionError):
+        return from_json(Heartbeat, json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
     return None
 
 

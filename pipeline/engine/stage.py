@@ -75,7 +75,8 @@ class Stage:
         tables = [records[table] for table in self.inputs]
         if not tables or not all(tables):
             listed = (settings or {}).get("inputs")
-            return dict(enumerate(listed)) if isinstance(listed, list) else None
+            known = isinstance(listed, list) and all(isinstance(i, str) for i in listed)
+            return dict(enumerate(listed)) if isinstance(listed, list) and known else None
         if self.whole:
             return {0: fingerprint([record.output for record in tables[0].values()])}
         shared = sorted(set.intersection(*map(set, tables)))

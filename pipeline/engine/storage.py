@@ -15,6 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -173,11 +174,26 @@ class Storage:
         with tempfile.TemporaryFile() as spool:
             info = _write_hashed(spool, write)
             spool.seek(0)
-            with self._filesystem.open_output_stream(self._full(path)) as sink:
-                shutil.copyfileobj(spool, sink, COPY_BYTES)
+            self._upload(path, spool)
         if (stored := self.size(path)) != info.bytes:
             raise OSError(f"{self.uri}: {path} has {stored} bytes after an upload of {info.bytes}")
         return info
+
+    def _upload(self, path: str, spool: IO[bytes]) -> None:
+        """Send a file; pyarrow cannot abort an upload, so one cut short is removed again."""
+        sent = 0
+        sink = self._filesystem.open_output_stream(self._full(path))
+        try:
+            while block := spool.read(COPY_BYTES):
+                sink.write(block)
+                sent += len(block)
+        except BaseException:
+            with suppress(OSError):
+                sink.close()
+                if self.size(path) == sent:
+                    self.delete(path)
+            raise
+        sink.close()
 
     def remove_abandoned(self, folder: str) -> None:
         """Delete the unfinished files that killed processes left in a local folder."""
@@ -269,12 +285,13 @@ def _write_hashed(file: IO[bytes], write: bytes | Callable[[pa.NativeFile], None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename in the folder survive a power cut, where the file system can."""
+    with suppress(OSError):  # some network and FUSE file systems refuse
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def is_alive(pid: int) -> bool:

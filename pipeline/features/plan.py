@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+from codeseg.pipeline.engine.ledger import from_json
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.stage import (
     DAMAGED,
@@ -87,7 +88,7 @@ def clip_facts(root: Storage, model: str, pretrained: str) -> ClipFacts:
     try:
         cached = json.loads(root.read_bytes(CLIP_CACHE))
         if cached["asked"] == asked:
-            return ClipFacts.from_json(cached["facts"])
+            return from_json(ClipFacts, cached["facts"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # another or no cache: the CLIP itself is looked at
     facts = _load_facts(model, name)

@@ -3,42 +3,17 @@
 In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint these classes keep.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self, get_args, get_type_hints
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from codeseg.pipeline import schema
-from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 
 
-class _Plain:
-    """A frozen dataclass of plain values that JSON holds."""
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Return the dataclass of a JSON object, or raise ValueError: it has other fields."""
-        hints = get_type_hints(cls)
-        needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
-        if not isinstance(value, Mapping) or not needed <= value.keys() <= hints.keys():
-            raise ValueError(f"the fields are not {', '.join(hints)}")
-        return cls(**{name: _typed(name, given, hints[name]) for name, given in value.items()})
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    if isinstance(kind, type) and issubclass(kind, _Plain):
-        return kind.from_json(value)
-    inner = get_args(kind)
-    if inner and isinstance(value, list | tuple) and len(value) == len(inner):
-        return tuple(_typed(name, v, k) for v, k in zip(value, inner, strict=True))
-    if type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise ValueError(f"{name} is {value!r}")
-
-
 @dataclass(frozen=True)
-class ClipFacts(_Plain):
+class ClipFacts:
     """What the settings say of a CLIP; widths in numbers, sizes in pixels."""
 
     model: str
@@ -59,7 +34,7 @@ class ClipFacts(_Plain):
 
 
 @dataclass(frozen=True)
-class FeatureSettings(_Plain):
+class FeatureSettings:
     """What decides the content of a shard of features."""
 
     clip: ClipFacts
@@ -88,7 +63,7 @@ class FeatureSettings(_Plain):
         if value is None:
             raise FileNotFoundError(f"{root.uri} holds no features; {FEATURES.again(root)}")
         try:
-            return cls.from_json(value)
+            return from_json(cls, value)
         except ValueError as error:
             raise ValueError(
                 f"{root.uri}: ledger/features/settings.json holds no settings of features "

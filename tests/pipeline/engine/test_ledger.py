@@ -1,10 +1,16 @@
 """Ledger: what is current, missing, stale, and why."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, fields, replace
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.progress import read_heartbeat
 from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
 
@@ -106,3 +112,56 @@ def test_a_ledger_is_read_by_one_listing_and_one_read_a_record(ledger, monkeypat
     monkeypatch.setattr(Storage, "read_bytes", lambda *a: read.append(a[1]) or read_bytes(*a))
     assert len(ledger.records("nouns")) == 50
     assert sorted(read) == [f"ledger/nouns/{shard:05d}.json" for shard in range(50)]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from([f.name for f in fields(ShardRecord)]), VALUES)
+def test_a_record_of_any_wrong_type_is_one_line_and_never_done(name, value):
+    good = asdict(record(3))
+    with TemporaryDirectory() as folder:
+        root = Storage.open(folder)
+        text = json.dumps({**good, name: value})
+        root.write_atomic("ledger/nouns/00003.json", text.encode())
+        try:
+            found = Ledger(root).record("nouns", 3)
+        except ValueError as error:
+            assert "ledger/nouns/00003.json is not a ledger file" in str(error)
+        else:
+            assert asdict(found) == json.loads(text), "only a value of the right type is taken"
+            state(root, NOUNS, settings="s", inputs={3: "in3"})  # and nothing trips over it
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "nouns/../../x"])
+def test_a_record_that_names_a_file_outside_the_root_is_refused(ledger, tmp_path, path):
+    ledger.commit(replace(record(0), files={path: {"bytes": 1, "sha256": "0"}}))
+    with pytest.raises(ValueError, match="is not a ledger file"):
+        ledger.records("nouns")
+
+
+def test_a_record_of_another_shard_is_refused(ledger, tmp_path):
+    ledger.commit(record(0))
+    folder = tmp_path / "ledger/nouns"
+    (folder / "00000.json").rename(folder / "00001.json")
+    with pytest.raises(ValueError, match=r"00001\.json is not a ledger file"):
+        ledger.records("nouns")
+
+
+@given(VALUES)
+def test_progress_and_settings_of_any_content_stop_no_status(value):
+    with TemporaryDirectory() as folder:
+        root = Storage.open(folder)
+        Ledger(root).commit(record(3))
+        for name in ("progress", "settings"):
+            root.write_atomic(f"ledger/nouns/{name}.json", json.dumps(value).encode())
+        beat = read_heartbeat(root, "nouns")
+        assert beat is None or isinstance(beat.alive, bool)
+        try:
+            look(root)
+        except ValueError as error:
+            assert "\n" not in str(error) and "delete it" in str(error)

@@ -1,6 +1,8 @@
 """The same contract on an object store (moto on loopback), with its errors injected."""
 
+import io
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from werkzeug.serving import make_server
 
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker
 from codeseg.pipeline.download.urls import cut_shards
+from codeseg.pipeline.engine import storage
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.overview import look
 from codeseg.pipeline.engine.stage import PAIRS, state
@@ -184,3 +187,19 @@ def test_errors_that_pass_are_ridden_out(store):
         root.write_atomic(f"pairs/{i}", b"content")
     assert [root.read_bytes(f"pairs/{i}") for i in range(3)] == [b"content"] * 3
     assert len(calls) > 6
+
+
+def test_an_upload_that_fails_on_our_side_leaves_no_cut_object(store, monkeypatch):
+    root = Storage.open(store.uri)
+    monkeypatch.setattr(storage, "COPY_BYTES", 10)
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell():
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Broken)
+    with pytest.raises(OSError, match="Input/output"):
+        root.write_atomic("pairs/00000.parquet", bytes(100))
+    assert root.size("pairs/00000.parquet") is None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeseg.pipeline.audit.inventory import take_inventory
-from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.overview import look
 from codeseg.pipeline.engine.stage import (
     DAMAGED,
@@ -44,7 +44,7 @@ REGIONS_FINGERPRINT = "af251dbe0f92a091"
 def changed(stage, version):
     """Settings of a stage; another version, other settings."""
     if stage in (FEATURES, VOCABULARY):
-        made = FeatureSettings.from_json({**TODAY, "templates": version})
+        made = from_json(FeatureSettings, {**TODAY, "templates": version})
         return made.vocabulary() if stage is VOCABULARY else made.to_json()
     if stage is REGIONS:
         return asdict(RegionSettings(views=version))
@@ -162,7 +162,7 @@ def test_the_inputs_of_tars_are_known_from_the_settings(tmp_path):
 
 
 def test_the_settings_of_an_existing_root_keep_bytes_and_fingerprint():
-    made = FeatureSettings.from_json(json.loads(json.dumps(TODAY)))
+    made = from_json(FeatureSettings, json.loads(json.dumps(TODAY)))
     assert made.to_json() == TODAY
     text = json.dumps(TODAY, sort_keys=True, separators=(",", ":")).replace(
         '"pretrained":"storybook",', ""
@@ -180,6 +180,6 @@ def test_the_settings_of_an_existing_root_keep_bytes_and_fingerprint():
 def test_features_settings_of_any_wrong_type_are_one_line(name, value):
     wrong = {**TODAY, name: value}
     try:
-        assert FeatureSettings.from_json(wrong).to_json() == wrong
+        assert from_json(FeatureSettings, wrong).to_json() == wrong
     except ValueError as error:
         assert "\n" not in str(error)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -120,3 +121,16 @@ def test_free_space_is_told_before_the_folder_exists(tmp_path):
 def test_an_unknown_scheme_is_one_clear_line():
     with pytest.raises(ValueError, match="ftp://host/x is no folder"):
         Storage.open("ftp://host/x")
+
+
+def test_a_file_system_that_refuses_to_sync_folders_works(tmp_path, monkeypatch):
+    honest = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        honest(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Storage.open(tmp_path).write_atomic("a/b", b"x")
+    assert (tmp_path / "a/b").read_bytes() == b"x"

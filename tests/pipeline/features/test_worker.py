@@ -17,7 +17,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.cluster import Resources
-from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
@@ -145,7 +145,7 @@ def test_clip_score_is_what_open_clip_says_of_the_stored_view_and_the_caption(ro
 def test_an_older_root_without_scores_reads_as_it_was_written(root):
     whole = options(root)["features"].to_json()
     older = {name: value for name, value in whole.items() if name != "clip_score"}
-    read = FeatureSettings.from_json(older)
+    read = from_json(FeatureSettings, older)
     assert read.to_json() == older and read.fingerprint() == FEATURES.fingerprint(older)
 
 
