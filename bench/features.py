@@ -23,7 +23,7 @@ import typer
 from bench.make_nouns import make_nouns
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import DTYPES
-from codeseg.pipeline.features.plan import Wishes, clip_facts, resolve_settings
+from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, resolve_settings
 from codeseg.pipeline.features.worker import FeaturesWorker
 
 
@@ -64,7 +64,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         root = Storage.open(folder)
         make_nouns(Path(folder), shards=1, rows=rows + 2, image_size=256)  # two rows drop out
-        wishes = Wishes(
+        wishes = FeatureOptions(
             clip=model, pretrained="random:0", precision=precision, batch_size=batch_size
         )
         settings = resolve_settings(wishes, clip_facts(root, model, "random:0"))

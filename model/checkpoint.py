@@ -102,7 +102,7 @@ def save_checkpoint(
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Return complete checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
 
 
@@ -114,7 +114,7 @@ def keep_last(run: Path, count: int) -> None:
 
 
 def locate(place: str | Path) -> Path:
-    """The folder of a checkpoint: itself, the last one of a run, or fetched by its hub id.
+    """Return the folder of a checkpoint: itself, the last one of a run, or fetched by its hub id.
 
     Raises:
         ValueError: when the folder holds no checkpoint or the hub has no such model.
@@ -199,7 +199,7 @@ def restore(code: CoDe, checkpoint: Checkpoint) -> None:
 
 
 def clip_identity(clip: FrozenClip) -> dict[str, Any]:
-    """What names a frozen CLIP: its architecture, its weights, and their hash."""
+    """Return what names a frozen CLIP: its architecture, its weights, and their hash."""
     return {
         "model": clip.name,
         "pretrained": clip.pretrained,

@@ -55,7 +55,7 @@ class SegmenterNetworks(nn.Module):
 
     @property
     def mixed(self) -> bool:
-        """Whether masks of the frozen CLIP, with embeddings of their own, are mixed in."""
+        """Return whether masks of the frozen CLIP, with embeddings of their own, are mixed in."""
         return self.image_segmenter is not None and self.settings.knowledge_weight > 0
 
     @property
@@ -93,7 +93,7 @@ class SegmenterNetworks(nn.Module):
 
 
 def inputs_of(networks: SegmenterNetworks, embeddings: TextEmbeddings) -> dict[str, Tensor]:
-    """The embeddings under the names of the graph's inputs."""
+    """Return the embeddings under the names of the graph's inputs."""
     named = {"classes": embeddings.words_KC}
     if networks.mixed:
         named["templates"] = embeddings.templates_KC

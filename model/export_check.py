@@ -51,7 +51,7 @@ def open_torch(path: Path) -> Networks:
 
 
 def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
-    """Three patch grids: the CLIP's own, an odd oblong one, and the window's."""
+    """Return three patch grids: the CLIP's own, an odd oblong one, and the window's."""
     side = segmenter.clip.image_size // segmenter.clip.patch_size
     return (side, side), (side - 1, side + 4), (2 * side, 2 * side)
 

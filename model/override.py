@@ -57,7 +57,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def field_types(config: Any) -> dict[str, Any]:
-    """Dotted key -> declared type of every leaf field."""
+    """Return dotted key -> declared type of every leaf field."""
     leaves: dict[str, Any] = {}
     for name, annotation in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -131,7 +131,7 @@ def _as_bool(value: Any) -> bool:
 
 
 def _spell(annotation: Any) -> str:
-    """A type as a person would say it."""
+    """Return a type's name in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         return " or ".join("none" if kind is types.NoneType else _spell(kind) for kind in arguments)

@@ -99,7 +99,7 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
 
 
 def _columns(value: dict[str, Any], origin: str) -> tuple[tuple[str, ...], str, str]:
-    """All columns in file order (headerless lists), the URL's and the caption's."""
+    """Return all columns in file order (headerless lists), the URL's and the caption's."""
     columns = value.get("columns", {"url": "url", "caption": "caption"})
     headerless = value["format"] in ("tsv", "csv") and not value.get("header", True)
     if isinstance(columns, list):

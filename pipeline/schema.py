@@ -69,7 +69,7 @@ SELECTION = pa.schema(
 
 
 def noun_id(text: str) -> int:
-    """The identity of a noun: 63 bits of its BLAKE2b hash.
+    """Return the identity of a noun: 63 bits of its BLAKE2b hash.
 
     A hash, not a row number, so that a features shard depends on nothing but its own captions: a
     vocabulary that grows leaves every other shard current.
@@ -79,7 +79,7 @@ def noun_id(text: str) -> int:
 
 
 def vocabulary(embed_dim: int) -> pa.Schema:
-    """Schema of vocabulary/nouns.arrow; rows sorted by id.
+    """Return schema of vocabulary/nouns.arrow; rows sorted by id.
 
     Args:
         embed_dim: C, the CLIP's joint width.
@@ -106,7 +106,7 @@ def features(
     image_tokens: str,
     clip_score: bool = False,
 ) -> pa.Schema:
-    """Schema of features/NNNNN.arrow.
+    """Return schema of features/NNNNN.arrow.
 
     Args:
         views: V, fixed augmented views of every image.

@@ -54,7 +54,7 @@ def app(
 
 
 def model_line(run: str | None, clip: str, method: str) -> str:
-    """Which model the page shows, in a line."""
+    """Return which model the page shows, in a line."""
     if run is not None:
         return f"{run}, method {method}."
     if clip == "storybook":

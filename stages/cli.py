@@ -51,17 +51,17 @@ class LazyCommands(TyperGroup):
     """Lists commands from `COMMANDS`; imports one only to run it."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the data flow."""
+        """Return names in the order of the data flow."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The line `--help` shows; the command itself comes from `resolve_command`."""
+        """Return the line `--help` shows; the command itself comes from `resolve_command`."""
         if cmd_name in COMMANDS:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command to run, really imported."""
+        """Return the imported command to run."""
         if args and args[0] in COMMANDS:
             return args[0], load_command(args[0]), args[1:]
         if args and not args[0].startswith("-"):

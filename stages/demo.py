@@ -198,7 +198,7 @@ def run_command(*arguments: str | int | Path) -> None:
 
 
 def is_scored(out: Path) -> bool:
-    """Whether results.json, written last of all, is newer than every checkpoint."""
+    """Return whether results.json, written last of all, is newer than every checkpoint."""
     results = out / "results.json"
     models = out.glob("runs/*/checkpoints/*/model.safetensors")
     return results.exists() and all(

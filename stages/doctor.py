@@ -25,13 +25,13 @@ from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.requirements import read_requirements
 from codeseg.pipeline.engine.shards import one_line
 from codeseg.pipeline.engine.storage import Storage, write_json
-from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve_settings, row_bytes
+from codeseg.pipeline.features.plan import JPG_BYTES, FeatureOptions, resolve_settings, row_bytes
 from codeseg.pipeline.nouns.tagger import resolve_tagger
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.options import RayAddress
 
 COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
-DEFAULTS = Wishes()
+DEFAULTS = FeatureOptions()
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader")
 
 
@@ -61,9 +61,11 @@ def doctor(
     Exits with 1 when anything is missing; a warning is no failure.
     Example: codeseg doctor data/cc3m --rows 3318333 --ray-address auto
     """
-    wishes = Wishes(clip=clip, pretrained=pretrained, image_tokens=image_tokens, views=views)
+    options = FeatureOptions(
+        clip=clip, pretrained=pretrained, image_tokens=image_tokens, views=views
+    )
     findings = []
-    for what, finding in examine(wishes, root, rows, spacy_model, ray_address):
+    for what, finding in examine(options, root, rows, spacy_model, ray_address):
         typer.secho(f"{finding.state:<8}", fg=COLOURS[finding.state], nl=False)
         typer.echo(f"{what}: {finding.found}")
         if finding.fix:
@@ -88,7 +90,7 @@ class Finding:
 
 
 def examine(
-    wishes: Wishes, root: str | None, rows: int | None, tagger: str | None, ray: str | None
+    options: FeatureOptions, root: str | None, rows: int | None, tagger: str | None, ray: str | None
 ) -> Iterator[tuple[str, Finding]]:
     """Run the checks one after the other; an error in a check is a finding, too."""
     checks: dict[str, Callable[[], Finding]] = {"Python": check_python}
@@ -96,7 +98,7 @@ def examine(
         what, needed = f"packages [{extra}]" if extra else "packages", extra in ("", "pipeline")
         checks[what] = partial(check_packages, group, needed=needed)
     checks["tagger"] = partial(check_tagger, tagger)
-    checks[f"CLIP {wishes.clip}"] = partial(check_clip, wishes.clip, wishes.pretrained)
+    checks[f"CLIP {options.clip}"] = partial(check_clip, options.clip, options.pretrained)
     checks["GPUs"] = check_gpus
     fix = "name a resolver in /etc/resolv.conf, a local one (unbound) for many downloads"
     checks["name resolution"] = partial(ask, ask_host, "huggingface.co", fix, 5, "warn")
@@ -104,7 +106,7 @@ def examine(
         fix = "aws configure (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and check the URI"
         checks[f"access to {root}"] = partial(ask, ask_storage, root, fix)
     elif root is not None:
-        checks[f"disk of {root}"] = partial(check_disk, root, wishes, rows)
+        checks[f"disk of {root}"] = partial(check_disk, root, options, rows)
     if ray is not None:
         fix = "ray start --head there; the same Python and `pip install ray==…` on every node"
         checks[f"Ray at {ray}"] = partial(ask, ask_ray, ray, fix)
@@ -187,7 +189,7 @@ def check_gpus(query: Sequence[str] = NVIDIA_SMI) -> Finding:
     return Finding("missing", reason, "pip install --force-reinstall torch torchvision")
 
 
-def check_disk(root: str, wishes: Wishes, rows: int | None = None) -> Finding:
+def check_disk(root: str, options: FeatureOptions, rows: int | None = None) -> Finding:
     """Compare free space with pairs and features still to be written; None: rows of the ledger."""
     storage = Storage.open(root)
     free, ledger = storage.free_bytes() or 0, Ledger(storage)
@@ -197,14 +199,14 @@ def check_disk(root: str, wishes: Wishes, rows: int | None = None) -> Finding:
         return Finding("ok", f"{free / 1e9:,.1f} GB free, no size known: give --rows")
     from codeseg.model.clip.weights import read_config
 
-    config = read_config(wishes.clip)
+    config = read_config(options.clip)
     vision, text = config["vision_cfg"], config["text_cfg"]
     sizes = {name: vision[name] for name in ("image_size", "patch_size", "width", "layers")}
     facts = ClipFacts(
-        wishes.clip, wishes.pretrained, "", **sizes, text_width=text["width"],
+        options.clip, options.pretrained, "", **sizes, text_width=text["width"],
         embed_dim=config["embed_dim"], context_length=text.get("context_length", 77),
     )  # fmt: skip
-    planned = known * row_bytes(resolve_settings(wishes, facts)) - sum(
+    planned = known * row_bytes(resolve_settings(options, facts)) - sum(
         record.bytes for record in features
     )
     if rows:

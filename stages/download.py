@@ -184,7 +184,7 @@ def _run_ready(
 
 
 def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:
-    """What the ledger keeps of the settings."""
+    """Return what the ledger keeps of the settings."""
     resolved = {**asdict(settings), "manifest": manifest.name}
     del resolved["workers"]  # as many as there are this time
     return {**resolved, "fingerprint": settings.fingerprint()}

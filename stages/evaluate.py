@@ -141,18 +141,18 @@ def evaluate(
         if oracle:
             settings["oracle"] = True
         folder = PredictionFolder(out or default_out(run, settings))
-        if processes.leads:
+        if processes.is_main:
             folder.claim(settings)
         processes.wait()
         failed, cost = predict(segmenter, names, opened, ids, folder, processes, console, oracle)
         failed = {k: v for part in processes.gather(failed) for k, v in part.items()}
-        if processes.leads and cost:
+        if processes.is_main and cost:
             write_json(folder.root / "cost.json", cost)
             console.print(
                 f"{cost['milliseconds_an_image']:.0f} ms an image on {cost['device']}, "
                 f"peak memory {cost['peak_memory_bytes'] / 1e6:,.0f} MB"
             )
-        if processes.leads:
+        if processes.is_main:
             where = places(run, opened, folder.root)
             result = score_and_show(
                 console, opened, ids, folder, failed, where | {"settings": settings}, json_file
@@ -188,7 +188,7 @@ def names_of_classes(
 
 
 def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
-    """Everything that decides the label maps, by name and by hash."""
+    """Return everything that decides the label maps, by name and by hash."""
     from codeseg.model.checkpoint import MODEL, locate
     from codeseg.model.clip.dense import VARIANTS
 
@@ -208,7 +208,7 @@ def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dic
 
 
 def default_out(run: str | None, settings: dict[str, Any]) -> Path:
-    """evaluations/BENCHMARK/METHOD, below the RUN where there is one."""
+    """Return evaluations/BENCHMARK/METHOD, below the RUN where there is one."""
     place = Path("evaluations", settings["benchmark"], settings["method"])
     return Path(run) / place if run is not None and Path(run).is_dir() else place
 
@@ -229,13 +229,13 @@ def predict(
     """
     share = ids[processes.rank :: processes.world_size]
     pending = folder.pending(share)
-    if processes.leads and len(pending) < len(share):
+    if processes.is_main and len(pending) < len(share):
         console.print(f"{len(share) - len(pending)} of {len(share)} images were done already")
     if not pending:
         return {}, {}
     benchmark = data.benchmark
     embeddings = segmenter.embed_texts(names)
-    shown = progress(pending, "segmenting", console) if processes.leads else pending
+    shown = progress(pending, "segmenting", console) if processes.is_main else pending
     failed, seconds = {}, 0.0
     for image_id, pixels in zip(shown, read_ahead(data, pending), strict=True):
         if isinstance(pixels, str):

@@ -95,7 +95,7 @@ def refuse_what_cannot_be(out: Path) -> None:
 
 
 def embed(segmenter: "Segmenter", texts: list[str]) -> dict[str, "Tensor"]:
-    """The embeddings that go to the graph, by the names of its inputs; {} without texts."""
+    """Return the embeddings that go to the graph, by the names of its inputs; {} without texts."""
     from codeseg.model.export import SegmenterNetworks, inputs_of
 
     networks = SegmenterNetworks(segmenter)  # also refuses a method that is no network
@@ -152,7 +152,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
 
 
 def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]) -> dict[str, Any]:
-    """What a program needs to know to run the file."""
+    """Return what a program needs to know to run the file."""
     from codeseg.model.export import OUTPUTS, SegmenterNetworks
     from codeseg.stages.training.run import codeseg_version
 

@@ -12,7 +12,7 @@ from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.plan import (
-    Wishes,
+    FeatureOptions,
     Work,
     clip_facts,
     known_speed,
@@ -31,7 +31,7 @@ from codeseg.stages.options import (
     make_resources,
 )
 
-DEFAULTS = Wishes()
+DEFAULTS = FeatureOptions()
 
 
 def features(
@@ -86,7 +86,7 @@ def features(
 
     Rerun it to resume: it redoes what is missing or stale. Next: codeseg train ROOT
     """
-    wishes = Wishes(
+    options = FeatureOptions(
         clip=clip,
         pretrained=pretrained,
         image_tokens=image_tokens,
@@ -101,19 +101,19 @@ def features(
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
     resources = make_resources(ray_address, workers, gpus, memory, cpus=cores)
     storage = Storage.open(root)
-    conclude(storage, FEATURES, run_features(storage, wishes, resources, force=force))
+    conclude(storage, FEATURES, run_features(storage, options, resources, force=force))
 
 
 def run_features(
-    root: Storage, wishes: Wishes, resources: Resources, *, force: bool = False
+    root: Storage, options: FeatureOptions, resources: Resources, *, force: bool = False
 ) -> list[StageReport]:
     """Plan, say what it takes, make the vocabulary and the pending shards.
 
     Raises:
-        ValueError: wrong wishes, no nouns, or too small a disk (unless `force`).
+        ValueError: wrong options, no nouns, or too small a disk (unless `force`).
     """
     read_nouns(root)  # refuses a root without them before any CLIP is fetched
-    settings = resolve_settings(wishes, clip_facts(root, wishes.clip, wishes.pretrained))
+    settings = resolve_settings(options, clip_facts(root, options.clip, options.pretrained))
     work = make_plan(root, settings)
     if not work.vocabulary.pending and not work.features.pending:
         Ledger(root).write_settings("vocabulary", settings.vocabulary())
@@ -126,8 +126,8 @@ def run_features(
     from codeseg.pipeline.features.vocabulary import VocabularyWorker
     from codeseg.pipeline.features.worker import FeaturesWorker  # these load torch
 
-    options = {"features": settings, "device": device, "threads": int(resources.cpus)}
-    counting = {**options, "shards": sorted(work.features.inputs or {})}
+    given = {"features": settings, "device": device, "threads": int(resources.cpus)}
+    counting = {**given, "shards": sorted(work.features.inputs or {})}
     with ray_session(resources):
         vocabulary = run_stage(
             VOCABULARY, VocabularyWorker, root, counting, work.vocabulary,
@@ -136,7 +136,7 @@ def run_features(
         if vocabulary.failed:
             return [vocabulary]
         features = run_stage(
-            FEATURES, FeaturesWorker, root, options, work.features,
+            FEATURES, FeaturesWorker, root, given, work.features,
             settings.to_json(), resources, work.rows,
         )  # fmt: skip
     return [vocabulary, features]

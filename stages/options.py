@@ -69,7 +69,7 @@ def make_resources(
     *,
     cpus: float = 1,
 ) -> Resources:
-    """The shared options as the scheduler takes them."""
+    """Return the shared options as the scheduler takes them."""
     size = None if memory is None else int(memory * 1e9)
     return Resources(workers, cpus, gpus, size, ray_address)
 

@@ -63,7 +63,7 @@ class SplitScores:
         return {self.benchmark.classes[k]: 100 * float(iou[k]) for k in order[:WORST_SHOWN]}
 
     def summary(self) -> dict[str, Any]:
-        """What is printed and written as JSON; IoU and accuracies in percent."""
+        """Return what is printed and written as JSON; IoU and accuracies in percent."""
         names, interval = self.benchmark.classes, self.interval
         return {
             "benchmark": self.benchmark.name,
@@ -81,7 +81,7 @@ class SplitScores:
 
 
 def percent(value: float) -> float | None:
-    """A share in percent; None for NaN, which JSON does not know."""
+    """Return a share in percent; None for NaN, which JSON does not know."""
     return None if np.isnan(value) else 100 * float(value)
 
 
@@ -246,7 +246,7 @@ def image_score(confusion: Confusion) -> ImageScore:
 def score_image(
     data: BenchmarkData, prediction: Path, image_id: str, details: Details | None = None
 ) -> Confusion:
-    """The confusion matrix of one image; ValueError names the file that is wrong."""
+    """Return the confusion matrix of one image; ValueError names the file that is wrong."""
     label, predicted = data.label(image_id), None
     try:
         predicted = read_prediction(prediction)
@@ -292,7 +292,7 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
 
 
 def class_table(result: SplitScores) -> Table:
-    """IoU per class, best first, and the totals."""
+    """Return IoU per class, best first, and the totals."""
     scores = result.scores
     table = Table(title=f"{result.benchmark.title}: {len(result.images)} images")
     table.add_column("class")
@@ -352,7 +352,7 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
 
 
 def _made_with(summary: dict[str, Any]) -> tuple[str, str, str]:
-    """CLIP, what is besides, refinement of our own row, as far as they were recorded."""
+    """Return CLIP, what is besides, refinement of our own row, as far as they were recorded."""
     settings = summary.get("settings", {})
     clip = " ".join(str(settings[key]) for key in ("clip", "pretrained") if key in settings)
     refined = settings.get("refinement", "–")

@@ -156,7 +156,7 @@ def _expand(name: str) -> Iterator[Path]:
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each image's results: its stem, numbered where stems repeat."""
+    """Return a folder name for each image's results: its stem, numbered where stems repeat."""
     taken: dict[str, int] = {}
     names = []
     for path in paths:

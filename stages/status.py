@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from codeseg.pipeline.engine.overview import StageView, look
+from codeseg.pipeline.engine.overview import StageView, read_overview
 from codeseg.pipeline.engine.progress import duration
 from codeseg.pipeline.engine.storage import Storage, write_json
 
@@ -23,7 +23,7 @@ def status(
     ] = None,
 ) -> None:
     """Show each stage's progress, shard by shard, with rejections and the time left."""
-    views = look(Storage.open(root))
+    views = read_overview(Storage.open(root))
     console = Console()
     # A log has no width of its own; 80 columns would cut every number.
     show(views, console if console.file.isatty() else Console(width=120))
@@ -32,7 +32,7 @@ def status(
 
 
 def as_json(view: StageView) -> dict[str, Any]:
-    """All figures of a stage, derived ones included."""
+    """Return all figures of a stage, derived ones included."""
     return {**asdict(view), "missing": view.missing, "success": view.success}
 
 
@@ -71,7 +71,7 @@ def show(views: list[StageView], console: Console) -> None:
 
 
 def matrix(view: StageView) -> str:
-    """One character for a run of shards."""
+    """Return one character for a run of shards."""
     current, stale = set(view.current), set(view.stale)
     numbers = sorted({*range(view.shards), *current, *stale})
     step = max(1, -(-len(numbers) // CELLS))

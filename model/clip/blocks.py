@@ -85,7 +85,7 @@ def attend_to_self(attention: nn.MultiheadAttention, x_BLD: Tensor) -> Tensor:
 
 
 def feed_forward(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """The block's second half with its residual, on (…, D): x + mlp(ln_2(x))."""
+    """Return the block's second half with its residual, on (…, D): x + mlp(ln_2(x))."""
     hidden = _activate(block.mlp.gelu, block.mlp.c_fc(block.ln_2(x)))
     residual: Tensor = block.ls_2(block.mlp.c_proj(hidden))
     return x + residual

@@ -70,7 +70,7 @@ def maskclip_bare(
 
 
 def sclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Correlative self-attention: queries with queries plus keys with keys."""
+    """Return correlative self-attention: queries with queries plus keys with keys."""
     q, k, v = heads(block.attn, block.ln_1(states[-1]))
     attended = F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
     return feed_forward(block, states[-1] + _join(block, attended))
@@ -83,14 +83,14 @@ def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w
 
 
 def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Keys with keys, nearby patches favoured; no residual, no MLP."""
+    """Return attention of keys with keys, nearby patches favoured; no residual, no MLP."""
     _, k, v = heads(block.attn, block.ln_1(states[-1]))
     neighbours_PP = F.pad(neighbourhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))
 
 
 def neighbourhood(h: int, w: int, sigma: float = NACLIP_SIGMA) -> Tensor:
-    """Gaussian of the distance between patches, peak 1: float (h·w, h·w)."""
+    """Return the Gaussian of the distance between patches, peak 1: float (h·w, h·w)."""
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     places = torch.stack([y.flatten(), x.flatten()], dim=1).float()
     squared = (places[:, None] - places[None]).square().sum(-1)

@@ -100,7 +100,7 @@ class FrozenClip(nn.Module):
         return (pixels_BCHW.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def is_new(self, text: str) -> bool:
-        """Whether a text has a token that was never trained: its row is other tokens' row, too."""
+        """Return whether a text has an untrained token: one whose row other tokens share."""
         rows = self.clip.token_embedding.weight
         ids = self.tokenizer.encode(text)
         return any(int((rows[:, :4] == rows[index, :4]).all(1).sum()) > 1 for index in ids)

@@ -40,7 +40,7 @@ def hub_or_cache(*, cache_only: bool = False) -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody accepts connections there."""
+    """Return whether somebody accepts connections there."""
     parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:

@@ -160,7 +160,7 @@ def _read_torchscript(path: Path) -> State:
 
 
 def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a module by its dotted name, as its state_dict has it."""
+    """Yield every tensor of a module by its dotted name, as its state_dict has it."""
     if isinstance(value, Tensor) and not name.endswith(ATTRIBUTES):
         yield name, value
     elif isinstance(value, _Object) and isinstance(getattr(value, "state", None), dict) and depth:

@@ -184,7 +184,7 @@ class CoDe(nn.Module):
         return terms
 
     def _nouns(self, batch: Batch, template_N: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Noun embeddings and their template embeddings, (N, C) each."""
+        """Return noun embeddings and their template embeddings, (N, C) each."""
         if self.config.random_template != (template_N is not None):
             raise ValueError("random_template and the templates of the step must come together")
         tokens_UM, lengths_U = batch.noun_tokens_UM, batch.noun_lengths_U
@@ -198,14 +198,14 @@ class CoDe(nn.Module):
         return nouns_NC, knowledge_NC
 
     def _knowledge_loss(self, nouns_NC: Tensor, knowledge_NC: Tensor) -> Tensor:
-        """The weighted L_kg."""
+        """Return the weighted L_kg."""
         distance = losses.knowledge_distance(
             nouns_NC.float(), knowledge_NC, squared=self.config.squared_knowledge
         )
         return self.config.knowledge_weight * distance
 
     def _region_loss(self, batch: Batch, nouns_NC: Tensor) -> Tensor:
-        """The weighted one-way loss between nouns and regions (METHOD §9)."""
+        """Return the weighted one-way loss between nouns and regions (METHOD §9)."""
         if batch.regions_BQ is None:
             raise ValueError("region_weight needs the region maps of the batch")
         tokens_BPD = batch.trunk_tokens()

@@ -66,7 +66,7 @@ def by_noun(x_BAHW: Tensor, nouns: int) -> Tensor:
 
 
 def harden(logits: Tensor, noise: Tensor | None) -> Tensor:
-    """Gumbel-sigmoid at temperature 1: 0 or 1 forwards, the sigmoid's gradient backwards."""
+    """Return the Gumbel-sigmoid at temperature 1: 0 or 1 forward, its gradient backward."""
     soft = torch.sigmoid(logits if noise is None else logits + noise)
     return (soft > 0.5).float() - soft.detach() + soft
 

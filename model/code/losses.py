@@ -70,7 +70,7 @@ def areas(soft_BNHW: Tensor, positive_JBHW: Tensor, prior: float) -> tuple[Tenso
 
 
 def word_segmentation(logits_BKL: Tensor, labels_BL: Tensor, none_weight: float) -> Tensor:
-    """L^t_seg (METHOD §4): class-weighted cross-entropy averaged over the global batch.
+    """Return l^t_seg (METHOD §4): class-weighted cross-entropy averaged over the global batch.
 
     Args:
         logits_BKL: class 0 is "none", classes 1..J the selected nouns.

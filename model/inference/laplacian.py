@@ -43,21 +43,21 @@ def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
 
 
 def _alike(colours_BChw: Tensor, row: int, column: int) -> Tensor:
-    """Weight (B, 1, h', w') of every pair of pixels that lie a step apart."""
+    """Return weight (B, 1, h', w') of every pair of pixels that lie a step apart."""
     here, there = _pair(colours_BChw, row, column)
     difference = (here - there).abs().mean(dim=1, keepdim=True)
     return STRENGTH * torch.exp(-difference / CONTRAST)
 
 
 def _pair(x: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
-    """Views of the first and the second pixel of every pair a step apart."""
+    """Return views of the first and the second pixel of every pair a step apart."""
     h, w = x.shape[-2:]
     left, right = max(-column, 0), max(column, 0)
     return x[..., : h - row, left : w - right], x[..., row:, right : w - left]
 
 
 def _solve(masks_BKhw: Tensor, weights: list[Tensor]) -> Tensor:
-    """Conjugate gradients for (1 + L) x = m, every mask a right-hand side of its own."""
+    """Return conjugate gradients for (1 + L) x = m, every mask a right-hand side of its own."""
 
     def apply(x: Tensor) -> Tensor:
         y = x.clone()

@@ -70,7 +70,7 @@ def _pad(x_BCHW: Tensor, dilations: Sequence[int]) -> Tensor:
 
 
 def _shift(padded: Tensor, dilations: Sequence[int], row: int, column: int) -> Tensor:
-    """View of a padded map, `row` and `column` pixels further down and right."""
+    """Return view of a padded map, `row` and `column` pixels further down and right."""
     edge = max(dilations)
     H, W = padded.shape[-2] - 2 * edge, padded.shape[-1] - 2 * edge
     return padded[:, :, edge + row : edge + row + H, edge + column : edge + column + W]

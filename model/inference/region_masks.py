@@ -91,7 +91,7 @@ def label_regions(
 
 
 def average_inside(masks_WKHW: Tensor, regions: Regions) -> Tensor:
-    """Masks (W, K, H, W') that are constant within a region: their mean there."""
+    """Return masks (W, K, H, W') that are constant within a region: their mean there."""
     shares_WRHW = regions.shares_WRHW
     masks_WKHW = resize(masks_WKHW, shares_WRHW)
     sums_WRK = torch.einsum("wrxy,wkxy->wrk", shares_WRHW, masks_WKHW)

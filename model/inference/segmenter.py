@@ -428,7 +428,7 @@ class Segmenter:
     def _masks(
         self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Masks (W, K, rows, columns) of a method that knows no regions."""
+        """Return masks (W, K, rows, columns) of a method that knows no regions."""
         settings = self.settings
         refined = settings.refinement != "none" and settings.refine_at == "mask"
         if method != "code":
@@ -486,7 +486,7 @@ class Segmenter:
     def _dense_masks(
         self, windows_WCHW: Tensor, states: list[Tensor], variant: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Masks, or cosines for a softmax, (W, K, h, w) of the frozen CLIP alone."""
+        """Return masks, or cosines for a softmax, (W, K, h, w) of the frozen CLIP alone."""
         settings = self.settings
         dense = dense_embedding(self.clip, states, self.clip.grid(windows_WCHW), variant)
         if settings.score == "softmax":

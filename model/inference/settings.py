@@ -110,7 +110,7 @@ class PredictionSettings:
 
     @property
     def by_regions(self) -> bool:
-        """Whether regions take part."""
+        """Return whether regions take part."""
         return self.method == SCG or self.method.endswith(f"+{SCG}")
 
     @property
@@ -151,7 +151,7 @@ class PredictionSettings:
         return override(defaults, chosen | changes)
 
     def record(self) -> dict[str, Any]:
-        """The settings that matter for this method, to lie beside a number."""
+        """Return the settings that matter for this method, to lie beside a number."""
         values = asdict(self)
         if self.masks_by != "code":
             for name in ("knowledge_weight", "knowledge_dense"):

@@ -101,7 +101,7 @@ def _merge(
 def best_class(
     maps: Iterator[tuple[slice, Tensor]], size: tuple[int, int], background: float | None
 ) -> Tensor:
-    """Argmax over maps that come a few classes at a time, the first of equals.
+    """Return argmax over maps that come a few classes at a time, the first of equals.
 
     Args:
         maps: from `stitched`.

@@ -151,7 +151,7 @@ def _bmp(content: bytes) -> ImageHeader:
 
 
 def _webp(content: bytes) -> ImageHeader:
-    """The first chunk: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
+    """Return the first chunk: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     kind = content[12:16]
     if kind == b"VP8X":
         flags, size = content[20], content[24:30]

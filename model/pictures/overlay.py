@@ -30,7 +30,7 @@ SWATCH = 14
 
 
 def colours(count: int) -> list[Colour]:
-    """Distinct colours for `count` classes."""
+    """Return distinct colours for `count` classes."""
     chosen = list(OKABE_ITO[:count])
     for i in range(len(chosen), count):
         lightness = (0.35, 0.55, 0.75)[i % 3]
@@ -63,7 +63,7 @@ def overlay(
 
 
 def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Pixels whose right or lower neighbour has another label."""
+    """Return pixels whose right or lower neighbour has another label."""
     edge = np.zeros(label_HW.shape, bool)
     edge[:, :-1] |= label_HW[:, 1:] != label_HW[:, :-1]
     edge[:-1] |= label_HW[1:] != label_HW[:-1]

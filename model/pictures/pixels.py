@@ -130,7 +130,7 @@ def _from_image(
 
 
 def _sixteen_bits(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """PIL's 32-bit modes hold 16-bit files; anything else in them has no agreed white."""
+    """Convert PIL's 32-bit modes, which hold 16-bit files; refuse what has no agreed white."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{name}: pixel values outside 0..65535; convert it to 8 or 16 bits first")
     return values.astype(np.uint16)

@@ -61,7 +61,7 @@ def group_patches(
 
 
 def deviations(features_PD: Tensor) -> Tensor:
-    """Unit vectors (P, D) along each feature's deviation from the mean; fp32, on the CPU.
+    """Return unit vectors (P, D) along each feature's deviation from the mean; fp32, on the CPU.
 
     Deviations below `LEAST_DEVIATION` (of unit features) are rounding, and stay short.
     """
@@ -70,7 +70,7 @@ def deviations(features_PD: Tensor) -> Tensor:
 
 
 def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Lloyd's k-means from k-means++ centres, the best of `RESTARTS`.
+    """Return Lloyd's k-means from k-means++ centres, the best of `RESTARTS`.
 
     Args:
         points_PD: fp32, on the CPU.
@@ -202,14 +202,14 @@ def merge_small(
 
 
 def _similarity(sums_RD: NDArray[np.float32], sum_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosine (R,) between summed features; 0 where one has no direction."""
+    """Return cosine (R,) between summed features; 0 where one has no direction."""
     norms = np.linalg.norm(sums_RD, axis=1) * np.linalg.norm(sum_D)
     cosines: NDArray[np.float32] = sums_RD @ sum_D / np.maximum(norms, 1e-12)
     return cosines
 
 
 def _touching(components_HW: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Which components share a patch side, (R, R), symmetric, false on the diagonal."""
+    """Return which components share a patch side, (R, R), symmetric, false on the diagonal."""
     touching_RR = np.zeros((count, count), dtype=bool)
     touching_RR[components_HW[:, 1:], components_HW[:, :-1]] = True
     touching_RR[components_HW[1:], components_HW[:-1]] = True

@@ -16,7 +16,7 @@ from codeseg.model.clip.hub import hub_or_cache
 
 
 def clip_keys(clip: FrozenClip, tokens_BPD: Tensor) -> Tensor:
-    """The keys (B, Q, D) with which the last block finds each patch.
+    """Return the keys (B, Q, D) with which the last block finds each patch.
 
     Args:
         clip: the frozen CLIP.
@@ -53,7 +53,7 @@ class SelfSupervisedVit(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patch tokens (B, Q, D).
+        """Return patch tokens (B, Q, D).
 
         Args:
             pixels_BCHW: uint8 RGB; resized (bilinear, antialiased) so that the ViT's patches lie on

@@ -44,14 +44,14 @@ class RegionRecogniser(nn.Module):
         self.pool = pool
 
     def forward(self, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
-        """Region embeddings (B, R, C), unit, from trunk tokens and `members`."""
+        """Return region embeddings (B, R, C), unit, from trunk tokens and `members`."""
         copies_BRD = recognise([self.block], tokens_BPD, members_BRQ)
         return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
 
     def loss(
         self, tokens_BPD: Tensor, regions_BQ: Tensor, nouns_NC: Tensor, noun_N: Tensor
     ) -> Tensor:
-        """The one-way loss over the pictures of all ranks; equal on every rank.
+        """Return the one-way loss over the pictures of all ranks; equal on every rank.
 
         Nouns travel to every rank and scores come back: N·B numbers, whatever R is.
 
@@ -81,13 +81,13 @@ class RegionRecogniser(nn.Module):
 
 
 def noun_keys(tokens_UM: Tensor) -> Tensor:
-    """One int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
+    """Return one int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
     powers = [pow(1_000_003, i + 1, 2**62) for i in range(tokens_UM.shape[1])]
     return (tokens_UM * tokens_UM.new_tensor(powers)).sum(dim=-1)  # wraps around, as a hash may
 
 
 def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
-    """Which patches belong to which region.
+    """Return which patches belong to which region.
 
     Args:
         regions_BQ: region numbers of the Q = h*w patches, int64; negative is no region.
@@ -126,7 +126,7 @@ def recognise(
 def _advance(
     block: ResidualAttentionBlock, copies_BRD: Tensor, patches_BQD: Tensor, members_BRQ: Tensor
 ) -> Tensor:
-    """One block for the copies: each attends to its region's patches and to itself."""
+    """Return one block for the copies: each attends to its region's patches and to itself."""
     copies_normed, patches_normed = block.ln_1(copies_BRD), block.ln_1(patches_BQD)
     itself_BRR = torch.eye(copies_BRD.shape[1], dtype=torch.bool, device=members_BRQ.device)
     seen = torch.cat([members_BRQ, itself_BRR.expand(len(members_BRQ), -1, -1)], dim=-1)
@@ -143,7 +143,7 @@ def noun_region_scores(
     pool: Pool = "max",
     temperature: float | Tensor = 0.07,
 ) -> Tensor:
-    """How well each noun finds a region in each picture.
+    """Return how well each noun finds a region in each picture.
 
     Args:
         nouns_NC: unit noun embeddings.
@@ -167,7 +167,7 @@ def noun_region_scores(
 def noun_region_loss(
     scores_NB: Tensor, image_N: Tensor, noun_N: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """One-way InfoNCE: each noun must find its own picture among all; a region owes nothing.
+    """Return one-way InfoNCE: each noun must find its own picture among all; a region owes nothing.
 
     A picture that names the same noun is no negative of it: with few distinct nouns it would
     otherwise be the commonest one.

@@ -190,7 +190,7 @@ class Audit:
         return rows
 
     def pictures(self, keys: list[str]) -> dict[str, bytes]:
-        """The stored JPEG of some pairs, by key."""
+        """Return the stored JPEG of some pairs, by key."""
         rows = self._database.execute(
             "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
         ).fetchall()
@@ -203,5 +203,5 @@ class Audit:
 
 
 def _one_line(error: BaseException) -> str:
-    """DuckDB's message without its drawing of the statement."""
+    """Return DuckDB's message without its drawing of the statement."""
     return " ".join(str(error).split("\n\nLINE")[0].split())

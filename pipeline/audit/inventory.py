@@ -133,7 +133,7 @@ def _examine(
     features: FeatureSettings | None,
     hashes: bool,
 ) -> dict[str, Any]:
-    """One row of FILES."""
+    """Return one row of FILES."""
     table, path, recorded = job
     stem = PurePosixPath(path).stem
     file: dict[str, Any] = dict.fromkeys(FILES.names) | {
@@ -161,7 +161,7 @@ def _examine(
 
 
 def _footer(source: pa.NativeFile, path: str) -> tuple[int, int | None, pa.Schema]:
-    """Rows, pictures and schema of a Parquet or Arrow IPC file, without reading its data."""
+    """Return rows, pictures and schema of a Parquet or Arrow IPC file, without reading its data."""
     if path.endswith(".arrow"):
         reader = pa.ipc.open_file(source)
         return reader.count_rows(), None, reader.schema
@@ -170,7 +170,7 @@ def _footer(source: pa.NativeFile, path: str) -> tuple[int, int | None, pa.Schem
 
 
 def _pictures(footer: pq.FileMetaData) -> int | None:
-    """Rows whose jpg is not null; None where there is no such column or no statistics."""
+    """Return rows whose jpg is not null; None where there is no such column or no statistics."""
     names = [footer.schema.column(i).path for i in range(footer.num_columns)]
     if "jpg" not in names:
         return None
@@ -188,7 +188,7 @@ def _sha256(source: pa.NativeFile) -> str:
 
 
 def _ledger_rows(records: Records, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:
-    """Rows of LEDGER, with the input each shard would be made from today."""
+    """Return rows of LEDGER, with the input each shard would be made from today."""
     rows = []
     for stage in schema.TABLES:
         inputs = STAGES[stage].inputs_today(records, settings[stage]) or {}

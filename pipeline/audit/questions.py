@@ -53,7 +53,7 @@ class Finding:
 
 @cache
 def questions() -> dict[str, Question]:
-    """Every file of audit_sql/ by name, in the order of the data flow."""
+    """Return every file of audit_sql/ by name, in the order of the data flow."""
     found = [
         _parse(file.name.removesuffix(".sql"), file.read_text())
         for file in (files("codeseg.pipeline.audit") / "sql").iterdir()
@@ -69,7 +69,7 @@ def questions() -> dict[str, Question]:
 
 
 def check_names() -> list[str]:
-    """Names of the checks, in the order of the data flow."""
+    """Return names of the checks, in the order of the data flow."""
     return [name for name in questions() if not name.startswith(NOT_CHECKS)]
 
 

@@ -13,7 +13,7 @@ TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
 
 
 def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema | None:
-    """The table's schema; None where the settings that fix its shapes are missing."""
+    """Return the table's schema; None where the settings that fix its shapes are missing."""
     if table in ("pairs", "nouns", "regions"):
         return {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}[table]
     if features is None:
@@ -24,7 +24,7 @@ def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema |
 
 
 def light_features() -> pa.Schema:
-    """The columns of features that SQL sees."""
+    """Return the columns of features that SQL sees."""
     whole = schema.features(
         views=1, image_size=1, tokens=1, width=1, text_width=1, image_tokens="none", clip_score=True
     )
@@ -32,7 +32,7 @@ def light_features() -> pa.Schema:
 
 
 def difference(actual: pa.Schema, declared: pa.Schema) -> str | None:
-    """How a file's columns differ from the declared ones, in words; None when they agree."""
+    """Return how a file's columns differ from the declared ones, in words; None when they agree."""
     problems = []
     for field in declared:
         index = actual.get_field_index(field.name)
@@ -49,7 +49,7 @@ def difference(actual: pa.Schema, declared: pa.Schema) -> str | None:
 
 
 def _same_type(actual: pa.DataType, declared: pa.DataType) -> bool:
-    """Whether the types agree, whatever their writer called the list's items."""
+    """Return whether the types agree, whatever their writer called the list's items."""
     if pa.types.is_list(actual) and pa.types.is_list(declared):
         return _same_type(actual.value_type, declared.value_type)
     if pa.types.is_struct(actual) and pa.types.is_struct(declared):

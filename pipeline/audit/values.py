@@ -149,7 +149,7 @@ def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:
 
 
 def _norms(values_PD: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Non-finite values of every row, and its L2 norm over the finite ones."""
+    """Return non-finite values of every row, and its L2 norm over the finite ones."""
     squares_P = np.einsum("pd,pd->p", values_PD, values_PD)  # in one pass when all is finite
     if np.isfinite(squares_P).all():
         return np.zeros(len(squares_P), np.int64), np.sqrt(squares_P)
@@ -214,7 +214,7 @@ def _measure_file(path: Path) -> dict[str, Any]:
 
 
 def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:
-    """One row of PICTURE_VALUES; an undecodable picture has a problem instead of hashes."""
+    """Return one row of PICTURE_VALUES; an undecodable picture has a problem instead of hashes."""
     import imagehash
 
     row: dict[str, Any] = {"key": key, "sha256": sha256, "bytes": len(jpg)}
@@ -233,5 +233,5 @@ def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:
 
 
 def _bits(hash_: NDArray[np.bool_]) -> int:
-    """The 8×8 bits of a hash as one number."""
+    """Return the 8×8 bits of a hash as one number."""
     return int.from_bytes(np.packbits(hash_.reshape(-1)).tobytes(), "big")

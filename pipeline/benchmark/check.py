@@ -35,7 +35,7 @@ class DataCheck:
         self.problems.setdefault(kind, []).append(offender)
 
     def lines(self) -> list[str]:
-        """The findings as text, problems last."""
+        """Return the findings as text, problems last."""
         lines = list(self.facts)
         for kind, offenders in self.problems.items():
             named = "; ".join(offenders[:SHOWN])

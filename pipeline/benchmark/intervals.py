@@ -39,7 +39,7 @@ class Interval:
     high: float
 
     def percent(self) -> dict[str, float]:
-        """The three in percent, for JSON."""
+        """Return the three in percent, for JSON."""
         return {"value": 100 * self.value, "low": 100 * self.low, "high": 100 * self.high}
 
 
@@ -71,7 +71,7 @@ def difference_interval(
 
 
 def _mious(images: Sequence[ImageScore], classes: int) -> tuple[float, npt.NDArray[np.float64]]:
-    """MIoU of the images and of R draws of them."""
+    """Return the mIoU of the images and of R draws of them."""
     counts_2NK = np.zeros((2, len(images), classes))
     for n, image in enumerate(images):
         counts_2NK[0, n, image.classes] = image.intersection

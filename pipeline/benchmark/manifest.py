@@ -85,7 +85,7 @@ class Benchmark:
         return BenchmarkData(self, data)
 
     def expected_layout(self) -> str:
-        """The folder as it should look, for messages."""
+        """Return the folder as it should look, for messages."""
         lines = [f"{self.image_pattern}    ({self.images} images)"]
         lines += [form.pattern for form in self.forms[:1]]
         lines += [f"{form.pattern}    (instead)" for form in self.forms[1:]]
@@ -174,7 +174,7 @@ class BenchmarkData:
         return index(self.root, self.form.pattern)
 
     def image_path(self, image_id: str) -> Path:
-        """Path of the image; it need not exist."""
+        """Return path of the image; it need not exist."""
         return locate(self.root, self.benchmark.image_pattern, image_id, lambda: self._images)
 
     def label_path(self, image_id: str) -> Path:
@@ -207,7 +207,7 @@ class BenchmarkData:
         return fits[1]
 
     def label(self, image_id: str) -> LabelMap:
-        """The label map, H×W, 0..K−1 or not scored.
+        """Return the label map, H×W, 0..K−1 or not scored.
 
         Raises:
             FileNotFoundError: There is no label for this image.
@@ -220,7 +220,7 @@ class BenchmarkData:
 
 
 def index(root: Path, pattern: str) -> dict[str, Path]:
-    """All files that match a pattern with {id} and *, by id."""
+    """Return all files that match a pattern with {id} and *, by id."""
     expression = re.escape(pattern).replace(r"\{id\}", "(?P<id>[^/]+)").replace(r"\*", "[^/]+")
     found = {}
     for path in sorted(root.glob(pattern.replace("{id}", "*"))):
@@ -231,7 +231,7 @@ def index(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def locate(root: Path, pattern: str, image_id: str, indexed: Any) -> Path:
-    """Path of one file; a pattern with * is looked up in its index."""
+    """Return path of one file; a pattern with * is looked up in its index."""
     if "*" in pattern:
         found: Path | None = indexed().get(image_id)
         return found or root / pattern.replace("{id}", image_id)
@@ -239,7 +239,7 @@ def locate(root: Path, pattern: str, image_id: str, indexed: Any) -> Path:
 
 
 def benchmark_names() -> list[str]:
-    """Names of the benchmarks that come with codeseg."""
+    """Return names of the benchmarks that come with codeseg."""
     folder = files("codeseg.data_manifests") / "benchmarks"
     return sorted(
         p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")

@@ -55,11 +55,11 @@ class PredictionFolder:
         write_file(path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
 
     def pending(self, ids: Iterable[str]) -> list[str]:
-        """The ids that have no label map yet, in the given order."""
+        """Return the ids that have no label map yet, in the given order."""
         return [image_id for image_id in ids if not self.path(image_id).is_file()]
 
     def path(self, image_id: str) -> Path:
-        """Where an image's label map lies."""
+        """Return where an image's label map lies."""
         return self.labels / f"{image_id}.png"
 
     def write(

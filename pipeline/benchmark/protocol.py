@@ -58,7 +58,7 @@ class Protocol:
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols that come with codeseg."""
+    """Return names of the protocols that come with codeseg."""
     folder = files("codeseg.data_manifests") / "protocols"
     return sorted(
         p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")

@@ -42,7 +42,7 @@ class FetchError(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Whether an address literal is a unicast address of the public internet.
+    """Return whether an address literal is a unicast address of the public internet.
 
     Private, loopback, link-local, multicast, reserved, unspecified, shared (CGNAT), documentation,
     IPv4-mapped and otherwise embedded IPv4 (6to4, Teredo, NAT64) are not.

@@ -39,7 +39,7 @@ RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def is_retryable(reason: str) -> bool:
-    """Whether `--retry-failed` should try a row that failed for this reason again."""
+    """Return whether `--retry-failed` should try a row that failed for this reason again."""
     status = re.fullmatch(r"http_(\d{3})", reason)
     if status:
         return int(status[1]) in RETRIED_STATUS or int(status[1]) >= 500
@@ -189,7 +189,7 @@ def retry_after(values: list[str]) -> float:
 
 
 def split_url(url: str) -> tuple[str, str, int, str]:
-    """Scheme, ASCII host, port and request target of an http(s) URL.
+    """Return scheme, ASCII host, port and request target of an http(s) URL.
 
     Raises:
         FetchError: empty_url, bad_scheme or bad_url.
@@ -228,7 +228,7 @@ def _ascii_host(host: str) -> str:
 
 
 def opted_out(values: list[str]) -> bool:
-    """Whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
+    """Return whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
 
     A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent holds until the next one.
     """

@@ -167,5 +167,5 @@ def _short_name(header: bytes) -> bytes:
 
 
 def _text(name: bytes) -> str:
-    """Names are compared as they are, so that two that are no UTF-8 stay two."""
+    """Return a name unchanged, so that two names that are not UTF-8 stay distinct."""
     return name.decode(errors="surrogateescape")

@@ -102,6 +102,6 @@ class OutageWatch:
             self._back.set()
 
     def _any_answers(self, answers: Callable[[Host], bool]) -> bool:
-        """Whether any of the hosts seen before answers, best of those that did once."""
+        """Return whether any of the hosts seen before answers, best of those that did once."""
         hosts = list(self._good_hosts) or list(self._any_hosts)
         return any(answers(host) for host in reversed(hosts))

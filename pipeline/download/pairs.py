@@ -345,12 +345,12 @@ def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
 
 
 def worth_retrying(error: str, allow_private: bool) -> bool:
-    """Whether `--retry-failed` tries a row again; a private address only where now allowed."""
+    """Return whether `--retry-failed` retries a row; a private address only if allowed now."""
     return is_retryable(error) or (allow_private and error == "private_address")
 
 
 def _outcome(sample: dict[str, Any]) -> dict[str, Any]:
-    """img2dataset's columns as ours."""
+    """Return img2dataset's columns as ours."""
     if sample["status"] == "success":
         sizes = ("width", "height", "original_width", "original_height", "sha256", "jpg")
         return {"status": "success", "error": None, **{name: sample[name] for name in sizes}}

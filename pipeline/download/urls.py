@@ -110,7 +110,7 @@ def _write(root: Storage, ledger: Ledger, shard: int, table: pa.Table, taken: st
 
 
 def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
-    """The folder the list is in and its file names, sorted."""
+    """Return the folder the list is in and its file names, sorted."""
     path, mark, query = place.partition("?") if "://" in place else (place, "", "")
     folder, _, name = path.rpartition("/")
     query = mark + query
@@ -129,7 +129,7 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
 
 
 def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int, str]:
-    """Size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M.
+    """Return size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M.
 
     With a size, of that much of the file.
     """

@@ -121,7 +121,7 @@ def most_workers(tasks: int, resources: Resources) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each living node has, by Ray's names."""
+    """Return what each living node has, by Ray's names."""
     import ray
 
     known = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
@@ -129,12 +129,12 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _needs(resources: Resources) -> dict[str, float]:
-    """What one worker takes, by Ray's names."""
+    """Return what one worker takes, by Ray's names."""
     asked = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
     return {kind: need for kind, need in asked.items() if need}
 
 
 def _workers_on(node: dict[str, float], resources: Resources) -> int:
-    """How many workers fit on a node."""
+    """Return how many workers fit on a node."""
     shares = [node.get(kind, 0) / need for kind, need in _needs(resources).items()]
     return int(min(shares) + 1e-6)  # a tenth of a GPU fits ten times, not nine

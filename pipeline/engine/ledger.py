@@ -49,7 +49,7 @@ class ShardRecord:
 
 
 def fingerprint(value: object) -> str:
-    """The first 16 hex characters of the SHA-256 of the value's canonical JSON."""
+    """Return the first 16 hex characters of the SHA-256 of the value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
@@ -94,7 +94,7 @@ class Ledger:
         self._root = root
 
     def records(self, stage: str) -> dict[int, ShardRecord]:
-        """All committed shards of a stage, by shard number, ascending.
+        """Return all committed shards of a stage, by shard number, ascending.
 
         Raises:
             ValueError: naming the record that cannot be read.
@@ -125,7 +125,7 @@ class Ledger:
         return record
 
     def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
-        """Shards whose files are gone or have another size than their record says.
+        """Return shards whose files are gone or have another size than their record says.
 
         One listing of each folder, so that it takes a moment on an object store, too.
         """
@@ -151,7 +151,7 @@ class Ledger:
             self._write(f"ledger/{stage}/settings.json", settings)
 
     def read_settings(self, stage: str) -> dict[str, Any] | None:
-        """The stage's settings as last used, None when it never ran."""
+        """Return the stage's settings as last used, None when it never ran."""
         return self._read(f"ledger/{stage}/settings.json")
 
     def _read(self, path: str) -> dict[str, Any] | None:

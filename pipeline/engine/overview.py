@@ -40,7 +40,7 @@ class StageView:
         return self.rows_out / self.rows_in if self.rows_in else None
 
 
-def look(root: Storage) -> list[StageView]:
+def read_overview(root: Storage) -> list[StageView]:
     """Read the ledger of every stage.
 
     Raises:

@@ -49,7 +49,7 @@ class Heartbeat:
 
     @property
     def alive(self) -> bool:
-        """Whether the run goes on: heard of lately and, on this machine, its process is there."""
+        """Return whether the run is alive: a recent heartbeat and, on this machine, its process."""
         if self.finished or abs(time.time() - self.updated) > ALIVE_SECONDS:
             return False
         if self.host != socket.gethostname():
@@ -110,7 +110,7 @@ def refuse_second_run(root: Storage, stage: str) -> None:
         return
     if beat.host != socket.gethostname():
         print(f"{stage}: waiting to see whether the run on {beat.host} lives", flush=True)
-        if not _moves(root, beat):
+        if not _is_advancing(root, beat):
             return
     raise ValueError(
         f"{root.uri}: {stage} is being made already, by process {beat.pid} on {beat.host}; "
@@ -118,8 +118,8 @@ def refuse_second_run(root: Storage, stage: str) -> None:
     )
 
 
-def _moves(root: Storage, beat: Heartbeat) -> bool:
-    """Whether a heartbeat changes within `ALIVE_SECONDS`, and not for the last time."""
+def _is_advancing(root: Storage, beat: Heartbeat) -> bool:
+    """Return whether a heartbeat changes within `ALIVE_SECONDS`, and not for the last time."""
     deadline = time.monotonic() + ALIVE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)

@@ -262,7 +262,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _brief(shards: list[int]) -> str:
-    """Shard numbers as ranges: 0-3, 7, 9-12."""
+    """Return shard numbers as ranges: 0-3, 7, 9-12."""
     ranges: list[list[int]] = []
     for shard in sorted(shards):
         if ranges and ranges[-1][1] == shard - 1:

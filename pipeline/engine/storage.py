@@ -71,7 +71,7 @@ class Storage:
         return cls(filesystem, base, text)
 
     def child(self, path: str) -> "Storage":
-        """The sub-folder `path` as a Storage of its own."""
+        """Return the sub-folder `path` as a Storage of its own."""
         if self.is_local:
             return Storage(self._filesystem, self._full(path), self._full(path))
         parts = urlsplit(self.uri)
@@ -79,17 +79,17 @@ class Storage:
         return Storage(self._filesystem, self._full(path), uri)
 
     def exists(self, path: str) -> bool:
-        """Whether the file or folder is there."""
+        """Return whether the file or folder is there."""
         info = self._filesystem.get_file_info(self._full(path))
         return bool(info.type != fs.FileType.NotFound)
 
     def size(self, path: str) -> int | None:
-        """Bytes of the file, None when there is none."""
+        """Return bytes of the file, None when there is none."""
         info = self._filesystem.get_file_info(self._full(path))
         return info.size if info.type == fs.FileType.File else None
 
     def read_bytes(self, path: str) -> bytes:
-        """The whole content.
+        """Return the whole content.
 
         Raises:
             FileNotFoundError: naming the whole URI.
@@ -129,7 +129,7 @@ class Storage:
         }
 
     def tree(self) -> dict[str, int]:
-        """Path -> bytes of every file below the folder, hidden ones left out."""
+        """Return path -> bytes of every file below the folder, hidden ones left out."""
         selector = fs.FileSelector(self._base or "/", allow_not_found=True, recursive=True)
         start = len(self._base) + 1
         paths = {
@@ -147,7 +147,7 @@ class Storage:
             return
 
     def free_bytes(self) -> int | None:
-        """Free space of the disk the folder is or will be on; None on an object store."""
+        """Return free space of the disk the folder is or will be on; None on an object store."""
         if self.local_path is None:
             return None
         existing = next(p for p in (self.local_path, *self.local_path.parents) if p.exists())
@@ -295,7 +295,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Return whether a process of that number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -39,7 +39,7 @@ class Encoder:
             )
 
     def autocast(self) -> torch.autocast:
-        """The precision the CLIP runs at."""
+        """Return the precision the CLIP runs at."""
         dtype = DTYPES[self._settings.precision]
         return torch.autocast(self._device, dtype=dtype, enabled=dtype is not torch.float32)
 
@@ -68,7 +68,7 @@ class Encoder:
 
     @torch.inference_mode()
     def image_tokens(self, pixels_RVHWC: Tensor) -> Tensor:
-        """Trunk output of all views (R, V, P, D), fp16 on the device."""
+        """Return trunk output of all views (R, V, P, D), fp16 on the device."""
         images_RVCHW = pixels_RVHWC.to(self._device, non_blocking=True).permute(0, 1, 4, 2, 3)
         with self.autocast():
             views_RPD = [
@@ -108,7 +108,7 @@ def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def find_faults(tokens_RVPD: Tensor) -> list[str]:
-    """What is wrong with each row's image tokens: "non_finite", "zero_norm" or nothing."""
+    """Return what is wrong with each row's image tokens: "non_finite", "zero_norm" or nothing."""
     finite_R = tokens_RVPD.isfinite().flatten(1).all(dim=1)
     zero_R = (tokens_RVPD.float().abs().amax(dim=-1) == 0).flatten(1).any(dim=1)
     return [

@@ -1,6 +1,6 @@
 """What `codeseg features` will do, before it does it: settings, pending shards, size, time.
 
-In: the command's wishes and ROOT's ledger. Out: resolved settings, plans of the vocabulary and the
+In: the command's options and ROOT's ledger. Out: resolved settings, plans of the vocabulary and the
 features, and an estimate. Torch is loaded only when the CLIP must be looked at.
 """
 
@@ -37,7 +37,7 @@ HEAPS = 0.6  # distinct words grow with this power of the text (Heaps' law)
 
 
 @dataclass(frozen=True)
-class Wishes:
+class FeatureOptions:
     """What the user asks for; the same words as the command's options."""
 
     clip: str = "ViT-B-16"
@@ -61,21 +61,21 @@ class Wishes:
                 raise ValueError(f"--{option} is {', '.join(known)}, not {getattr(self, name)!r}")
 
 
-def resolve_settings(wishes: Wishes, clip: ClipFacts) -> FeatureSettings:
+def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSettings:
     """Return the settings that go to `ledger/features/settings.json`."""
-    from_pixels = wishes.image_tokens == "none"
+    from_pixels = options.image_tokens == "none"
     return FeatureSettings(
         clip=clip,
-        image_tokens=wishes.image_tokens,
-        views=1 if from_pixels else wishes.views,
-        precision=wishes.precision,
-        block_rows=wishes.batch_size,
-        min_nouns=wishes.min_nouns,
-        crop_scale=(wishes.least_crop, 1.0),
-        flip=wishes.flip,
+        image_tokens=options.image_tokens,
+        views=1 if from_pixels else options.views,
+        precision=options.precision,
+        block_rows=options.batch_size,
+        min_nouns=options.min_nouns,
+        crop_scale=(options.least_crop, 1.0),
+        flip=options.flip,
         mean=(0.485, 0.456, 0.406),  # ImageNet's, not CLIP's (METHOD §1)
         std=(0.229, 0.224, 0.225),
-        seed=wishes.seed,
+        seed=options.seed,
         templates=TEMPLATES,
         clip_score=not from_pixels,
     )

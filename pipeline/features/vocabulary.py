@@ -83,7 +83,7 @@ class VocabularyWorker:
         )  # fmt: skip
 
     def _count(self) -> Counter[str]:
-        """How many trainable captions name each noun."""
+        """Return how many trainable captions name each noun."""
         counts: Counter[str] = Counter()
         for shard in self._shards:
             table = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])

@@ -34,7 +34,7 @@ from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
-from codeseg.pipeline.stream.order import mix
+from codeseg.pipeline.stream.order import hash_numbers
 
 FAULTY_STREAK = 8
 DECODED_AHEAD = 3  # batches of images decoded while one is encoded
@@ -144,7 +144,7 @@ class FeaturesWorker:
             yield self._encode(images, rejected)
 
     def _decoded(self, rows: list[Row]) -> Iterator[Image | None]:
-        """Images in the rows' order, decoded ahead in threads; None for a broken one."""
+        """Yield images in the rows' order, decoded ahead in threads; None for a broken one."""
         waiting: deque[Future[Image | None]] = deque()
         for row in rows:
             waiting.append(self._pool.submit(self._decode, row))
@@ -164,7 +164,7 @@ class FeaturesWorker:
             return Image(row, jpg, np.empty(0, np.uint8))
         size, scale, flip = settings.clip.image_size, settings.crop_scale, settings.flip
         key = views.key_hash(row["key"])
-        bits = [mix(settings.seed, key, v) for v in range(settings.views)]
+        bits = [hash_numbers(settings.seed, key, v) for v in range(settings.views)]
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
         return Image(row, jpg, np.stack(made))
 
@@ -216,7 +216,7 @@ class FeaturesWorker:
 
 
 def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of exactly `rows`, but the last."""
+    """Yield the same rows in batches of exactly `rows`, but the last."""
     rest: pa.RecordBatch | None = None
     for batch in batches:
         if rest is not None and rest.num_rows:
@@ -243,7 +243,7 @@ def cut(row: Row, context_length: int) -> Row:
 
 
 def features_schema(settings: FeatureSettings) -> pa.Schema:
-    """Schema of the shards; its metadata hold the settings as JSON under `codeseg`."""
+    """Return schema of the shards; its metadata hold the settings as JSON under `codeseg`."""
     facts = settings.to_json()
     del facts["clip"]["pretrained"]  # may be a path
     arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)

@@ -103,7 +103,7 @@ class CaptionTokenizer:
         return Caption(cleaned, self.wrap(ids[: self._room]), starts, ends)
 
     def wrap(self, ids: list[int]) -> list[int]:
-        """SOS, ids, EOS."""
+        """Return SOS, ids, EOS."""
         return [self._clip.sot_token_id, *ids, self._clip.eot_token_id]
 
     def forget(self) -> None:
@@ -130,7 +130,7 @@ class CaptionTokenizer:
         return chunk
 
     def _encode(self, word: str) -> list[int]:
-        """Ids of one of CLIP's words."""
+        """Return ids of one of CLIP's words."""
         encoded = "".join(self._clip.byte_encoder[byte] for byte in word.encode())
         ids = [self._clip.encoder[piece] for piece in self._clip.bpe(encoded).split(" ")]
         self._words[word] = ids
@@ -138,7 +138,7 @@ class CaptionTokenizer:
 
 
 def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """Token spans of every whole-word occurrence of every noun (METHOD §4).
+    """Return token spans of every whole-word occurrence of every noun (METHOD §4).
 
     An occurrence inside a longer noun's occurrence belongs to the longer one.
 

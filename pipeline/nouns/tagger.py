@@ -119,7 +119,7 @@ class NounTagger:
         self.version = version("spacy")
 
     def nouns(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Distinct nouns of each text, in order of first occurrence, as they stand in it."""
+        """Yield distinct nouns of each text, in order of first occurrence, as they stand in it."""
         plain = (MARKUP.sub(" ", text) if "<" in text else text for text in texts)
         for doc in self._nlp.pipe(plain, batch_size=BATCH_CAPTIONS):
             SHARD_ROWS.count()
@@ -128,7 +128,7 @@ class NounTagger:
 
 
 def _may_retag(nlp: Any) -> bool:
-    """Whether the attribute ruler sets the tag of anything but white space, which is no noun."""
+    """Return whether the attribute ruler sets the tag of anything but white space."""
     return any(
         "TAG" in rule["attrs"] and rule["patterns"] != [[{"IS_SPACE": True}]]
         for rule in nlp.get_pipe("attribute_ruler").patterns
@@ -172,7 +172,7 @@ class NounWorker:
         )  # fmt: skip
 
     def rows(self, keys: list[str], captions: list[str | None]) -> list[dict[str, Any]]:
-        """Rows of NOUNS for captions, in their order; equal captions are tagged once."""
+        """Return rows of NOUNS for captions, in their order; equal captions are tagged once."""
         cleaned = [self._tokenizer.clean(caption or "") for caption in captions]
         read = {text: self._tokenizer.read(text) for text in dict.fromkeys(cleaned)}
         readable = [(text, found) for text, found in read.items() if found is not None]
@@ -202,7 +202,7 @@ class NounWorker:
         }
 
     def _unreadable(self, text: str) -> dict[str, Any]:
-        """A caption without words: kept, rejected, its tokens just SOS and EOS."""
+        """Return a caption without words: kept, rejected, its tokens just SOS and EOS."""
         reason = "not_text" if text else "empty"
         tokens = self._tokenizer.wrap([])
         return {"caption": text, "caption_tokens": tokens, "nouns": [], "rejected": reason}

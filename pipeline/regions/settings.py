@@ -45,7 +45,7 @@ def read_feature_settings(root: Storage) -> FeatureSettings:
 
 
 def weights_sha256(weights: str | None) -> str | None:
-    """SHA-256 of a weights file, so that other weights of the same name make regions stale.
+    """Return SHA-256 of a weights file, so that other weights of the same name make regions stale.
 
     Raises:
         FileNotFoundError: there is no such file.

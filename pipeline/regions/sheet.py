@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 def first_pictures(root: Storage, count: int) -> list[tuple[Pixels, RegionMap]]:
-    """The first view of the first pictures of a root, each with its regions.
+    """Return the first view of the first pictures of a root, each with its regions.
 
     Raises:
         ValueError, FileNotFoundError: there are none.
@@ -63,7 +63,7 @@ def contact_sheet(pictures: Sequence[tuple[Pixels, RegionMap]]) -> Image.Image:
 
 
 def mean_colours(pixels: Pixels, regions: RegionMap) -> Pixels:
-    """The picture with every region in its mean colour."""
+    """Return the picture with every region in its mean colour."""
     size = (pixels.shape[1], pixels.shape[0])
     large = np.asarray(Image.fromarray(regions).resize(size, Image.Resampling.NEAREST))
     sizes = np.bincount(large.ravel())
@@ -76,7 +76,7 @@ def mean_colours(pixels: Pixels, regions: RegionMap) -> Pixels:
 
 
 def _outlined(pixels: Pixels, regions: RegionMap) -> Image.Image:
-    """The picture at the sheet's size with lines where two regions meet."""
+    """Return the picture at the sheet's size with lines where two regions meet."""
     cell = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(cell)
     h, w = regions.shape

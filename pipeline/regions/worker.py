@@ -78,7 +78,7 @@ class RegionsWorker:
         )  # fmt: skip
 
     def _rows(self, shard: int) -> Iterator[tuple[str, int, bytes]]:
-        """Key, view and region map of every view of a shard."""
+        """Yield key, view and region map of every view of a shard."""
         path = FEATURES.path(shard)
         reader = pa.ipc.open_file(self._root.open_input(path))
         views = self._settings.views
@@ -98,7 +98,7 @@ class RegionsWorker:
 
     @torch.no_grad()
     def _patch_features(self, block: Block, rows: slice) -> Tensor:
-        """Features (rows·V, Q, D) of some rows' views, row-major."""
+        """Return features (rows·V, Q, D) of some rows' views, row-major."""
         if self._clip is None:
             pixels_BHWC = torch.from_numpy(block.pixels_RVHWC[rows].copy()).flatten(0, 1)
             pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(self._device)

@@ -85,7 +85,7 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, size: int = SIZE) -> Scene:
-    """Scene `index` of the world `seed`: a pure function of its arguments.
+    """Return scene `index` of the world `seed`: a pure function of its arguments.
 
     Args:
         seed: the world; training, CLIP training and each benchmark have their own.
@@ -131,7 +131,7 @@ def _free_place(
     extent: float,
     placed: list[Placed],
 ) -> tuple[float, float]:
-    """A centre whose foot is in the ground's band, the least crowded of six tries."""
+    """Return a centre whose foot is in the ground's band, the least crowded of six tries."""
     names = [name for name, _ in layout]
     band = names.index(ground)
     top = layout[band][1]
@@ -249,7 +249,7 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tuple[str, ...]) -> str:
-    """A caption as people write them: mostly right, rarely complete, sometimes useless."""
+    """Return a caption as people write them: mostly right, rarely complete, sometimes useless."""
     luck = rng.random()
     if luck < 0.02:
         return _pick(rng, USELESS)
@@ -280,7 +280,7 @@ def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tupl
 
 
 def _named(rng: np.random.Generator, thing: Placed, colour: bool) -> str:
-    """The thing's name, perhaps with its colour or size before it."""
+    """Return the thing's name, perhaps with its colour or size before it."""
     words = [thing.name]
     if colour:
         words.insert(0, thing.colour)
@@ -294,7 +294,7 @@ def _article(name: str) -> str:
 
 
 def scenes(seed: int, count: int) -> Iterator[Scene]:
-    """The first `count` scenes of a world."""
+    """Yield the first `count` scenes of a world."""
     return (draw_scene(seed, index) for index in range(count))
 
 
@@ -375,7 +375,7 @@ def _save_whole(image: Image.Image, path: Path) -> None:
 
 
 def contact_sheet(seed: int, columns: int, rows: int, size: int = 128) -> Image.Image:
-    """A grid of scenes with white gutters, for people."""
+    """Return a grid of scenes with white gutters."""
     gutter = 6
     sheet = Image.new(
         "RGB", (columns * (size + gutter) + gutter, rows * (size + gutter) + gutter), "white"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from codeseg.pipeline.stream.collate import Collate, Position, Sample, StreamBatch
-from codeseg.pipeline.stream.order import Hash, IntArray, mix
+from codeseg.pipeline.stream.order import Hash, IntArray, hash_numbers
 from codeseg.pipeline.stream.roots import Roots
 
 __all__ = ["START", "FeatureStream", "Position", "StreamBatch"]
@@ -119,7 +119,7 @@ class FeatureStream:
             )
 
     def _positions(self) -> Iterator[Position]:
-        """Where each batch starts."""
+        """Yield where each batch starts."""
         epoch, index = self._start.epoch, self._start.index
         while True:
             if index + self._global > self.rows:
@@ -134,15 +134,15 @@ class FeatureStream:
         index_B = np.array([sample.index for sample in samples])
         return self._collate(
             samples,
-            self._choose(samples, mix(self._seed, start.epoch, NOUNS, index_B)),
-            mix(self._seed, start.epoch, VIEW, index_B),
+            self._choose(samples, hash_numbers(self._seed, start.epoch, NOUNS, index_B)),
+            hash_numbers(self._seed, start.epoch, VIEW, index_B),
             Position(start.epoch, start.index + self._global),
         )
 
     def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
         """(B, J) indices into each caption's nouns, without replacement."""
         counts = [sample.noun_count for sample in samples]
-        bits_BK = mix(bits_B[:, None], np.arange(max(counts)))
+        bits_BK = hash_numbers(bits_B[:, None], np.arange(max(counts)))
         chosen = [
             np.argsort(bits[:count], kind="stable")[: self._nouns]
             for bits, count in zip(bits_BK, counts, strict=True)

@@ -110,7 +110,7 @@ class Collate:
         return tensor
 
     def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Tensor]:
-        """Pixels and image tokens of each sample's view."""
+        """Return pixels and image tokens of each sample's view."""
         clip, kind = self._settings.clip, self._settings.image_tokens
         B, S = len(samples), clip.image_size
         pixels_BHWC = self._empty(B, S, S, 3, dtype=torch.uint8)
@@ -160,7 +160,7 @@ class Collate:
         )
 
     def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
-        """Caption tokens, states and the labels of METHOD §4."""
+        """Return caption tokens, states and the labels of METHOD §4."""
         rows = [_row(s.block.caption_tokens, s.row) for s in samples]
         B, L, T = len(rows), max(map(len, rows)), self._settings.clip.text_width
         tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
@@ -185,7 +185,7 @@ class Collate:
         }
 
     def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
-        """The batch's distinct nouns, in order of first occurrence in N."""
+        """Return the batch's distinct nouns, in order of first occurrence in N."""
         ids_BJ = [
             _row(s.block.noun_ids, s.row)[chosen]
             for s, chosen in zip(samples, nouns_BJ, strict=True)

@@ -37,11 +37,11 @@ class Block:
         self.rows = batch.num_rows
 
     def key(self, row: int) -> str:
-        """The pair's key."""
+        """Return the pair's key."""
         return str(self._batch.column("key")[row].as_py())
 
     def jpg(self, row: int) -> bytes:
-        """The pair's JPEG, where the table has no image tokens."""
+        """Return the pair's JPEG, where the table has no image tokens."""
         return bytes(self._batch.column("jpg")[row].as_py())
 
     @cached_property
@@ -167,8 +167,8 @@ class FeatureTable:
             while len(self._loaded) > most:
                 self._loaded.popitem(last=False)
 
-    def place(self, number: int) -> str:
-        """The file that a block lies in, for messages."""
+    def describe_block(self, number: int) -> str:
+        """Return the file of a block, for messages."""
         return f"{self._root.uri}/{FEATURES.path(self._blocks[number][0])}"
 
     def _load(self, number: int) -> Future[Block]:
@@ -184,7 +184,7 @@ class FeatureTable:
             return Block(self._open(shard).get_batch(position), self.settings)
         except (pa.ArrowInvalid, OSError) as error:
             self._refuse_network_error(error, shard)
-            place = self.place(number)
+            place = self.describe_block(number)
             raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
 
     def _refuse_network_error(self, error: Exception, shard: int) -> None:
@@ -197,7 +197,7 @@ class FeatureTable:
         return pa.ipc.open_file(self._root.open_input(FEATURES.path(shard)))
 
     def _sizes(self, record: ShardRecord) -> list[int]:
-        """Rows of the shard's blocks: all alike but the last."""
+        """Return rows of the shard's blocks: all alike but the last."""
         size = self.settings.block_rows
         return [min(size, record.rows_out - i) for i in range(0, record.rows_out, size)]
 
@@ -211,7 +211,7 @@ class FeatureTable:
             self.skipped |= dict.fromkeys(shards, why)
 
     def _is_usable(self, record: ShardRecord) -> bool:
-        """Whether the shard's file is whole; refuses or notes one that is not."""
+        """Return whether the shard's file is whole; refuses or notes one that is not."""
         path = FEATURES.path(record.shard)
         try:
             if self._open(record.shard).num_record_batches != len(self._sizes(record)):

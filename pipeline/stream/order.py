@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 Hash = NDArray[np.uint64]
 
 
-def mix(*parts: int | IntArray | Hash) -> Hash:
+def hash_numbers(*parts: int | IntArray | Hash) -> Hash:
     """Hash whole numbers to 64 random bits; arrays broadcast.
 
     Returns:
@@ -46,8 +46,8 @@ def uniform(bits: Hash) -> NDArray[np.float64]:
 
 
 def shuffled(*seeds: int, values: IntArray) -> IntArray:
-    """The values in a random order that only they and the seeds decide."""
-    return values[np.argsort(mix(*seeds, values), kind="stable")]
+    """Return the values in a random order that only they and the seeds decide."""
+    return values[np.argsort(hash_numbers(*seeds, values), kind="stable")]
 
 
 class RowOrder:
@@ -75,17 +75,17 @@ class RowOrder:
         return rows[begin : begin + count]
 
     def window_at(self, epoch: int, index: int) -> int:
-        """Number of the window that position `index` of the epoch falls into."""
+        """Return number of the window that position `index` of the epoch falls into."""
         _, starts = self._epoch(epoch)
         return int(np.searchsorted(starts, index, side="right")) - 1
 
     def window_blocks(self, epoch: int, window: int) -> IntArray:
-        """Numbers of the blocks of a window; none past the epoch's end."""
+        """Return numbers of the blocks of a window; none past the epoch's end."""
         blocks, _ = self._epoch(epoch)
         return blocks[window * WINDOW_BLOCKS : (window + 1) * WINDOW_BLOCKS]
 
     def _make_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """Blocks in the epoch's order, and the position at which each window starts."""
+        """Return blocks in the epoch's order, and the position at which each window starts."""
         blocks = shuffled(self._seed, epoch, values=np.arange(len(self._sizes)))
         starts = np.concatenate([[0], np.cumsum(self._sizes[blocks])[:-1]])
         return blocks, starts[::WINDOW_BLOCKS]
@@ -130,7 +130,7 @@ class MixedOrder:
             raise ValueError(f"a weight below 1/{PERIOD} of all is too small: {list(weights)}")
         self._slots = np.repeat(np.arange(len(weights)), self._counts)
         self._orders = [
-            RowOrder(sizes, int(mix(seed, number)[0] >> np.uint64(1)))
+            RowOrder(sizes, int(hash_numbers(seed, number)[0] >> np.uint64(1)))
             for number, sizes in enumerate(block_sizes)
         ]
         self._seed = seed
@@ -165,7 +165,7 @@ class MixedOrder:
         ]
 
     def _split(self, epoch: int, first: int, count: int) -> tuple[IntArray, IntArray]:
-        """Table of each position, and how many of the table's rows came before it."""
+        """Return table of each position, and how many of the table's rows came before it."""
         begin = epoch * self.rows + first
         periods = range(begin // PERIOD, (begin + count - 1) // PERIOD + 1)
         tables = np.concatenate([self._period(period) for period in periods])
@@ -177,7 +177,7 @@ class MixedOrder:
         return tables, places
 
     def _before(self, position: int) -> IntArray:
-        """Rows of each table before a position of the whole stream."""
+        """Return rows of each table before a position of the whole stream."""
         period, rest = divmod(position, PERIOD)
         within = np.bincount(self._period(period)[:rest], minlength=len(self._counts))
         return period * self._counts + within

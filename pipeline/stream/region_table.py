@@ -25,14 +25,14 @@ SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches
 
 
 def encode_map(regions: RegionMap) -> bytes:
-    """A region map as PNG: about 100 bytes for 14x14 patches."""
+    """Return a region map as PNG: about 100 bytes for 14x14 patches."""
     sink = io.BytesIO()
     Image.fromarray(regions).save(sink, "PNG", optimize=True)
     return sink.getvalue()
 
 
 def decode_map(png: bytes) -> RegionMap:
-    """The region map (h, w) of a PNG."""
+    """Return the region map (h, w) of a PNG."""
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
@@ -61,7 +61,7 @@ class RegionTable:
         self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read)
 
     def regions(self, key: str, view: int) -> RegionMap:
-        """The region map (h, w) of one view of a pair.
+        """Return the region map (h, w) of one view of a pair.
 
         Raises:
             ValueError: the table is corrupt or lacks the pair.

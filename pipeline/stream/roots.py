@@ -106,7 +106,7 @@ class Roots:
                 Sample(
                     block=opened.block(block),
                     row=opened.row(block, index),
-                    place=opened.place(block),
+                    place=opened.describe_block(block),
                     index=first + i,
                     mark=self._marks[table],
                     regions=self._maps[table],

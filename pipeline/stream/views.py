@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from codeseg.pipeline.stream.order import Hash, mix, uniform
+from codeseg.pipeline.stream.order import Hash, hash_numbers, uniform
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 TRIES = 10
@@ -42,7 +42,7 @@ def decode(jpg: bytes) -> Image.Image:
 def view(
     image: Image.Image, bits: Hash, *, size: int, crop_scale: tuple[float, float], flip: bool
 ) -> Pixels:
-    """One augmented view.
+    """Return one augmented view.
 
     Args:
         image: RGB.
@@ -55,7 +55,7 @@ def view(
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    draws = uniform(mix(bits, np.arange(DRAWS)))
+    draws = uniform(hash_numbers(bits, np.arange(DRAWS)))
     box = _crop(image.width, image.height, crop_scale, draws)
     pixels = np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
     return pixels[:, ::-1] if flip and draws[-1] < 0.5 else pixels

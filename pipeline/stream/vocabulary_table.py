@@ -46,7 +46,7 @@ class Vocabulary:
         return len(self._ids)
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row numbers of noun ids.
+        """Return row numbers of noun ids.
 
         Raises:
             ValueError: an id is not in the table.
@@ -62,12 +62,12 @@ class Vocabulary:
         return np.where(self._ids[rows] == ids, rows, -1)
 
     def tokens(self, row: int) -> NDArray[np.int32]:
-        """BPE ids of a noun, without SOS and EOS."""
+        """Return BPE ids of a noun, without SOS and EOS."""
         tokens: NDArray[np.int32] = self._tokens[self._offsets[row] : self._offsets[row + 1]]
         return tokens
 
     def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Un-normalised mean template embeddings (METHOD §3) of rows."""
+        """Return un-normalised mean template embeddings (METHOD §3) of rows."""
         return self._knowledge_KC[rows]
 
 
@@ -83,7 +83,7 @@ class MergedVocabulary:
         self._starts = np.cumsum([0, *map(len, vocabularies)])
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row numbers of noun ids, in the first vocabulary that has each.
+        """Return row numbers of noun ids, in the first vocabulary that has each.
 
         Raises:
             ValueError: an id is in none of the tables.
@@ -97,12 +97,12 @@ class MergedVocabulary:
         return rows
 
     def tokens(self, row: int) -> NDArray[np.int32]:
-        """BPE ids of a noun, without SOS and EOS."""
+        """Return BPE ids of a noun, without SOS and EOS."""
         table = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._all[table].tokens(row - int(self._starts[table]))
 
     def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Un-normalised mean template embeddings (METHOD §3) of rows."""
+        """Return un-normalised mean template embeddings (METHOD §3) of rows."""
         tables = np.searchsorted(self._starts, rows, side="right") - 1
         parts = zip(tables.tolist(), (rows - self._starts[tables]).tolist(), strict=True)
         return np.stack([self._all[table].knowledge_UC(np.array(row)) for table, row in parts])

@@ -92,7 +92,7 @@ class Actions:
         return app_view.painted(session.masks, cut, alpha)
 
     def decompose(self, session: Session, caption: object, nouns: object) -> str:
-        """The co-segmentation view."""
+        """Return the co-segmentation view."""
         if not self.decomposes:
             raise ValueError(UNTRAINED)
         if session.pixels is None:
@@ -110,13 +110,13 @@ class Actions:
         threshold: object,
         opacity: object,
     ) -> str:
-        """Two methods on the same words, side by side."""
+        """Return two methods on the same words, side by side."""
         cut, alpha = _numbers(background, threshold, opacity)
         one, two = (self._look(session, words, self._by(method)) for method in (left, right))
         return app_view.side_by_side(one, two, cut, alpha)
 
     def pack(self, session: Session, background: object, threshold: object, opacity: object) -> str:
-        """The results as one zip."""
+        """Return the results as one zip."""
         if session.masks is None:
             raise ValueError("segment a picture first, then download what was found")
         cut, _ = _numbers(background, threshold, opacity)
@@ -128,7 +128,7 @@ class Actions:
         return Masks.look(segmenter, session.pixels, app_input.words(words))
 
     def _by(self, method: object) -> "Segmenter":
-        """The same weights by another method, with that method's own settings."""
+        """Return the same weights by another method, with that method's own settings."""
         from codeseg.model.inference.segmenter import Segmenter
         from codeseg.model.inference.settings import PredictionSettings
 

@@ -65,7 +65,7 @@ class Masks:
         return label
 
     def segmentation(self, threshold: float | None) -> "Segmentation":
-        """The same as a result of the inference API."""
+        """Return the same as a result of the inference API."""
         from codeseg.model.results.segmentation import Segmentation
 
         label, texts = self.labels(threshold), ("background", *self.words)

@@ -28,7 +28,7 @@ FORGET_AFTER = 3600  # seconds
 
 
 def told(action: Callable[..., Any], outputs: int) -> Callable[..., tuple[Any, ...]]:
-    """An action and its message line: a user's mistake changes nothing else on the page.
+    """Return an action and its message line: a user's mistake changes nothing else on the page.
 
     Args:
         action: returns one value, or a tuple of `outputs` values.
@@ -194,5 +194,5 @@ def _known_words() -> list[str]:
 
 
 def _two(methods: Sequence[str]) -> tuple[str, str]:
-    """What is compared at first: plain CLIP and the best that this model can."""
+    """Return the two methods compared at first: plain CLIP and this model's best."""
     return "maskclip", "code" if "code" in methods else "naclip"

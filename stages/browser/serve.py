@@ -37,7 +37,7 @@ class PlainBlocks(gr.Blocks):
 
 
 def _holds_object(sent: Any) -> bool:
-    """Whether a JSON value is or holds an object; iterative, because it may be nested deeply."""
+    """Return whether a JSON value is or holds an object; iterative, as nesting may be deep."""
     left = [sent]
     while left:
         value = left.pop()

@@ -33,24 +33,24 @@ def literal(html: str) -> str:
 
 
 def alert(line: str) -> str:
-    """One line that says what is wrong."""
+    """Return one line that says what is wrong."""
     return f'<p class="alert" role="alert">{text(line)}</p>' if line else ""
 
 
 def hint(line: str) -> str:
-    """What stands where a picture will be."""
+    """Return what stands where a picture will be."""
     return f'<p class="hint">{text(line)}</p>'
 
 
 def plain(pixels: np.ndarray) -> str:
-    """A picture before anything was looked for."""
+    """Return a picture before anything was looked for."""
     return _stage(
         f'<img class="painted" alt="the picture" src="{figures.embedded(pixels, MAX_SIDE)}">'
     )
 
 
 def painted(masks: Masks, threshold: Threshold, opacity: float, title: str = "") -> str:
-    """The overlay, the label map that the hover legend reads, and the legend.
+    """Return the overlay, the label map that the hover legend reads, and the legend.
 
     Args:
         masks: what the network said.
@@ -91,7 +91,7 @@ def _stage(content: str) -> str:
 
 
 def side_by_side(left: Masks, right: Masks, threshold: Threshold, opacity: float) -> str:
-    """Two methods' painted pictures, and on how much of the picture they agree."""
+    """Return two methods' painted pictures, and on how much of the picture they agree."""
     views = "".join(
         f'<div class="seg">{painted(masks, threshold, opacity, masks.method)}</div>'
         for masks in (left, right)
@@ -104,7 +104,7 @@ def side_by_side(left: Masks, right: Masks, threshold: Threshold, opacity: float
 
 
 def thumbnails(scenes: Sequence[Scene]) -> str:
-    """Example pictures, a button each."""
+    """Return example pictures, a button each."""
     buttons = "".join(
         f'<button type="button" data-example="{i}" title="{text(scene.caption)}">'
         f'<img alt="{text(scene.caption)}" src="{figures.embedded(scene.image, 128)}"></button>'
@@ -114,7 +114,7 @@ def thumbnails(scenes: Sequence[Scene]) -> str:
 
 
 def download_link(archive: bytes) -> str:
-    """The zip itself, as a link; the page follows it."""
+    """Return the zip itself, as a link; the page follows it."""
     content = base64.b64encode(archive).decode()
     return (
         f'<a download="segments.zip" href="data:application/zip;base64,{content}">'

@@ -43,7 +43,7 @@ def _stage_rows(folder: Path, stage: str) -> list[list[Any]]:
 
 
 def loss_section(folder: Path) -> Section | None:
-    """Loss curves of every run, in total and by term."""
+    """Return loss curves of every run, in total and by term."""
     paths = sorted(folder.glob("**/metrics.parquet"))
     if not paths:
         return None

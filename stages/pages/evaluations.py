@@ -73,12 +73,12 @@ class Evaluation:
         return self.folder / place if place and (self.folder / place).is_dir() else None
 
     def per_class(self) -> dict[str, float | None]:
-        """IoU of each class in percent, to a tenth; None where it never occurs."""
+        """Return IoU of each class in percent, to a tenth; None where it never occurs."""
         found = ((name, self.summary["per_class"][name]) for name in self.manifest.classes)
         return {name: None if value is None else round(value, 1) for name, value in found}
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """The confusion matrix, int64 K×K."""
+        """Return the confusion matrix, int64 K×K."""
         return np.array(pq.read_table(self.folder / "scores.parquet")["confusion"].to_pylist())
 
 
@@ -102,7 +102,7 @@ def find_evaluations(folder: Path) -> list[list[Evaluation]]:
 
 
 def _game(evaluation: Evaluation) -> tuple[Any, ...]:
-    """What two evaluations share whose numbers compare."""
+    """Return what two evaluations share whose numbers compare."""
     manifest = evaluation.manifest
     names = str(evaluation.settings.get("protocol_sha256"))  # of the classes, too
     played = (evaluation.protocol, names, evaluation.images)

@@ -46,7 +46,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], ignore: Iterable[str] = ()
 ) -> list[str]:
-    """One line "key: old -> new" for each dotted key whose values differ, sorted by key."""
+    """Return one line "key: old -> new" for each dotted key whose values differ, sorted by key."""
     before, after = flatten(old), flatten(new)
     missing = "(absent)"
     return [

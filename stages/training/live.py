@@ -21,7 +21,7 @@ WATCHED = {
 
 
 def plain_line(row: Row, total: int) -> str:
-    """The row for a log file."""
+    """Return the row for a log file."""
     parts = [f"step {row['step']}/{total}"]
     for name in ("loss", "lr", "grad_norm", "samples_per_second", "data_wait_share"):
         parts.append(f"{name} {_figure(name, row[name])}")

@@ -43,7 +43,7 @@ from codeseg.stages.training.stepper import Stepper
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop, and by Ctrl-C."""
+    """Return whether this process was asked to stop, and by Ctrl-C."""
 
     asked: bool = False
     by_keyboard: bool = False
@@ -110,7 +110,7 @@ def fit(
         )
         check_run(run, recipe, data)
         if step == recipe.train.steps:
-            if processes.leads:
+            if processes.is_main:
                 typer.echo(f"{run} is finished: {step} steps")
             return True
         torch.manual_seed(recipe.train.seed)
@@ -119,15 +119,15 @@ def fit(
         state = initial_state(code, recipe.train, processes.device)
         resume(run, state, start_from)
         processes.wait()  # for all to have looked at the folder before it changes
-        if processes.leads:
+        if processes.is_main:
             write_config(run, recipe, data)
         processes.wait()
         processes.refuse_differences({"RUN": (run / CONFIG).is_file()})
-        with RunLog(run, recipe, state.step, processes.leads) as log:
+        with RunLog(run, recipe, state.step, processes.is_main) as log:
             for shard, reason in stream.skipped.items():
                 log.say(f"shard {shard} is skipped: {reason}")
             finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
-        if not finished and processes.leads:
+        if not finished and processes.is_main:
             typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
         if not finished and stop.by_keyboard:
             raise KeyboardInterrupt
@@ -192,7 +192,7 @@ def train_steps(
         stepper.enter_phase(batches[0])
         terms = stepper.forward_backward(batches)
         terms["grad_norm"] = stepper.gradient_norm()
-        figures = stepper.agree(terms, stop.asked)
+        figures = stepper.all_reduce(terms, stop.asked)
         refuse_non_finite(run, state, figures, batches, processes)
         figures["lr"] = stepper.update(terms["grad_norm"])
         state.step, state.position = state.step + 1, batches[-1].position
@@ -203,7 +203,7 @@ def train_steps(
             log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
         if last or stopping or state.step % train.checkpoint_every == 0:
             log.save()
-            if processes.leads:
+            if processes.is_main:
                 save(run, recipe, state)
         if stopping:
             break
@@ -249,7 +249,7 @@ def refuse_non_finite(
         "gradients": gradients,
         "keys": [key for rank in keys for batch in rank for key in batch],
     }
-    if processes.leads:
+    if processes.is_main:
         write_json(path, report)
     terms = [name for name in bad if name.startswith("loss_")] or bad
     raise FloatingPointError(

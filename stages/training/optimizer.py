@@ -17,7 +17,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], train: TrainConfig
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on what has not exactly one dimension and is no layer's bias.
+    """Return AdamW with weight decay on what has not exactly one dimension and is no layer's bias.
 
     Gates, mask scales, mask biases and log-temperatures have no dimension: the reference decays
     them, and so does this unless `train.decay_scalars` is off.
@@ -46,7 +46,7 @@ def _decays(name: str, parameter: nn.Parameter, train: TrainConfig) -> bool:
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
-    """The rate of a step: linear warm-up to the peak, then a cosine to the final rate.
+    """Return the rate of a step: linear warm-up to the peak, then a cosine to the final rate.
 
     The reference warms up from 0.0001 of the peak at step 0 to the peak at step `warmup_steps`;
     with `warmup_start` none the first step has one part in `warmup_steps` of the peak.

@@ -64,8 +64,8 @@ class Processes:
             dist.destroy_process_group()
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes the files and talks."""
+    def is_main(self) -> bool:
+        """Return whether this process writes the files and the messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -85,7 +85,7 @@ class Processes:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process gave, in the order of ranks."""
+        """Return the values of all processes, in the order of ranks."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size

@@ -124,7 +124,7 @@ def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple
 
 
 def seen(run: Path) -> str:
-    """A hash of the settings and the last checkpoint: what all processes must see alike."""
+    """Return a hash of the settings and the last checkpoint: what all processes must see alike."""
     digest = hashlib.sha256()
     folders = [run, *(checkpoints(run)[-1:])]
     for path in sorted(path for folder in folders for path in folder.glob("*.*")):
@@ -140,14 +140,14 @@ def write_config(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
 
 
 def resolved(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What RUN/config.json holds, as it is read back (tuples are lists there)."""
+    """Return what RUN/config.json holds, as it is read back (tuples are lists there)."""
     config = {"codeseg": codeseg_version(), **dataclasses.asdict(recipe), "data": dict(data)}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
 
 
 def codeseg_version() -> str:
-    """The installed version, or that it is a source tree."""
+    """Return the installed version, or that it is a source tree."""
     try:
         return version("codeseg")
     except PackageNotFoundError:
@@ -205,7 +205,7 @@ def save(run: Path, recipe: Recipe, state: State) -> None:
 
 
 def saved_progress(run: Path) -> tuple[int, Position]:
-    """Steps of the last checkpoint and where its data went on; the start without one."""
+    """Return steps of the last checkpoint and where its data went on; the start without one."""
     saved = checkpoints(run)
     if not saved:
         return 0, START

@@ -65,7 +65,7 @@ class MetricsTable:
 
 
 def read_metrics(run: Path) -> pa.Table:
-    """A run's metrics.parquet.
+    """Return a run's metrics.parquet.
 
     Raises:
         ValueError: when it is missing or damaged.
@@ -100,7 +100,7 @@ class Meter:
         self._flops += flops
 
     def read(self) -> dict[str, float | None]:
-        """The rates, and start counting afresh."""
+        """Return the rates, and start counting afresh."""
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
         rates = {
@@ -116,7 +116,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that were in use so far: the GPU's, or this process's without one."""
+    """Return most bytes that were in use so far: the GPU's, or this process's without one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -185,7 +185,7 @@ class RunLog:
 
 
 def _tag(name: str) -> str:
-    """loss_tv -> loss/tv: TensorBoard and W&B group by the first part."""
+    """Turn loss_tv into loss/tv: TensorBoard and W&B group by the first part."""
     return name.replace("loss_", "loss/", 1) if name.startswith("loss_") else name
 
 
@@ -199,7 +199,7 @@ def _tensorboard(run: Path, step: int) -> Any:
 
 
 def _wandb(run: Path, recipe: Recipe) -> Any:
-    """A W&B run of this folder and its name; a resumed run goes on in the same chart."""
+    """Return a W&B run of this folder and its name; a resumed run goes on in the same chart."""
     try:
         import wandb
     except ImportError:

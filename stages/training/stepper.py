@@ -81,11 +81,11 @@ class Stepper:
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm before clipping; NaN or infinite if any gradient is."""
+        """Return global L2 norm before clipping; NaN or infinite if any gradient is."""
         return torch.nn.utils.get_total_norm(self._gradients())
 
-    def agree(self, terms: dict[str, Tensor], stop: bool) -> dict[str, float]:
-        """Means over processes as numbers, and a `stop` above 0 if any was asked to."""
+    def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> dict[str, float]:
+        """All-reduce the loss terms and the stop flag: means; `stop` is above 0 if any is set."""
         wish = torch.tensor(float(stop), device=self._processes.device)
         values = torch.stack([*terms.values(), wish])
         return dict(zip([*terms, "stop"], self._processes.mean(values).tolist(), strict=True))

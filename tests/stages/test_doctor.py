@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bench.make_nouns import make_nouns
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.plan import JPG_BYTES, Wishes, resolve_settings, row_bytes
+from codeseg.pipeline.features.plan import JPG_BYTES, FeatureOptions, resolve_settings, row_bytes
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.cli import app
 from codeseg.stages.doctor import (
@@ -34,7 +34,7 @@ from tests.pipeline.engine.test_object_store import ObjectStore, store
 
 __all__ = ["store"]  # a fixture
 EMBEDDED = ("--clip", "storybook", "--pretrained", "storybook")
-STORYBOOK = Wishes(clip="storybook", pretrained="storybook")
+STORYBOOK = FeatureOptions(clip="storybook", pretrained="storybook")
 
 
 def doctor(*arguments):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
-from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.progress import Heartbeat
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.cli import app, load_command
@@ -34,7 +34,7 @@ def commit_chain(root, shards):
 
 
 def by_stage(root):
-    return {view.stage: view for view in look(root)}
+    return {view.stage: view for view in read_overview(root)}
 
 
 def test_a_consistent_chain_is_current(tmp_path):
@@ -95,7 +95,7 @@ def test_the_command_prints_a_matrix_and_writes_json(tmp_path):
 
 def test_a_folder_that_is_no_root_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="is no dataset root: it has no ledger"):
-        look(Storage.open(tmp_path))
+        read_overview(Storage.open(tmp_path))
 
 
 def test_each_record_is_read_once(tmp_path, monkeypatch):

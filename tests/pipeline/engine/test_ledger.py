@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
-from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.progress import read_heartbeat
 from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
@@ -162,6 +162,6 @@ def test_progress_and_settings_of_any_content_stop_no_status(value):
         beat = read_heartbeat(root, "nouns")
         assert beat is None or isinstance(beat.alive, bool)
         try:
-            look(root)
+            read_overview(root)
         except ValueError as error:
             assert "\n" not in str(error) and "delete it" in str(error)

@@ -17,7 +17,7 @@ from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine import storage
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.stage import PAIRS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import parse_manifest
@@ -138,7 +138,7 @@ def test_download_to_a_bucket_gives_the_bytes_it_gives_on_a_disk(store, tmp_path
     assert [r.output for r in on_disk] == [r.output for r in in_bucket]
     table = pq.read_table(remote.open_input("pairs/00001.parquet"), columns=["key", "status"])
     assert table["key"].to_pylist() == ["000010", "000011"]
-    views = {view.stage: view for view in look(remote)}
+    views = {view.stage: view for view in read_overview(remote)}
     assert views["pairs"].current == [0, 1]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codeseg.pipeline.audit.inventory import take_inventory
 from codeseg.pipeline.engine.ledger import Ledger, from_json
-from codeseg.pipeline.engine.overview import look
+from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.stage import (
     DAMAGED,
     FEATURES,
@@ -117,7 +117,7 @@ def test_status_says_what_a_run_would_do_after_anything(steps):
         root = Root(folder)
         for step, table, shard in steps:
             getattr(root, step)(*([table] if step == "finish" else [table, shard]))
-        shown = {view.stage: view for view in look(root.root)}
+        shown = {view.stage: view for view in read_overview(root.root)}
         for table, view in shown.items():
             todo = root.plan(table)
             assert (view.current, view.stale) == (todo.current, todo.stale), table
@@ -134,7 +134,7 @@ def test_after_a_change_of_settings_the_redone_shards_are_current_and_the_others
     for table in ("pairs", "nouns", "vocabulary", "features"):
         root.finish(table)
     root.change("features", 0)
-    view = next(view for view in look(root.root) if view.stage == "features")
+    view = next(view for view in read_overview(root.root) if view.stage == "features")
     assert view.current == [0] and view.stale == dict.fromkeys([1, 2], "its settings changed")
     root.versions["features"] -= 1
     assert root.plan("features").pending == [0]
@@ -157,7 +157,7 @@ def test_the_inputs_of_tars_are_known_from_the_settings(tmp_path):
     Ledger(root).write_settings("pairs", made)
     commit(root, STAGES["pairs"], 1, "b", "s", lambda sink: None, rows_in=0, rejected={},
            start=0.0, versions={})  # fmt: skip
-    pairs = look(root)[0]
+    pairs = read_overview(root)[0]
     assert (pairs.shards, pairs.current, pairs.missing) == (3, [1], 2)
 
 

@@ -21,13 +21,13 @@ from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
-from codeseg.pipeline.features.plan import Wishes, clip_facts, make_plan, resolve_settings
+from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, make_plan, resolve_settings
 from codeseg.pipeline.features.vocabulary import VocabularyWorker
 from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, regroup
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
-from codeseg.pipeline.stream.order import mix
+from codeseg.pipeline.stream.order import hash_numbers
 from codeseg.stages.features import run_features
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
@@ -54,7 +54,7 @@ def root(tmp_path, source):
 def options(root: Path | str, **wishes) -> dict:
     storage = Storage.open(root)
     facts = clip_facts(storage, WISHES["clip"], WISHES["pretrained"])
-    settings = resolve_settings(Wishes(**(WISHES | wishes)), facts)
+    settings = resolve_settings(FeatureOptions(**(WISHES | wishes)), facts)
     return {"features": settings, "device": "cpu", "threads": 1, "shards": [0, 1]}
 
 
@@ -106,7 +106,7 @@ def test_features_are_what_the_clip_says(root, source):
     for key, row in list(rows_of(root).items())[:5]:
         pixels = np.array(row["pixels"], np.uint8).reshape(2, 64, 64, 3)
         for v in range(2):
-            bits = mix(settings.seed, views.key_hash(key), v)
+            bits = hash_numbers(settings.seed, views.key_hash(key), v)
             image = views.decode(jpgs[key])
             expected = views.view(image, bits, size=64, crop_scale=(0.9, 1.0), flip=True)
             assert (pixels[v] == expected).all()
@@ -354,9 +354,9 @@ def test_no_nouns_or_stale_nouns_say_what_to_run(tmp_path):
 
 def test_wrong_wishes_name_the_option():
     with pytest.raises(ValueError, match="--image-tokens"):
-        Wishes(image_tokens="fp8")
+        FeatureOptions(image_tokens="fp8")
     with pytest.raises(ValueError, match="--precision"):
-        Wishes(precision="double")
+        FeatureOptions(precision="double")
 
 
 # -- small functions ------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused(root, monkeypatch):
     monkeypatch.setattr(Storage, "free_bytes", lambda self: 1000)
-    wishes = Wishes(**WISHES)
+    wishes = FeatureOptions(**WISHES)
     with pytest.raises(ValueError, match="--force"):
         run_features(Storage.open(root), wishes, Resources(cpus=1))
     assert not (root / "features").exists()

@@ -17,7 +17,7 @@ from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
 from codeseg.pipeline.engine.stage import FEATURES
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
-from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder, mix, uniform
+from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder, hash_numbers, uniform
 
 KINDS = ["fp16", "int8", "none"]
 
@@ -82,9 +82,9 @@ def test_the_order_mixes_rows_of_the_whole_table():
 
 
 def test_hashes_are_the_same_on_every_machine_and_uniform():
-    assert mix(0).tolist() == [0xE220A8397B1DCDAF]  # SplitMix64's first number from seed 0
-    assert mix(1, 2, np.arange(2)).tolist() == [16613338946343043936, 13264548337748323810]
-    draws = uniform(mix(7, np.arange(100_000)))
+    assert hash_numbers(0).tolist() == [0xE220A8397B1DCDAF]  # SplitMix64's first number from seed 0
+    assert hash_numbers(1, 2, np.arange(2)).tolist() == [16613338946343043936, 13264548337748323810]
+    draws = uniform(hash_numbers(7, np.arange(100_000)))
     assert draws.min() >= 0 and draws.max() < 1
     assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * 100_000)
     assert np.abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.02

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from codeseg.pipeline.stream import views
-from codeseg.pipeline.stream.order import mix
+from codeseg.pipeline.stream.order import hash_numbers
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def image():
 
 def test_a_view_is_a_function_of_its_number_alone(image):
     options = {"size": 64, "crop_scale": (0.5, 1.0), "flip": True}
-    one = views.view(image, mix(3, 1), **options)
-    assert (one == views.view(image, mix(3, 1), **options)).all()
-    assert (one != views.view(image, mix(3, 2), **options)).any()
+    one = views.view(image, hash_numbers(3, 1), **options)
+    assert (one == views.view(image, hash_numbers(3, 1), **options)).all()
+    assert (one != views.view(image, hash_numbers(3, 2), **options)).any()
     assert one.shape == (64, 64, 3)
     assert one.dtype == np.uint8
 
@@ -29,22 +29,24 @@ def test_without_augmentation_it_is_the_resized_image(image):
     off = {"size": 64, "crop_scale": (1.0, 1.0), "flip": False}
     expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
     for number in range(20):
-        assert (views.view(image, mix(number), **off) == expected).all()
+        assert (views.view(image, hash_numbers(number), **off) == expected).all()
 
 
 def test_wide_images_are_cut_to_the_widest_ratio():
     wide = Image.new("RGB", (400, 30))
     wide.paste((255, 0, 0), (180, 0, 220, 30))  # 40 = 30 · 4/3 wide, centred
-    off = views.view(wide, mix(0), size=16, crop_scale=(1.0, 1.0), flip=False)
+    off = views.view(wide, hash_numbers(0), size=16, crop_scale=(1.0, 1.0), flip=False)
     assert (off[..., 0] == 255).all()
 
 
 def test_half_the_views_are_flipped(image):
     plain = [
-        views.view(image, mix(n), size=8, crop_scale=(0.9, 1.0), flip=False) for n in range(400)
+        views.view(image, hash_numbers(n), size=8, crop_scale=(0.9, 1.0), flip=False)
+        for n in range(400)
     ]
     maybe = [
-        views.view(image, mix(n), size=8, crop_scale=(0.9, 1.0), flip=True) for n in range(400)
+        views.view(image, hash_numbers(n), size=8, crop_scale=(0.9, 1.0), flip=True)
+        for n in range(400)
     ]
     flipped = [(a[:, ::-1] == b).all() for a, b in zip(plain, maybe, strict=True)]
     same = [(a == b).all() for a, b in zip(plain, maybe, strict=True)]
