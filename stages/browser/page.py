@@ -1,198 +1,195 @@
-"""A segmenter -> the Gradio page: its parts, and which action a click runs.
+"""A segmenter -> the Gradio page: its stock parts, and what each click makes of what was sent.
 
-Pictures travel inside events as text, so Gradio's own file components, with their uploads, caches
-and downloads, are not used at all.
+Pictures come as files of the page's own folder (serve.py), words as text; masks, shares and files
+go back. Values arrive as sent, for Gradio would open a picture before its header is judged.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
+from html import escape
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import mkdtemp
+from typing import Any
+from warnings import catch_warnings
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
-from codeseg.model.pictures.overlay import OPACITY
-from codeseg.stages.browser import view as app_view
-from codeseg.stages.browser.actions import NO_PICTURE, UNTRAINED, Actions, Session
-from codeseg.stages.browser.inputs import MAX_BYTES, MAX_WORDS
-from codeseg.stages.browser.serve import PlainBlocks
+from codeseg.model.inference.segmenter import Segmenter
+from codeseg.model.inference.settings import METHODS, PredictionSettings
+from codeseg.model.inference.vocabulary import Thing, read_words
+from codeseg.model.pictures.overlay import colours
+from codeseg.model.pictures.pixels import Pixels, rgb_pixels
+from codeseg.model.results.files import PACKAGES
+from codeseg.model.results.segmentation import Segmentation
+from codeseg.pipeline.nouns.tagger import NounTagger, resolve_tagger
+from codeseg.pipeline.storybook.scenes import DEV_SEED, draw_scene
+from codeseg.stages.browser.serve import FOLDER, PageBlocks
+from codeseg.stages.pages.figures import css
 
-if TYPE_CHECKING:
-    from codeseg.model.inference.segmenter import Segmenter
-
-HERE = Path(__file__).parent
-# One request at a time on the network; painting what is kept does not wait for it.
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-PAINT: dict[str, Any] = {"concurrency_id": "paint", "concurrency_limit": 2}
-WAITING = 32  # requests in the queue; further ones are told to come back
-FORGET_AFTER = 3600  # seconds
+MAX_PIXELS, MAX_SIDE = 50_000_000, 1024  # a phone's 48 megapixels pass; larger sides are shrunk
+MAX_WORDS, MAX_TEXT = 20, 500  # words at a time; characters of all of them, or of a caption
+EXAMPLES, EXAMPLE_SIDE = (76, 277, 112, 58, 243), 560  # held-out scenes; pixels
+load_tagger = cache(NounTagger)
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one request at a time
+SHOW = "() => innerWidth < 768 && setTimeout(() => window.{}.scrollIntoView(), 400)"  # on a phone
 
 
-def told(action: Callable[..., Any], outputs: int) -> Callable[..., tuple[Any, ...]]:
-    """Return an action and its message line: a user's mistake changes nothing else on the page.
-
-    Args:
-        action: returns one value, or a tuple of `outputs` values.
-        outputs: how many it fills.
-    """
-
-    def run(*sent: Any) -> tuple[Any, ...]:
+def told(action: Callable[..., Any], *sent: Any) -> Any:
+    """Run an action; a user's mistake becomes a message that changes nothing else on the page."""
+    with catch_warnings(record=True, action="always", category=UserWarning) as warned:
         try:
             made = action(*sent)
         except ValueError as error:
-            line = " ".join(str(error).split())
-            return (*(gr.skip() for _ in range(outputs)), app_view.alert(line))
-        return (*(made if outputs > 1 else (made,)), "")
+            raise gr.Error(escape(" ".join(str(error).split())), print_exception=False) from None
+    for warning in warned:
+        gr.Warning(escape(str(warning.message)))
+    return made
 
-    return run
+
+def read(picture: Any) -> Pixels:
+    """Return an upload's pixels, the longer side at most MAX_SIDE; PageBlocks judged its path."""
+    path = Path(str(picture.get("path")) if isinstance(picture, dict) else FOLDER)
+    if not path.is_file():
+        raise ValueError("choose a picture or an example first")
+    image = Image.fromarray(rgb_pixels(path.read_bytes(), MAX_PIXELS))
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
-def build(segmenter: "Segmenter", model_line: str) -> PlainBlocks:
-    """Make the page.
+def split(sent: Any) -> tuple[Thing, ...]:
+    """Return the things that a text names; refuse more than a visitor may ask for."""
+    things = read_words(str(sent or "")[: MAX_TEXT + 1])
+    if len(str(sent)) > MAX_TEXT or sum(map(len, things)) > MAX_WORDS:
+        raise ValueError(f"at most {MAX_WORDS} words and {MAX_TEXT} characters: take some out")
+    return things
 
-    Args:
-        segmenter: what every action runs on.
-        model_line: which model it is, for the head of the page.
-    """
-    actions = Actions(segmenter)
-    page = PlainBlocks(title="codeseg", analytics_enabled=False, fill_width=True)
+
+def painted(result: Segmentation, title: str) -> Any:
+    """Show a result: each segment in its color, with its share of the picture."""
+    first = len(result.names) - len(result.segments)
+    names = [f"{segment.text} {segment.area:.0%}" for segment in result.segments]
+    masks = [(result.label_map == k) * 0.6 for k in range(first, len(result.names))]
+    palette = dict(zip(names, map(css, colours(len(names))), strict=True))
+    parts = list(zip(masks, names, strict=True))
+    return gr.AnnotatedImage((result.pixels, parts), color_map=palette, label=title)
+
+
+def propose(caption: Any, nouns: Any) -> str:
+    """Return the nouns that were typed, else those that the tagger finds in a caption."""
+    with suppress(ImportError, ValueError):  # spaCy, or its English model, is not installed
+        if not nouns:
+            text = str(caption or "")[:MAX_TEXT].lower()
+            return ", ".join(next(load_tagger(resolve_tagger().tagger).nouns([text])))
+    return str(nouns)
+
+
+def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation:
+    """Segment the picture that was sent by a method, with that method's own settings."""
+    picture, typed, background, threshold = sent
+    pixels, things, settings = read(picture), split(typed), segmenter.settings
+    if method != settings.method:
+        settings = PredictionSettings.for_clip(segmenter.clip, method=method)
+    settings = replace(settings, background_threshold=float(threshold))
+    by = Segmenter(segmenter.clip, segmenter.code, settings)
+    return by.segment(pixels, things, background=bool(background))
+
+
+def segment(segmenter: Segmenter, *sent: Any) -> tuple[Any, Any]:
+    """Return the painted picture, and its files in every format that can be written, in a zip."""
+    result = look(segmenter, sent, segmenter.settings.method)
+    folder = Path(mkdtemp(dir=FOLDER), "segments")
+    result.save(folder, [name for name, needed in PACKAGES.items() if all(map(find_spec, needed))])
+    packed = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    return painted(result, "Segments"), gr.DownloadButton(value=packed, interactive=True)
+
+
+def compare(segmenter: Segmenter, left: Any, right: Any, *sent: Any) -> list[Any]:
+    """Return two methods' painted pictures."""
+    sides = (("Left", str(left)), ("Right", str(right)))
+    return [painted(look(segmenter, sent, how), f"{side}: {how}") for side, how in sides]
+
+
+def decompose(segmenter: Segmenter, picture: Any, caption: Any, nouns: Any) -> tuple[Any, ...]:
+    """Return a caption's nouns, its words and the picture's regions, both by noun."""
+    pixels = read(picture)
+    if not isinstance(caption, str) or not 0 < len(caption.strip()) <= MAX_TEXT:
+        raise ValueError(f"type a caption of the picture, at most {MAX_TEXT} characters")
+    things = split(propose(caption, nouns))
+    names = [thing[0] for thing in things]
+    found = segmenter.word_segments(caption, names)
+    owners = [None if label < 0 else names[label] for label in found.labels]
+    words: Any = [(f"{word} ", noun) for word, noun in zip(found.words, owners, strict=True)]
+    palette = dict(zip(names, map(css, colours(len(names))), strict=True))
+    view = painted(segmenter.segment(pixels, things), "Regions")
+    return ", ".join(names), gr.HighlightedText(words, color_map=palette), view
+
+
+def example(index: int) -> list[str]:
+    """Draw a held-out scene into FOLDER; return its path, words, caption and no nouns yet."""
+    scene, path = draw_scene(DEV_SEED, index, EXAMPLE_SIDE), FOLDER / f"scene-{index}.png"
+    scene.image.save(path)
+    names = dict.fromkeys([*(thing.name for thing in scene.things), *scene.grounds])
+    return [str(path), ", ".join(names), scene.caption, ""]
+
+
+def build(segmenter: Segmenter) -> PageBlocks:
+    """Make the page of a segmenter."""
+    code, settings, clip = segmenter.code, segmenter.settings, segmenter.clip.name
+    trained = code is not None and code.config.masks
+    taught = trained and code is not None and code.config.co_decomposition
+    info = None if taught else "needs a trained model: codeseg app --run RUN"
+    methods = [name for name in METHODS if trained or not name.startswith("code")]
+    model = f"{clip}, {'trained' if code else 'untrained'}, method {settings.method}"
+    model += ": it knows drawn things only" if clip == "storybook" else ""
+    page = PageBlocks(title="codeseg", delete_cache=(60, 3600))  # each minute, what is an hour old
     with page:
-        session = gr.State(Session(), time_to_live=FORGET_AFTER)
-        gr.HTML(
-            "<h1>codeseg</h1><p>Segment a picture by any words. "
-            f"<small>{app_view.text(model_line)}</small></p>",
-            elem_id="head",
-        )
+        gr.Markdown(f"# codeseg\nSegment a picture by any words. Model: {escape(model)}.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                drop = gr.HTML(
-                    html_template=(HERE / "drop.html").read_text(),
-                    js_on_load=(HERE / "drop.js").read_text(),
-                    elem_id="drop",
-                    limit=MAX_BYTES,
-                )
-                examples = gr.HTML(
-                    app_view.thumbnails(actions.examples),
-                    js_on_load=(HERE / "examples.js").read_text(),
-                    elem_id="examples",
-                )
-                words = gr.Dropdown(
-                    choices=_known_words(),
-                    label="Words",
-                    info=f"type any words, Enter after each; at most {MAX_WORDS}",
-                    multiselect=True,
-                    allow_custom_value=True,
-                    elem_id="words",
-                )
+                picture = gr.Image(sources=["upload", "clipboard"], height=320, elem_id="picture")
+                words = gr.Textbox(label="Words", placeholder="dog, red car, sofa/couch")
                 go = gr.Button("Segment", variant="primary", elem_id="segment")
-                background = gr.Checkbox(
-                    True, label="Background: leave out what no word fits", elem_id="background"
-                )
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    segmenter.settings.background_threshold,
-                    step=0.01,
-                    label="Threshold of the background",
-                    elem_id="threshold",
-                )
-                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", elem_id="opacity")
+                with gr.Accordion("Background", open=False):
+                    background = gr.Checkbox(True, label="Leave out what no word fits")
+                    threshold = gr.Slider(0, 1, settings.background_threshold, label="Threshold")
+                examples = gr.Column()
             with gr.Column(scale=3, min_width=320):
-                message = gr.HTML("", elem_id="message")
                 with gr.Tab("Segments"):
-                    view = _view("view", app_view.hint(NO_PICTURE))
-                    save = gr.Button("Download label map and masks", elem_id="save")
-                    link = gr.HTML("", js_on_load=(HERE / "link.js").read_text(), elem_id="link")
-                with gr.Tab("Caption"):
-                    caption = gr.Textbox(label="Caption of the picture", elem_id="caption")
-                    nouns = gr.Dropdown(
-                        label="Its nouns",
-                        choices=[],
-                        multiselect=True,
-                        allow_custom_value=True,
-                        elem_id="nouns",
-                    )
-                    cut = gr.Button(
-                        "Cut words and regions together",
-                        interactive=actions.decomposes,
-                        elem_id="cut",
-                    )
-                    figure = gr.HTML(
-                        "" if actions.decomposes else app_view.hint(UNTRAINED), elem_id="figure"
-                    )
+                    view = gr.AnnotatedImage(label="Segments", elem_id="view")
+                    save = gr.DownloadButton("Download", interactive=False, elem_id="save")
                 with gr.Tab("Compare"):
                     with gr.Row():
-                        left, right = (
-                            gr.Dropdown(actions.methods, value=name, label="Method", elem_id=side)
-                            for side, name in zip(
-                                ("left", "right"), _two(actions.methods), strict=True
-                            )
-                        )
-                    both = gr.Button("Compare on the words", elem_id="compare")
-                    pair = _view("pair", "")
-
-        sliders: list[Any] = [background, threshold, opacity]
-
-        def take(event: gr.EventData) -> tuple[Any, ...]:
-            return told(actions.take, 2)(event._data)
-
-        def pick(event: gr.EventData) -> tuple[Any, ...]:
-            return told(actions.pick, 5)(event._data)
-
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        drop.picture(take, [], [session, view, message], **MODEL, **quiet)
-        examples.example(
-            pick, [], [session, view, words, caption, nouns, message], **PAINT, **quiet
-        )
-        go.click(
-            told(actions.segment, 2),
-            [session, words, *sliders],
-            [session, view, message],
-            **MODEL,
-            **quiet,
-        )
-        for slider in sliders:
-            slider.change(
-                told(actions.paint, 1),
-                [session, *sliders],
-                [view, message],
-                trigger_mode="always_last",
-                **PAINT,
-                **quiet,
-            )
-        cut.click(
-            told(actions.decompose, 1),
-            [session, caption, nouns],
-            [figure, message],
-            **MODEL,
-            **quiet,
-        )
-        both.click(
-            told(actions.compare, 1),
-            [session, words, left, right, *sliders],
-            [pair, message],
-            **MODEL,
-            **quiet,
-        )
-        save.click(told(actions.pack, 1), [session, *sliders], [link, message], **PAINT, **quiet)
-    page.queue(max_size=WAITING, api_open=False, default_concurrency_limit=1)
+                        left = gr.Dropdown(methods, value="maskclip", label="Left")
+                        right = gr.Dropdown(methods, value=settings.method, label="Right")
+                    both = gr.Button("Compare", elem_id="compare")
+                    with gr.Row():
+                        one = gr.AnnotatedImage(label="Left", elem_id="left", min_width=280)
+                        two = gr.AnnotatedImage(label="Right", elem_id="right", min_width=280)
+                with gr.Tab("Caption"):
+                    caption = gr.Textbox(label="Caption", info=info, elem_id="caption")
+                    nouns = gr.Textbox(label="Its nouns", elem_id="nouns")
+                    cut = gr.Button("Take apart", interactive=taught, elem_id="cut")
+                    sentence = gr.HighlightedText(label="Words", elem_id="sentence")
+                    regions = gr.AnnotatedImage(label="Regions", elem_id="regions")
+        with examples:
+            inputs = [picture, words, caption, nouns]
+            gr.Examples([*map(example, EXAMPLES)], inputs, visible_columns=[0], elem_id="examples")
+        wanted, taken = [picture, words, background, threshold], [picture, caption, nouns]
+        for triggers, action, sent, shown, seen in (
+            ([go.click, words.submit], segment, wanted, [view, save], "view"),
+            ([both.click], compare, [left, right, *wanted], [one, two], "left"),
+            ([cut.click], decompose, taken, [nouns, sentence, regions], "sentence"),
+        ):
+            run = partial(told, action, segmenter)
+            done = gr.on(triggers, run, sent, shown, preprocess=False, **MODEL)
+            done.success(None, js=SHOW.format(seen))
+        caption.blur(propose, [caption, nouns], nouns, **MODEL)
+    page.queue(max_size=32, api_open=False)  # further requests are told to come back
     return page
-
-
-def _view(name: str, content: str) -> gr.HTML:
-    return gr.HTML(
-        content,
-        js_on_load=(HERE / "legend.js").read_text(),
-        elem_id=name,
-        elem_classes="seg",
-    )
-
-
-def _known_words() -> list[str]:
-    from codeseg.pipeline.storybook.scenes import CLASSES
-
-    return list(CLASSES)
-
-
-def _two(methods: Sequence[str]) -> tuple[str, str]:
-    """Return the two methods compared at first: plain CLIP and this model's best."""
-    return "maskclip", "code" if "code" in methods else "naclip"

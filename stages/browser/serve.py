@@ -1,71 +1,101 @@
-"""Gradio, closed: blocks that take no files, served behind the guard, on loopback by default.
+"""A page -> a server: what a visitor may send, read and load. On loopback by default.
 
-In: a page. Out: a server. No share link, no telemetry, no fonts or scripts from elsewhere.
+Gradio bounds uploads and serves one folder, here a private one that is deleted at the end. It would
+also fetch an address that a request names, and open any path as a picture: both are refused here.
 """
 
 import os
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from codeseg.stages.browser.guard import LOOPBACK, Guard
-
-SESSIONS = 32  # visitors whose masks are kept, at most 30 MB each
-
-
-class PlainBlocks(gr.Blocks):
-    """Blocks whose inputs are text, numbers and lists of them: never files.
-
-    Gradio takes any JSON object with a path in any input for a file, and copies or downloads it
-    before a component sees it. Here such a request ends before.
-    """
-
-    async def preprocess_data(
-        self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any
-    ) -> Any:
-        """Refuse objects, pass on the rest."""
-        for sent in inputs:
-            if _holds_object(sent):
-                raise gr.Error(
-                    "this page takes no files, paths or addresses", print_exception=False
-                )
-        return await super().preprocess_data(block_fn, inputs, *rest, **named)
+TEMPORARY = TemporaryDirectory(prefix="codeseg-app-")
+FOLDER = Path(TEMPORARY.name).resolve()  # uploads, results; no other file is opened or served
+os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)
+LOOPBACK = ("127.0.0.1", "localhost")  # hosts that only this machine reaches
+MAX_BYTES = 20_000_000  # of a picture's file
+MAX_EVENT = 64 << 10  # bytes of any other request: words, a caption, the name of an upload
+# What a browser may post to, and how many bytes; Gradio's other addresses are closed.
+BODIES = {f"/gradio_api/{to}": MAX_EVENT for to in ("queue/join", "run/predict", "cancel", "reset")}
+BODIES["/gradio_api/upload"] = MAX_BYTES + MAX_EVENT
+HEADERS = {  # a browser loads nothing from elsewhere
+    "content-security-policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'",
+    "x-content-type-options": "nosniff",
+}
 
 
-def _holds_object(sent: Any) -> bool:
-    """Return whether a JSON value is or holds an object; iterative, as nesting may be deep."""
-    left = [sent]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            return True
-        if isinstance(value, list):
-            left.extend(value)
-    return False
+def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
+    """Judge each request's host, address and size before Gradio, `app`, sees it."""
+
+    async def judged(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await app(scope, receive, send)
+        headers, path, arrived = Headers(scope=scope), scope["path"], 0
+        host = headers.get("host", "")
+        origin = urlsplit(headers.get("origin", f"//{host}")).netloc
+        refused = ""  # on loopback: other names (DNS rebinding) and other sites' scripts
+        if loopback and (re.sub(r":\d+$", "", host) not in LOOPBACK or origin != host):
+            refused = "this page is bound to this machine alone"
+        elif "//" in path or b"deep_link" in path.encode() + scope["query_string"]:
+            refused = "addresses are not fetched, and pages not stored"  # as Gradio would
+        elif scope.get("method") == "POST" and path not in BODIES:
+            refused = "there is nothing here"
+        if refused:
+            return await PlainTextResponse(refused, 403)(scope, receive, send)
+
+        async def bounded() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > BODIES.get(path, MAX_EVENT):  # a length need not be sent, or true
+                raise HTTPException(413, "the request is too large")
+            return message
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await app(scope, bounded, with_headers)
+
+    return judged
+
+
+class PageBlocks(gr.Blocks):
+    """Blocks whose inputs name files of FOLDER only."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **kw: Any) -> Any:
+        """Refuse other paths and addresses before Gradio opens or fetches them."""
+        if _names_another_file(inputs):
+            raise gr.Error("this page takes no paths or addresses", print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *rest, **kw)
+
+
+def _names_another_file(sent: Any) -> bool:
+    """Whether a JSON value holds, at any depth, a path that is not in FOLDER."""
+    if isinstance(sent, dict):
+        path = Path(str(sent.get("path", FOLDER)))
+        return not path.resolve().is_relative_to(FOLDER) or _names_another_file([*sent.values()])
+    return isinstance(sent, list) and any(map(_names_another_file, sent))
 
 
 def serve(page: gr.Blocks, host: str, port: int) -> str:
-    """Serve the page from a thread; `page.block_thread()` waits for Ctrl-C.
-
-    Args:
-        page: from `build`.
-        host: 127.0.0.1, or an address that others reach.
-        port: of that address.
-
-    Returns:
-        The page's address.
+    """Serve the page from a thread, return its address; `page.block_thread()` waits for Ctrl-C.
 
     Raises:
         ValueError: the port is taken, or the host not this machine's.
     """
-    font = ("system-ui", "Segoe UI", "Noto Sans", "sans-serif")
-    mono = ("ui-monospace", "monospace")
-    theme = gr.themes.Default(primary_hue="blue", font=font, font_mono=mono)  # no remote fonts
-    guard = Middleware(Guard, loopback=host in LOOPBACK)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -73,23 +103,14 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
             prevent_thread_lock=True,
             share=False,
             quiet=True,
-            inbrowser=False,
             footer_links=[],
-            allowed_paths=[],
-            max_file_size=1,
-            state_session_capacity=SESSIONS,
+            max_file_size=MAX_BYTES,
             enable_monitoring=False,
-            run_history=False,
-            mcp_server=False,
             ssr_mode=False,
-            pwa=False,
-            theme=theme,
-            css=(Path(__file__).parent / "app.css").read_text(),
-            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
+            theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # no remote fonts
+            app_kwargs={"middleware": [Middleware(guard, loopback=host in LOOPBACK)]},
         )
     except OSError:  # Gradio says the same of a taken port and of a foreign address
-        raise ValueError(
-            f"port {port} of {host} is taken, or {host} is not this machine's: choose another with "
-            "--port or --host"
-        ) from None
+        line = f"{host}:{port} is taken or not this machine's: choose another --port or --host"
+        raise ValueError(line) from None
     return str(address)

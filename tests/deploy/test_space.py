@@ -1,22 +1,33 @@
-"""The Space: the same page, with what the project itself asks for."""
+"""The Space: the same page, from the wheel of this very version."""
 
+import ast
 import runpy
 import tomllib
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
-from codeseg.stages.browser.serve import PlainBlocks
+from codeseg.stages.browser.serve import PageBlocks
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "deploy" / "space"
 
 
-def test_it_installs_what_the_page_needs():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_it_installs_codeseg_with_the_page_from_the_wheel_of_this_version():
     lines = (SPACE / "requirements.txt").read_text().splitlines()
-    needed = [*project["dependencies"], *project["optional-dependencies"]["app"]]
-    assert [line for line in lines if not line.startswith("#")] == needed
+    (needed,) = [Requirement(line) for line in lines if not line.startswith("#")]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (needed.name, needed.extras) == ("codeseg", {"app"})
+    assert needed.url.endswith(f"/codeseg-{version}-py3-none-any.whl")
+
+
+def test_it_imports_nothing_but_the_installed_package():
+    code = ast.parse((SPACE / "app.py").read_text())
+    froms = [node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)]
+    plain = [n.name for node in ast.walk(code) if isinstance(node, ast.Import) for n in node.names]
+    assert plain == ["os"] and all(name.split(".")[0] == "codeseg" for name in froms)
+    assert not [path for path in SPACE.iterdir() if path.is_dir()]
 
 
 def test_its_card_names_the_gradio_that_the_tests_run_with():
@@ -29,8 +40,9 @@ def test_its_card_names_the_gradio_that_the_tests_run_with():
 def test_it_serves_the_page_to_the_proxy_of_its_container(monkeypatch):
     served = []
     monkeypatch.setattr("codeseg.stages.browser.serve.serve", lambda *given: served.append(given))
-    monkeypatch.setattr(PlainBlocks, "block_thread", lambda self: None)
+    monkeypatch.setattr(PageBlocks, "block_thread", lambda self: None)
     monkeypatch.delenv("CODESEG_RUN", raising=False)
+    monkeypatch.setenv("CODESEG_CLIP", "storybook")
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     ((page, host, port),) = served
-    assert isinstance(page, PlainBlocks) and (host, port) == ("0.0.0.0", 7860)
+    assert isinstance(page, PageBlocks) and (host, port) == ("0.0.0.0", 7860)

@@ -17,6 +17,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def file_data(path, url=None):
+    """What Gradio's own script sends for a file."""
+    return {"path": path, "url": url, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+
+
 @dataclass
 class Served:
     """A running page."""
@@ -28,7 +33,7 @@ class Served:
 
     @classmethod
     def start(cls, segmenter):
-        page = build(segmenter, "a test")
+        page = build(segmenter)
         return cls(page, serve(page, "127.0.0.1", free_port()).rstrip("/"), segmenter)
 
     def events(self):
@@ -36,17 +41,23 @@ class Served:
         config = httpx.get(f"{self.address}/config").json()
         names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
         return {
-            (names[target], trigger): event
+            (names.get(target), trigger): event
             for event in config["dependencies"]
             for target, trigger in event["targets"]
         }
 
-    def call(self, event, data, event_data=None, session=None):
+    def upload(self, content, name="x.png"):
+        """Upload a file as the picture's component does; what its event then sends."""
+        sent = {"files": (name, content)}
+        answer = httpx.post(f"{self.address}/gradio_api/upload", files=sent, timeout=60)
+        answer.raise_for_status()
+        return file_data(answer.json()[0])
+
+    def call(self, event, data, session=None):
         """Run one event; its last message: {"success": …, "output": {…}}."""
         session = session or self.session
         body = {
             "data": data,
-            "event_data": event_data,
             "fn_index": event["id"],
             "trigger_id": event["targets"][0][0],
             "session_hash": session,
