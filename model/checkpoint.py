@@ -273,6 +273,8 @@ trained and nothing of the CLIP, which is fetched by its name and checked by its
 from codeseg import Segmenter
 
 segmenter = Segmenter.from_pretrained("THIS FOLDER OR ITS HUB ID")
+result = segmenter.segment("photo.jpg", "dog, red car, sofa/couch")
+print(result)  # result["dog"], result.overlay(), result.save("segments")
 ```
 
 Trained with codeseg {config["codeseg"]}:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_wrong_use_is_one_line(run, arguments, message):
     done = segment(*arguments, "--run", run)
     assert isinstance(done.exception, ValueError | FileNotFoundError)
     assert message in str(done.exception)
+
+
+def test_the_snippet_of_a_model_card_runs(run, photos, monkeypatch, capsys):
+    checkpoint = run / "checkpoints" / "step-000001"
+    (code,) = re.findall(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
+    (photos / "photo.jpg").write_bytes((photos / "b.JPG").read_bytes())
+    monkeypatch.chdir(photos)
+    exec(code.replace("THIS FOLDER OR ITS HUB ID", str(checkpoint)), {})
+    assert "<Segmentation 40×30: " in capsys.readouterr().out
 
 
 def test_word_segments_name_every_word_once_and_sum_to_at_most_one(run):
