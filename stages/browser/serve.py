@@ -83,7 +83,7 @@ class PageBlocks(gr.Blocks):
 
 
 def _names_another_file(sent: Any) -> bool:
-    """Whether a JSON value holds, at any depth, a path that is not in FOLDER."""
+    """Return whether a JSON value holds, at any depth, a path that is not in FOLDER."""
     if isinstance(sent, dict):
         path = Path(str(sent.get("path", FOLDER)))
         return not path.resolve().is_relative_to(FOLDER) or _names_another_file([*sent.values()])
