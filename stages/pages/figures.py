@@ -204,14 +204,12 @@ def picture(
     return fill(form, width, embedded(pixels, most), width, caption, caption)
 
 
-def embedded(
-    pixels: npt.NDArray[np.uint8] | Image.Image, most: int, *, lossless: bool = False
-) -> str:
+def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
     """Return a WebP as a data: URI; a side longer than `most` pixels is made smaller."""
     image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
     image.thumbnail((most, most))
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80, lossless=lossless)
+    image.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
