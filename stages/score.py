@@ -327,37 +327,38 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
     Args:
         benchmark: The manifest.
         method: What our row is called.
-        summary: With miou, miou_interval and, where it is known, protocol.
+        summary: With miou, miou_interval and, where they are known, protocol and settings.
     """
     protocol, interval = summary.get("protocol"), summary.get("miou_interval")
     table = Table(title=f"mIoU on {benchmark.name}")
     table.add_column("method")
     table.add_column("mIoU %", justify="right")
-    for column in ("protocol", "CLIP", "besides", "refined", "source"):
-        table.add_column(column)
+    table.add_column("protocol")
+    table.add_column("made with")
     ours = _two_digits(summary["miou"])
     if interval:
         ours += f" ({interval['low']:.1f}–{interval['high']:.1f})"
-    table.add_row(method, ours, protocol or "not recorded", *_made_with(summary), "this run")
-    rows = sorted(benchmark.published, key=lambda row: (row.protocol != protocol, -row.miou))
-    for place, row in enumerate(rows):
-        other = row.protocol != protocol
-        if other and (place == 0 or rows[place - 1].protocol == protocol):
-            table.add_section()
-            words = "other protocols: their numbers do not compare"
-            table.add_row(words, style="dim")
-        cells = (row.protocol, row.clip or "–", row.extra or "–", row.refinement or "–", row.source)
-        table.add_row(row.method, f"{row.miou:.1f}", *cells, style="dim" if other else None)
+    table.add_row(method, ours, protocol or "not recorded", _made_with(summary))
+    same = [row for row in benchmark.published if row.protocol == protocol]
+    others = [row for row in benchmark.published if row.protocol != protocol]
+    for rows, style in ((same, None), (others, "dim")):
+        table.add_section()
+        for row in sorted(rows, key=lambda row: -row.miou):
+            parts = ", ".join(part for part in (row.clip, row.extra, row.refinement) if part)
+            table.add_row(row.method, f"{row.miou:.1f}", row.protocol, parts or "–", style=style)
+    if benchmark.published:
+        told = "other protocols, below the line, do not compare; sources: the manifest"
+        table.caption = told if same else f"no published row of this protocol: {told}"
     return table
 
 
-def _made_with(summary: dict[str, Any]) -> tuple[str, str, str]:
-    """Return CLIP, what is besides, refinement of our own row, as far as they were recorded."""
+def _made_with(summary: dict[str, Any]) -> str:
+    """Return CLIP, training and refinement of our own row, as far as they were recorded."""
     settings = summary.get("settings", {})
-    clip = " ".join(str(settings[key]) for key in ("clip", "pretrained") if key in settings)
-    refined = settings.get("refinement", "–")
-    trained = "trained on captions" if "checkpoint" in settings else "–"
-    return clip or "–", trained, "–" if refined == "none" else refined
+    parts = [str(settings[key]) for key in ("clip", "pretrained") if key in settings]
+    parts += ["trained on captions"] * ("checkpoint" in settings)
+    parts += [settings.get("refinement", "none")]
+    return ", ".join(part for part in dict.fromkeys(parts) if part != "none") or "–"
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:
