@@ -119,7 +119,11 @@ def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
             raise _unsupported(model, f"its config has {key}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+        try:
+            return open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+        except Exception as error:  # sizes that are none, or that no memory holds
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"CLIP {model} cannot be built from its config: {reason}") from error
 
 
 def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:

@@ -110,6 +110,7 @@ class Evil:
     [
         (lambda p: p.write_bytes(b"<!DOCTYPE html>"), "is no file of weights"),
         (lambda p: p.write_bytes(b""), "is no file of weights"),
+        (lambda p: p.write_bytes(b"root:x:0:0:root:/root:/bin/sh"), "is no file of weights"),
         (lambda p: p.write_bytes(pickle.dumps(Evil())), "is no file of weights|more than tensors"),
         (lambda p: torch.save({"a": Evil()}, p), r"holds more than tensors \(_pytest\."),
         (lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False), "more than"),
