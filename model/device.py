@@ -19,3 +19,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if not has.get(device.type, True):
         raise ValueError(f"torch sees no {device.type} device here: take --device cpu or auto")
     return device
+
+
+def is_gpu(tensor: torch.Tensor) -> bool:
+    """Return whether the forms that are best on a GPU are to be taken."""
+    return tensor.device.type == "cuda"

@@ -6,12 +6,14 @@ tokens, T text width, C joint width, H W pixels, h w patch grid. Images are floa
 gradients flow through to the input (METHOD §5 needs them).
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Self
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from codeseg.model.clip.blocks import (
@@ -28,6 +30,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # CLIP's own, on 0..255 and rounded, as SCLIP's family of evaluations has them.
 CLIP_MEAN = (122.771, 116.746, 104.094)
 CLIP_STD = (68.501, 66.632, 70.323)
+
+
+def _in_own_type(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a tower in the type that `hold_in` gave it, where autocast would turn back to fp32."""
+
+    @wraps(run)
+    def inside(self: "FrozenClip", *inputs: Tensor, **options: bool) -> Tensor:
+        dtype = self.clip.visual.proj.dtype
+        if dtype == torch.float32:
+            return run(self, *inputs, **options)
+        cast = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return run(self, *cast, **options)
+
+    return inside
 
 
 class FrozenClip(nn.Module):
@@ -77,6 +94,21 @@ class FrozenClip(nn.Module):
         """
         pretrained = pretrained or "random"
         return cls(build_clip(model, pretrained), model, pretrained).to(device)
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold and run the frozen towers in a smaller type, QuickGELU's 1.702 folded into weights.
+
+        For training on a GPU, which waits for memory: residuals and norms are of that type too.
+        What copies blocks must do so before. `weights_sha256` stays that of the original.
+        """
+        for block in [*self.clip.visual.transformer.resblocks, *self.clip.transformer.resblocks]:
+            if isinstance(block.mlp.gelu, QuickGELU):
+                with torch.no_grad():
+                    block.mlp.c_fc.weight *= 1.702
+                    block.mlp.c_fc.bias *= 1.702
+                    block.mlp.c_proj.weight /= 1.702
+                block.mlp.gelu = nn.SiLU()
+        self.clip.to(dtype)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode whatever the model around does."""
@@ -134,13 +166,14 @@ class FrozenClip(nn.Module):
         B = images_BCHW.shape[0]
         # A strided convolution is a product with flattened patches; this form is cheap backwards.
         patches = images_BCHW.view(B, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, -1)
-        tokens_BPD = F.linear(patches, visual.conv1.weight.flatten(1)).float()
+        tokens_BPD = F.linear(patches, visual.conv1.weight.flatten(1)).to(visual.proj.dtype)
         class_token = visual.class_embedding.expand(B, 1, -1)
         tokens_BPD = torch.cat([class_token, tokens_BPD], dim=1)
         tokens_BPD = tokens_BPD + self._positions(h, w, by_factor)
         normed_BPD: Tensor = visual.ln_pre(tokens_BPD)
         return normed_BPD
 
+    @_in_own_type
     def trunk(self, images_BCHW: Tensor, *, by_factor: bool = False) -> Tensor:
         """Return the output (B, P, D) of block layers-2, class token included (METHOD §2.1)."""
         tokens_BPD = self.embed(images_BCHW, by_factor=by_factor)
@@ -155,6 +188,7 @@ class FrozenClip(nn.Module):
             states.append(run_block(block, states[-1]))
         return states
 
+    @_in_own_type
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return E^v (B, C), unit, by the normal class-token forward."""
         return self.class_embedding(self.trunk(images_BCHW))
@@ -200,7 +234,7 @@ class FrozenClip(nn.Module):
 
     def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
         """Look up token embeddings (B, L, T), positions not added."""
-        embeddings_BLT: Tensor = self.clip.token_embedding(tokens_BL)
+        embeddings_BLT: Tensor = self.clip.token_embedding(tokens_BL).float()
         return embeddings_BLT
 
     def _early_states(self, embeddings_BLT: Tensor) -> Tensor:
@@ -212,17 +246,20 @@ class FrozenClip(nn.Module):
             states_BLT = run_block(block, states_BLT, causal=True)
         return states_BLT
 
+    @_in_own_type
     def text_states(self, tokens_BL: Tensor) -> Tensor:
         """Return the last hidden states (B, L, T) before ln_final, for any L up to the context."""
-        states_BLT = self._early_states(self.embed_tokens(tokens_BL))
+        states_BLT = self._early_states(self.clip.token_embedding(tokens_BL))
         return run_block(self.last_text_block, states_BLT, causal=True)
 
+    @_in_own_type
     def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor) -> Tensor:
         """Encode token embeddings, read at position `eos_B` (int64): E^t (B, C), unit."""
         states_BLT = self._early_states(embeddings_BLT)
         state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
         return F.normalize(self.project_text(state_BT).float(), dim=-1)
 
+    @_in_own_type
     def encode_after_prefix(
         self, prefix_PT: Tensor, embeddings_UMT: Tensor, eos_U: Tensor
     ) -> Tensor:

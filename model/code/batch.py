@@ -41,17 +41,16 @@ class Batch:
     """fp32: one scale a token."""
     regions_BQ: Tensor | None = None
     """int64: region of each patch in scan order; negative is none (METHOD §9)."""
+    regions: int = 0
+    """Most regions that a picture may have, by the settings they were made with."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the tensors on a device, whatever else a subclass holds left behind."""
         values = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        return Batch(
-            **{
-                name: value.to(device, non_blocking=True)
-                for name, value in values.items()
-                if value is not None
-            }
-        )
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(device, non_blocking=True)
+        return Batch(**values)
 
     def trunk_tokens(self) -> Tensor | None:
         """Return the trunk's output (B, P, D), dequantised; None when it is not stored."""

@@ -59,10 +59,17 @@ class Composition:
     """None without co-decomposition (the baseline)."""
 
 
-def by_noun(x_BAHW: Tensor, nouns: int) -> Tensor:
-    """Split the pairs of all ranks, noun-major: (B, J, images of all ranks, H, W)."""
+def own_pairs(x_BAHW: Tensor, nouns: int, first: int) -> Tensor:
+    """Take each image's maps of its own nouns: (J, B, H, W).
+
+    Args:
+        x_BAHW: maps with the pairs of all ranks, noun-major.
+        nouns: J.
+        first: where this rank's images begin among those of all ranks.
+    """
     B, _, H, W = x_BAHW.shape
-    return x_BAHW.view(B, nouns, -1, H, W)
+    of_rank = x_BAHW.view(B, nouns, -1, H, W)[:, :, first : first + B]
+    return of_rank.diagonal(dim1=0, dim2=2).permute(0, 3, 1, 2).contiguous()
 
 
 def harden(logits: Tensor, noise: Tensor | None) -> Tensor:

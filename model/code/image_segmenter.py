@@ -8,11 +8,13 @@ product and a LayerNorm over channels needs no transposition.
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeseg.model import device
 from codeseg.model.clip.blocks import run_dense_block
 from codeseg.model.clip.encoder import FrozenClip
 
@@ -29,6 +31,7 @@ class GatedUpsampling(nn.Module):
     b, `w0 a + (w1+w2) b` and `(w0+w1) b + w2 c`, that is `k b - w0 (b - a)` and `k b + w2 (c - b)`
     with k = w0 + w1 + w2: three products for two rows. In two dimensions 9 products give the 4
     output pixels that a plain convolution makes with 36 (and four 2x2 convolutions with 16).
+    A GPU waits for memory rather than for products, and takes the 16 in one convolution.
     """
 
     def __init__(self, width: int) -> None:
@@ -41,17 +44,24 @@ class GatedUpsampling(nn.Module):
         """Double the resolution: (B, h, w, D) to (B, 2h, 2w, D)."""
         return self.upsample(x_BhwD, self.kernels())
 
-    def kernels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The products' matrices, see `_sub_pixel_kernels`; the same for every band of a map."""
-        return _sub_pixel_kernels(torch.tanh(self.gate) * self.conv.weight)
+    def kernels(self) -> tuple[Tensor, ...]:
+        """The kernels that `upsample` takes; the same for every band of a map."""
+        kernel = torch.tanh(self.gate) * self.conv.weight
+        return (_phase_kernels(kernel),) if device.is_gpu(kernel) else _sub_pixel_kernels(kernel)
 
-    def upsample(self, x_BhwD: Tensor, kernels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def upsample(self, x_BhwD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
         """Double the resolution with kernels at hand: (B, h, w, D) to (B, 2h, 2w, D)."""
         B, h, w, D = x_BhwD.shape
         assert self.conv.bias is not None
         gate = torch.tanh(self.gate)
-        same, rows, columns, both = kernels
         y_BhwD = F.gelu(self.norm(x_BhwD))
+        if len(kernels) == 1:
+            y_BDhw = F.pad(y_BhwD.permute(0, 3, 1, 2), (1, 1, 1, 1))
+            z = F.conv2d(y_BDhw, kernels[0], (gate * self.conv.bias).repeat(4))
+            z = z.permute(0, 2, 3, 1).contiguous()  # (B, h + 1, w + 1, 4·D)
+            phases: Tensor = _Interleave.apply(z)
+            return (phases + x_BhwD[:, :, None, :, None]).view(B, 2 * h, 2 * w, D)
+        same, rows, columns, both = kernels
         # Differences of neighbours, the zero padding included: h + 1 of them along h rows.
         dr_BrwD = F.pad(y_BhwD, (0, 0, 0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 0, 0, 1, 0))
         dc_BhcD = F.pad(y_BhwD, (0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 1, 0))
@@ -73,6 +83,44 @@ class GatedUpsampling(nn.Module):
             [lower + left + rc_BrckD[:, 1:, :-1, 2], lower + right + rc_BrckD[:, 1:, 1:, 3]], 3
         )
         return torch.stack([even_BhwkD, odd_BhwkD], dim=2).view(B, 2 * h, 2 * w, D)
+
+
+class _Interleave(torch.autograd.Function):
+    """(B, h + 1, w + 1, 4·D) to (B, h, 2, w, 2, D): r, c of i, j is phase (r, c) of i + r, j + c.
+
+    One view and one copy; what autograd makes of such a view adds up by atomics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.shape = z.shape
+        return _Interleave._phases(z).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        z = grads[0].new_zeros(ctx.shape)
+        _Interleave._phases(z).copy_(grads[0])
+        return z
+
+    @staticmethod
+    def _phases(z: Tensor) -> Tensor:
+        B, rows, columns, D = z.shape[0], z.shape[1], z.shape[2], z.shape[3] // 4
+        row = columns * 4 * D
+        strides = (rows * row, row, row + 2 * D, 4 * D, 5 * D, 1)
+        return z.as_strided((B, rows - 1, 2, columns - 1, 2, D), strides)
+
+
+def _phase_kernels(kernel_OI33: Tensor) -> Tensor:
+    """Turn a 3x3 kernel into (4·O, I, 2, 2): by output row, then column, even before odd."""
+    k = kernel_OI33
+    rows = (torch.stack([k[:, :, 0], k[:, :, 1] + k[:, :, 2]], 2),
+            torch.stack([k[:, :, 0] + k[:, :, 1], k[:, :, 2]], 2))  # fmt: skip
+    both = [
+        torch.stack(part, 3)
+        for r in rows
+        for part in ((r[..., 0], r[..., 1] + r[..., 2]), (r[..., 0] + r[..., 1], r[..., 2]))
+    ]
+    return torch.cat(both)
 
 
 def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -150,5 +198,11 @@ class ImageSegmenter(nn.Module):
 
     def mask_logits(self, pixels_BCHW: Tensor, texts_NC: Tensor) -> Tensor:
         """Return w <x^v, n> + b for every image and text: (B, N, H, W) (METHOD §2.5)."""
+        if device.is_gpu(pixels_BCHW):  # scale and bias within the product: one kernel, one map
+            B, _, H, W = pixels_BCHW.shape
+            scaled_BNC = (self.mask_scale * texts_NC).expand(B, -1, -1)
+            bias = self.mask_bias.to(texts_NC.dtype).expand(B, len(texts_NC), H * W)
+            logits_BNP = torch.baddbmm(bias, scaled_BNC, pixels_BCHW.flatten(2))
+            return logits_BNP.view(B, -1, H, W)
         similarity = torch.einsum("bchw,nc->bnhw", pixels_BCHW, texts_NC)
         return self.mask_scale * similarity + self.mask_bias

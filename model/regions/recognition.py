@@ -49,7 +49,12 @@ class RegionRecogniser(nn.Module):
         return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
 
     def loss(
-        self, tokens_BPD: Tensor, regions_BQ: Tensor, nouns_NC: Tensor, noun_N: Tensor
+        self,
+        tokens_BPD: Tensor,
+        regions_BQ: Tensor,
+        nouns_NC: Tensor,
+        noun_N: Tensor,
+        count: int | None = None,
     ) -> Tensor:
         """Return the one-way loss over the pictures of all ranks; equal on every rank.
 
@@ -60,9 +65,10 @@ class RegionRecogniser(nn.Module):
             regions_BQ: their region maps, int64.
             nouns_NC: unit embeddings of this rank's nouns, noun-major: N = J·B.
             noun_N: int64, equal for equal nouns on any rank.
+            count: most regions a picture may have; None looks, which a GPU waits for.
         """
         B, N = len(tokens_BPD), len(nouns_NC)
-        members_BRQ = members(regions_BQ)
+        members_BRQ = members(regions_BQ, count)
         regions_BRC = self(tokens_BPD, members_BRQ)
         with torch.autocast(tokens_BPD.device.type, enabled=False):
             scale = self.log_scale.exp().clamp(max=MAX_SCALE)
@@ -82,8 +88,8 @@ class RegionRecogniser(nn.Module):
 
 def noun_keys(tokens_UM: Tensor) -> Tensor:
     """Return one int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
-    powers = [pow(1_000_003, i + 1, 2**62) for i in range(tokens_UM.shape[1])]
-    return (tokens_UM * tokens_UM.new_tensor(powers)).sum(dim=-1)  # wraps around, as a hash may
+    powers_M = torch.full_like(tokens_UM[0], 1_000_003).cumprod(dim=0)
+    return (tokens_UM * powers_M).sum(dim=-1)  # wraps around, as a hash may
 
 
 def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
@@ -181,7 +187,7 @@ def noun_region_loss(
     Returns:
         Scalar, the mean over nouns.
     """
-    own_NB = F.one_hot(image_N, scores_NB.shape[1]).float()
+    own_NB = (image_N[:, None] == torch.arange(scores_NB.shape[1], device=image_N.device)).float()
     same_NN = (noun_N[:, None] == noun_N).float()
     also_names_NB = (same_NN @ own_NB > 0) & (own_NB == 0)
     logits_NB = (scale * scores_NB).masked_fill(also_names_NB, float("-inf"))

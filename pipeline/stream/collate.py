@@ -104,17 +104,21 @@ class Collate:
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
 
+    def _tensor(self, values: NDArray[Any] | list[int]) -> Tensor:
+        tensor = torch.from_numpy(np.asarray(values))
+        return tensor.pin_memory() if self._pin_memory else tensor
+
     def _full(self, *shape: int, value: int, dtype: torch.dtype) -> Tensor:
         tensor = self._empty(*shape, dtype=dtype)
         tensor.numpy().fill(value)  # torch's own fill would queue for the training step's threads
         return tensor
 
-    def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Tensor]:
+    def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Any]:
         """Return pixels and image tokens of each sample's view."""
         clip, kind = self._settings.clip, self._settings.image_tokens
         B, S = len(samples), clip.image_size
         pixels_BHWC = self._empty(B, S, S, 3, dtype=torch.uint8)
-        tensors = {"pixels_BCHW": pixels_BHWC.permute(0, 3, 1, 2)}
+        tensors: dict[str, Any] = {"pixels_BCHW": pixels_BHWC.permute(0, 3, 1, 2)}
         if kind == "none":
             for sample, out, view in zip(samples, pixels_BHWC.numpy(), views_B, strict=True):
                 out[:] = self._augmented(sample, view)
@@ -126,7 +130,9 @@ class Collate:
             if sample.regions is not None
         ]
         if maps:
-            tensors["regions_BQ"] = torch.from_numpy(np.stack(maps).astype(np.int64))
+            tensors["regions_BQ"] = self._tensor(np.stack(maps).astype(np.int64))
+            tables = [sample.regions for sample in samples if sample.regions is not None]
+            tensors["regions"] = max(table.settings["grouping"]["regions"] for table in tables)
         P, D = samples[0].block.image_tokens_RVPD.shape[2:]
         half = kind == "fp16"
         tokens_BPD = self._empty(B, P, D, dtype=torch.float16 if half else torch.int8)
@@ -159,7 +165,7 @@ class Collate:
             flip=self._settings.flip,
         )
 
-    def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
+    def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
         """Return caption tokens, states and the labels of METHOD §4."""
         rows = [_row(s.block.caption_tokens, s.row) for s in samples]
         B, L, T = len(rows), max(map(len, rows)), self._settings.clip.text_width
@@ -179,12 +185,12 @@ class Collate:
                 labels[start:end] = label_of.get(noun, 0)
         return {
             "caption_tokens_BL": tokens_BL,
-            "caption_lengths_B": torch.tensor([len(row) for row in rows]),
+            "caption_lengths_B": self._tensor([len(row) for row in rows]),
             "caption_states_BLT": states_BLT,
             "labels_BL": labels_BL,
         }
 
-    def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Tensor]:
+    def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
         """Return the batch's distinct nouns, in order of first occurrence in N."""
         ids_BJ = [
             _row(s.block.noun_ids, s.row)[chosen]
@@ -198,9 +204,9 @@ class Collate:
             out[: len(noun)] = noun
         return {
             "noun_tokens_UM": tokens_UM,
-            "noun_lengths_U": torch.tensor([len(noun) for noun in tokens]),
-            "noun_index_N": torch.tensor([number[row] for row in rows_N.tolist()]),
-            "knowledge_UC": torch.from_numpy(self._vocabulary.knowledge_UC(np.array(list(number)))),
+            "noun_lengths_U": self._tensor([len(noun) for noun in tokens]),
+            "noun_index_N": self._tensor([number[row] for row in rows_N.tolist()]),
+            "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(np.array(list(number)))),
         }
 
 

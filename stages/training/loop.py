@@ -38,7 +38,7 @@ from codeseg.stages.training.run import (
     write_config,
 )
 from codeseg.stages.training.runlog import Meter, RunLog
-from codeseg.stages.training.stepper import Stepper
+from codeseg.stages.training.stepper import Stepper, hold_frozen
 
 
 @dataclass
@@ -116,6 +116,8 @@ def fit(
         torch.manual_seed(recipe.train.seed)
         clip = load_clip(stream.name, recipe, stream.settings.clip)
         code = CoDe(clip, recipe.model).to(processes.device)
+        if processes.device.type == "cuda":
+            hold_frozen(code, recipe.train.precision)
         state = initial_state(code, recipe.train, processes.device)
         resume(run, state, start_from)
         processes.wait()  # for all to have looked at the folder before it changes
@@ -187,21 +189,33 @@ def train_steps(
     train = recipe.train
     meter = Meter(processes.device, peak_flops(processes.device, train.precision))
     stepper = Stepper(state, train, processes)
+    keys: dict[int, list[list[str]]] = {}  # of the steps whose figures are not read yet
     while state.step < train.steps:
         batches, waited = fetch(stream, train.accumulation)
         stepper.enter_phase(batches[0])
         terms = stepper.forward_backward(batches)
         terms["grad_norm"] = stepper.gradient_norm()
-        figures = stepper.all_reduce(terms, stop.asked)
-        refuse_non_finite(run, state, figures, batches, processes)
-        figures["lr"] = stepper.update(terms["grad_norm"])
-        state.step, state.position = state.step + 1, batches[-1].position
+        asked = stop.asked
+        stepper.all_reduce(terms, asked)
+        done = state.step + 1
+        keys[done] = [batch.keys for batch in batches]
+        last = done == train.steps
+        logs = last or done % train.log_every == 0
+        saves = last or done % train.checkpoint_every == 0
+        figures: dict[str, float] = {}
+        # Reading waits for the GPU, so that it is done where something is to be told or kept.
+        if stepper.reads_each_step or logs or saves or (asked and processes.world_size == 1):
+            step, figures = stepper.read()
+            refuse_non_finite(run, state, step, figures, keys, processes)
+            keys.clear()
+        rate = stepper.update(terms["grad_norm"])
+        state.step, state.position = done, batches[-1].position
 
         meter.step(train.batch_size, waited, stepper.flops * train.accumulation)
-        last, stopping = state.step == train.steps, figures.pop("stop") > 0
-        if last or state.step % train.log_every == 0:
-            log.row({"step": state.step, "phase": stepper.phase, **figures, **meter.read()})
-        if last or stopping or state.step % train.checkpoint_every == 0:
+        stopping = figures.pop("stop", 0.0) > 0
+        if logs:
+            log.row({"step": done, "phase": stepper.phase, **figures, "lr": rate, **meter.read()})
+        if saves or stopping:
             log.save()
             if processes.is_main:
                 save(run, recipe, state)
@@ -220,13 +234,15 @@ def fetch(stream: Iterator[StreamBatch], count: int) -> tuple[list[StreamBatch],
 def refuse_non_finite(
     run: Path,
     state: State,
+    step: int,
     figures: dict[str, float],
-    batches: list[StreamBatch],
+    keys: dict[int, list[list[str]]],
     processes: Processes,
 ) -> None:
     """Stop before the optimizer moves, and keep what is needed to look into it.
 
-    With fp16 an infinite gradient norm is the loss scaler's business, while its scale is above 1.
+    Figures that are read later are of the first bad step, since which it has not moved. With fp16
+    an infinite gradient norm is the loss scaler's business, while its scale is above 1.
 
     Raises:
         FloatingPointError: naming the loss terms, or the gradients, that are not finite.
@@ -241,18 +257,17 @@ def refuse_non_finite(
         for name, parameter in state.parameters.items()
         if parameter.grad is not None and not parameter.grad.isfinite().all()
     ]
-    keys = processes.gather([batch.keys for batch in batches])
-    path = run / f"nonfinite-step-{state.step + 1:06d}.json"
+    path = run / f"nonfinite-step-{step:06d}.json"
     report = {
-        "step": state.step + 1,
+        "step": step,
         "terms": {name: str(figures[name]) for name in bad},
-        "gradients": gradients,
-        "keys": [key for rank in keys for batch in rank for key in batch],
+        "gradients": gradients if step == state.step + 1 else "of a later step by now",
+        "keys": [key for rank in processes.gather(keys[step]) for batch in rank for key in batch],
     }
     if processes.is_main:
         write_json(path, report)
     terms = [name for name in bad if name.startswith("loss_")] or bad
     raise FloatingPointError(
-        f"step {state.step + 1}: {', '.join(terms)} not finite; the weights were not moved, "
+        f"step {step}: {', '.join(terms)} not finite; the weights were not moved, "
         f"the batch's keys are in {path}"
     )

@@ -36,6 +36,8 @@ def build_optimizer(
         lr=train.peak_lr,
         betas=train.betas,
         eps=train.eps,
+        # One kernel for all, and the update can be called off without waiting for the GPU.
+        fused=all(p.device.type == "cuda" for p in parameters.values()),
     )
 
 
@@ -98,6 +100,7 @@ def restore_optimizer(
         if name not in parameters or moment not in MOMENTS:
             raise ValueError(f"optimizer state {key} belongs to no parameter of this model")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU; moments live where the parameter does.
-        device = torch.device("cpu") if moment == "step" else parameter.device
+        # AdamW counts its steps on the CPU, unless fused; moments live where the parameter does.
+        on_cpu = moment == "step" and not optimizer.defaults["fused"]
+        device = torch.device("cpu") if on_cpu else parameter.device
         optimizer.state[parameter][moment] = value.to(device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import Losses
+from codeseg.model.code.codecomposition import CoDe, Losses
 from codeseg.stages.training.flops import count_flops
 from codeseg.stages.training.optimizer import learning_rate, set_learning_rate
 from codeseg.stages.training.processes import Processes, accumulating
@@ -32,6 +32,10 @@ class Stepper:
     def __init__(self, state: State, train: TrainConfig, processes: Processes) -> None:
         self._state, self._train, self._processes = state, train, processes
         self._model: nn.Module = state.code
+        self._names: list[str] = []
+        self._figures: Tensor | None = None
+        # Reading each step costs a CPU nothing, and a loss scaler must tell its infinities apart.
+        self.reads_each_step = processes.device.type == "cpu" or state.scaler.is_enabled()
         self.phase: Literal[0, 1, 2] = 0
         self.flops = 0
 
@@ -84,11 +88,32 @@ class Stepper:
         """Return global L2 norm before clipping; NaN or infinite if any gradient is."""
         return torch.nn.utils.get_total_norm(self._gradients())
 
-    def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> dict[str, float]:
-        """All-reduce the loss terms and the stop flag: means; `stop` is above 0 if any is set."""
-        wish = torch.tensor(float(stop), device=self._processes.device)
-        values = torch.stack([*terms.values(), wish])
-        return dict(zip([*terms, "stop"], self._processes.mean(values).tolist(), strict=True))
+    def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> None:
+        """Average the step's figures over processes, on the device and unread.
+
+        Figures that are not finite stay until they are read, and the optimizer moves nothing
+        meanwhile: what follows them is of weights that should not have been used.
+        """
+        device = self._processes.device
+        marks = {"stop": float(stop), "step": float(self._state.step + 1)}
+        self._names = [*terms, *marks]
+        # Not torch.tensor(…, device): that waits for the GPU.
+        filled = [torch.full((), value, device=device) for value in marks.values()]
+        figures = self._processes.mean(torch.stack([*terms.values(), *filled]))
+        if not self.reads_each_step:
+            if self._figures is not None:
+                figures = torch.where(self._figures.isfinite().all(), figures, self._figures)
+            self._state.optimizer.found_inf = 1 - figures.isfinite().all().float()  # type: ignore[attr-defined]
+        self._figures = figures
+
+    def read(self) -> tuple[int, dict[str, float]]:
+        """Return the figures as numbers, and their step: this one, or the first not finite.
+
+        Beside the terms stands `stop`, above 0 if any process was asked to.
+        """
+        assert self._figures is not None
+        figures = dict(zip(self._names, self._figures.tolist(), strict=True))
+        return int(figures.pop("step")), figures
 
     def update(self, norm: Tensor) -> float:
         """Clip the gradients and move the weights; returns the learning rate."""
@@ -103,6 +128,12 @@ class Stepper:
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._state.parameters.values() if p.grad is not None]
+
+
+def hold_frozen(code: CoDe, precision: str) -> None:
+    """Hold the frozen CLIP in the type of the step's products, as is best on a GPU."""
+    if dtype := AUTOCAST.get(precision):
+        code.clip.hold_in(dtype)
 
 
 def step_seed(seed: int, step: int, micro: int) -> int:

@@ -23,6 +23,7 @@ from codeseg.stages.training.optimizer import build_optimizer, learning_rate
 from codeseg.stages.training.recipes import HARMLESS, resolve
 from codeseg.stages.training.run import OtherRunError
 from codeseg.stages.training.runlog import read_metrics
+from codeseg.stages.training.stepper import Stepper
 from tests.helpers.tiny_run import assignments, make_root, tiny_recipe
 
 MACHINE_COLUMNS = {"seconds", "samples_per_second", "data_wait_share", "memory_bytes", "mfu"}
@@ -432,6 +433,40 @@ def test_non_finite_loss_stops_before_the_weights_move_and_names_the_term(root, 
     assert len(report["keys"]) == 4
     assert checkpoints(run)[-1].name == f"step-{report['step'] - 1:06d}"
     assert all(t.isfinite().all() for t in load_checkpoint(run).tensors.values())
+
+
+def test_figures_read_later_name_the_step_since_which_nothing_moved(root, tmp_path, monkeypatch):
+    """As on a GPU, where each reading would wait; the fused optimizer of the CPU stands for it."""
+    plain = Stepper.__init__
+
+    def reads_at_rows(self, state, *more):
+        plain(self, state, *more)
+        for group in state.optimizer.param_groups:
+            group["fused"] = True
+        self.reads_each_step = False
+
+    monkeypatch.setattr(Stepper, "__init__", reads_at_rows)
+    every = ("train.log_every=6", "train.checkpoint_every=6")
+    assert fit(root, tmp_path / "well", tiny_recipe(root, *every))
+    run, states = tmp_path / "run", []
+    real = Stepper.update
+
+    def watched(self, norm):
+        rate = real(self, norm)
+        states.append([p.detach().clone() for p in self._state.parameters.values()])
+        return rate
+
+    monkeypatch.setattr(Stepper, "update", watched)
+    with pytest.raises(FloatingPointError, match=r"loss_.* not finite; the weights were not moved"):
+        fit(root, run, tiny_recipe(root, "train.base_lr=1e30", *every))
+    (path,) = run.glob("nonfinite-step-*.json")
+    report = json.loads(path.read_text())
+    assert 1 < report["step"] < 6 and len(report["keys"]) == 4
+    still = states[report["step"] - 2 :]  # from the step before the bad one on
+    assert len(still) > 1
+    for weights in still[1:]:
+        assert all(map(torch.equal, weights, still[0]))
+    assert not checkpoints(run)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.plain_step import plain_step
+from codeseg.model import device
 from codeseg.model.clip.blocks import run_block
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES, Templates, template_embeddings
@@ -69,8 +70,10 @@ def test_step_equals_the_straightforward_rendering(clip):
     assert_same(ours, plain)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("size", [(3, 5), (1, 1), (4, 2)])
-def test_sub_pixel_decoder_stage_equals_convolution_after_upsampling(size):
+def test_sub_pixel_decoder_stage_equals_convolution_after_upsampling(size, gpu, monkeypatch):
+    monkeypatch.setattr(device, "is_gpu", lambda tensor: gpu)
     torch.manual_seed(0)
     stage = GatedUpsampling(6).double()
     torch.nn.init.constant_(stage.gate, 0.7)
@@ -87,6 +90,26 @@ def test_sub_pixel_decoder_stage_equals_convolution_after_upsampling(size):
         torch.autograd.grad((ours * weights).sum(), inputs), expected, strict=True
     ):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-10)
+
+
+def test_step_in_the_forms_of_a_gpu_equals_the_step_of_a_cpu(clip, monkeypatch):
+    code, batch = small_code(clip), small_batch(clip)
+    noise = code.mask_noise(5, 4, (64, 64))
+    expected = run(code, batch, noise)
+    monkeypatch.setattr(device, "is_gpu", lambda tensor: True)
+    assert_same(run(code, batch, noise), expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05)])
+def test_towers_held_in_another_type_give_the_same_step(dtype, tolerance):
+    clip = FrozenClip.load(TINY, "random:1")
+    code, batch = small_code(clip), small_batch(clip)
+    expected, gradients_32 = run(code, batch)
+    clip.hold_in(dtype)
+    ours, held = run(code, batch)
+    assert ours == pytest.approx(expected, abs=tolerance)
+    assert held.keys() == gradients_32.keys()
+    assert all(grad.dtype == torch.float32 for grad in held.values())
 
 
 def test_text_past_eos_changes_nothing(clip):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from codeseg.model import device
 from codeseg.model.code import losses
 
 
@@ -81,3 +82,13 @@ def test_word_segmentation_without_a_label_is_zero():
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(logits.grad).all()
+
+
+def test_total_variation_of_a_gpu_has_the_value_and_gradient_of_a_cpus(monkeypatch):
+    maps = torch.rand(2, 3, 5, 4, dtype=torch.double, requires_grad=True)
+    expected = losses.total_variation(maps)
+    (gradient,) = torch.autograd.grad(2 * expected, maps)
+    monkeypatch.setattr(device, "is_gpu", lambda tensor: True)
+    ours = losses.total_variation(maps)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(2 * ours, maps)[0], gradient)
