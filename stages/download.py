@@ -15,6 +15,7 @@ from codeseg.pipeline.download.tars import Tars, holds_tars
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.lock import StageLock
 from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
@@ -23,6 +24,7 @@ from codeseg.stages.options import (
     Gpus,
     Memory,
     RayAddress,
+    TakeOver,
     Workers,
     conclude,
     make_resources,
@@ -90,6 +92,7 @@ def download(
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
+    take_over: TakeOver = False,
 ) -> None:
     """Download the images of a dataset and keep every row, failed ones with their reason.
 
@@ -111,7 +114,7 @@ def download(
         source,
         storage,
         settings,
-        make_resources(ray_address, workers, gpus, memory),
+        make_resources(ray_address, workers, gpus, memory, take_over=take_over),
         urls=urls,
         limit=limit,
     )
@@ -145,7 +148,8 @@ def run_download(
         if limit is not None:
             raise ValueError("--limit counts URLs; pictures that are there are taken whole")
         return _run_ready(manifest, source, root, settings, resources)
-    cut = cut_shards(manifest, place, root, settings.shard_size, limit)
+    with StageLock(root, "urls", take_over=resources.take_over):
+        cut = cut_shards(manifest, place, root, settings.shard_size, limit)
     rows = {shard: record.rows_out for shard, record in cut.items()}
     todo = state(root, PAIRS, settings=settings.fingerprint())
     if settings.retry_failed:

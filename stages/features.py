@@ -26,6 +26,7 @@ from codeseg.stages.options import (
     Gpus,
     Memory,
     RayAddress,
+    TakeOver,
     Workers,
     conclude,
     make_resources,
@@ -77,6 +78,7 @@ def features(
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
+    take_over: TakeOver = False,
     cpus: Annotated[
         int | None,
         typer.Option(min=1, help="Cores per worker, for decoding and, without a GPU, encoding."),
@@ -99,7 +101,7 @@ def features(
         seed=seed,
     )
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
-    resources = make_resources(ray_address, workers, gpus, memory, cpus=cores)
+    resources = make_resources(ray_address, workers, gpus, memory, cpus=cores, take_over=take_over)
     storage = Storage.open(root)
     conclude(storage, FEATURES, run_features(storage, options, resources, force=force))
 

@@ -15,6 +15,7 @@ from codeseg.stages.options import (
     Gpus,
     Memory,
     RayAddress,
+    TakeOver,
     Workers,
     conclude,
     make_resources,
@@ -42,6 +43,7 @@ def nouns(
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
+    take_over: TakeOver = False,
 ) -> None:
     """Find the nouns of each caption and their CLIP tokens.
 
@@ -51,7 +53,9 @@ def nouns(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
     )
     storage = Storage.open(root)
-    report = run_nouns(storage, settings, make_resources(ray_address, workers, gpus, memory))
+    report = run_nouns(
+        storage, settings, make_resources(ray_address, workers, gpus, memory, take_over=take_over)
+    )
     conclude(storage, NOUNS, [report])
 
 

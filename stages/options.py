@@ -34,6 +34,14 @@ Memory = Annotated[
         "(default: what the stage is known to need).",
     ),
 ]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over",
+        help="Take the stage from another run that is surely dead; what that run still commits is "
+        "refused.",
+    ),
+]
 Clip = Annotated[
     str | None,
     typer.Option(
@@ -68,10 +76,11 @@ def make_resources(
     memory: float | None,
     *,
     cpus: float = 1,
+    take_over: bool = False,
 ) -> Resources:
     """Return the shared options as the scheduler takes them."""
     size = None if memory is None else int(memory * 1e9)
-    return Resources(workers, cpus, gpus, size, ray_address)
+    return Resources(workers, cpus, gpus, size, ray_address, take_over)
 
 
 def prediction_settings(method: str | None, assignments: Sequence[str] | None) -> dict[str, Any]:

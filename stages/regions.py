@@ -17,6 +17,7 @@ from codeseg.stages.options import (
     Gpus,
     Memory,
     RayAddress,
+    TakeOver,
     Workers,
     conclude,
     make_resources,
@@ -53,6 +54,7 @@ def regions(
     workers: Workers = None,
     gpus: Gpus = 0,
     memory: Memory = None,
+    take_over: TakeOver = False,
 ) -> None:
     """Group each picture's patches into part-like, connected regions (SCG).
 
@@ -66,7 +68,9 @@ def regions(
         grouping=Grouping(method, regions, min_patches, seed),  # type: ignore[arg-type]  # checked
     )
     storage = Storage.open(root)
-    report = run_regions(storage, settings, make_resources(ray_address, workers, gpus, memory))
+    report = run_regions(
+        storage, settings, make_resources(ray_address, workers, gpus, memory, take_over=take_over)
+    )
     if show is not None and not report.failed:
         write_sheet(storage, show, pictures)
         typer.echo(f"contact sheet: {show}")

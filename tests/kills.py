@@ -91,7 +91,7 @@ def command(words, log, scheduler):
     if scheduler == "none":
         for module in (cluster, shards):
             module.ray_session = contextlib.nullcontext
-            module.fit = lambda resources, memory: resources
+            module.fit_workers = lambda resources, memory: resources
             module.most_workers = lambda tasks, resources: 1
         shards._answers = one_by_one
     sys.argv = ["codeseg", *words]

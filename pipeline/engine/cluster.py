@@ -23,6 +23,7 @@ class Resources:
     gpus: float = 0  # of each worker
     memory: int | None = None  # bytes each worker may need: Ray starts no more than fit
     ray_address: str | None = None  # None = start Ray on this machine
+    take_over: bool = False  # from another run of the stage, whether it lives or not
 
 
 @contextmanager

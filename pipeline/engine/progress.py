@@ -23,7 +23,6 @@ from codeseg.pipeline.engine.storage import Storage, is_alive
 
 HEARTBEAT_SECONDS = 5.0
 ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run whose heartbeat is older does not run any more
-LOOK_SECONDS = 1.0  # between two looks at another machine's heartbeat
 LINE_SECONDS = 10.0  # between two plain lines when the output is no terminal
 
 
@@ -94,41 +93,6 @@ def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
     with suppress(FileNotFoundError, ValueError, OverflowError, RecursionError):
         return from_json(Heartbeat, json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
     return None
-
-
-def refuse_second_run(root: Storage, stage: str) -> None:
-    """Let one run of a stage at a time write to a root: two would spoil each other's shards.
-
-    A killed run of this machine is told at once; one of another machine by a heartbeat that stands
-    still, which takes up to half a minute.
-
-    Raises:
-        ValueError: naming the run that is at work.
-    """
-    beat = read_heartbeat(root, stage)
-    if beat is None or not beat.alive:
-        return
-    if beat.host != socket.gethostname():
-        print(f"{stage}: waiting to see whether the run on {beat.host} lives", flush=True)
-        if not _is_advancing(root, beat):
-            return
-    raise ValueError(
-        f"{root.uri}: {stage} is being made already, by process {beat.pid} on {beat.host}; "
-        "wait for its end (codeseg status) or end it"
-    )
-
-
-def _is_advancing(root: Storage, beat: Heartbeat) -> bool:
-    """Return whether a heartbeat changes within `ALIVE_SECONDS`, and not for the last time."""
-    deadline = time.monotonic() + ALIVE_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
-        now = read_heartbeat(root, beat.stage)
-        if now is None or now.finished:
-            return False
-        if now.updated != beat.updated:
-            return True
-    return False
 
 
 class ShardRows:

@@ -23,7 +23,8 @@ from rich.text import Text
 
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.progress import SHARD_ROWS, StageProgress, duration, refuse_second_run
+from codeseg.pipeline.engine.lock import StageLock, refuse_lost, work_for
+from codeseg.pipeline.engine.progress import SHARD_ROWS, StageProgress, duration
 from codeseg.pipeline.engine.stage import Stage, StageState
 from codeseg.pipeline.engine.storage import Storage
 
@@ -97,19 +98,36 @@ def run_stage(
     for reason in sorted(set(again.values())):
         stale = [shard for shard, why in again.items() if why == reason]
         print(f"{table}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
-    refuse_second_run(root, table)
-    Ledger(root).write_settings(table, settings)
-    if not pending:
-        return report
+    ledger = Ledger(root)
+    if not pending and ledger.read_settings(table) == settings:
+        return report  # a root that is only read needs no lock
     start = time.monotonic()
+    with StageLock(root, table, take_over=resources.take_over) as lock:
+        ledger.write_settings(table, settings)
+        if pending:
+            arguments = {"token": lock.owner.token, "worker": worker, "options": options}
+            _do(stage, root, arguments, todo, resources, rows, report)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _do(
+    stage: Stage,
+    root: Storage,
+    arguments: dict[str, Any],
+    todo: StageState,
+    resources: Resources,
+    rows: Mapping[int, int],
+    report: StageReport,
+) -> None:
+    """Do the pending shards in Ray and fill the report; `arguments` are those of `_RayWorker`."""
+    table, left, inputs = stage.table, list(todo.pending), todo.inputs or {}
     root.remove_abandoned(table)
     root.remove_abandoned(f"ledger/{table}")
-    expected = {shard: rows.get(shard, 0) for shard in pending}
+    expected = {shard: rows.get(shard, 0) for shard in left}
     with StageProgress(root, table, expected) as progress, ray_session(resources):
-        resources = fit_workers(resources, worker.MEMORY)
-        left = list(pending)
-        constructor = {"stage": table, "worker": worker, "root_uri": root.uri, "options": options}
-        inputs = todo.inputs or {}
+        resources = fit_workers(resources, arguments["worker"].MEMORY)
+        constructor = {**arguments, "stage": table, "root_uri": root.uri}
         for number in range(PASSES):
             tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
             # what a first pass left may be a shard that kills its worker, and those queued behind
@@ -129,8 +147,6 @@ def run_stage(
         for shard in left:
             report.failed[shard] = "its worker died (killed, out of memory or its node lost)"
             progress.failed(shard)
-    report.seconds = time.monotonic() - start
-    return report
 
 
 def show_report(report: StageReport) -> None:
@@ -204,12 +220,19 @@ class _RayWorker:
     """What Ray runs: makes the ShardWorker at its first shard, turns exceptions into answers."""
 
     def __init__(
-        self, stage: str, worker: type[ShardWorker], root_uri: str, options: dict[str, Any]
+        self,
+        stage: str,
+        worker: type[ShardWorker],
+        root_uri: str,
+        options: dict[str, Any],
+        token: str = "",
     ) -> None:
         self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, options)
         self._worker: ShardWorker | None = None
         self._root = Storage.open(root_uri)
         self._ledger = Ledger(self._root)
+        if token:
+            work_for(self._root, stage, token)
         self._stage = stage
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +245,7 @@ class _RayWorker:
             try:
                 if self._worker is None:
                     self._worker = self._make()
+                refuse_lost(self._root, self._stage)
                 self._ledger.retract(self._stage, shard)
                 SHARD_ROWS.begin(self._root, self._stage, shard)
                 self._worker.process(shard, shard_input)

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.lock import TakenOverError, refuse_lost
 from codeseg.pipeline.engine.storage import Storage
 
 DAMAGED = "its file is gone or damaged"
@@ -222,8 +223,12 @@ def commit(
         rejected: reason -> rows that did not come out; read when the file is written.
         start: when the work began, on `time.perf_counter`'s clock.
         versions: of the libraries that made it.
+
+    Raises:
+        TakenOverError: another run owns the stage now; the shard counts as not done.
     """
     path = stage.path(shard)
+    refuse_lost(root, stage.table)
     info = root.write_atomic(path, write)
     record = ShardRecord(
         stage=stage.table,
@@ -240,4 +245,9 @@ def commit(
         versions=dict(versions),
     )
     Ledger(root).commit(record)
+    try:
+        refuse_lost(root, stage.table)
+    except TakenOverError:  # the file may be the other run's by now: done again rather than trusted
+        Ledger(root).retract(stage.table, shard)
+        raise
     return record

@@ -26,6 +26,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 COPY_BYTES = 8 << 20
+SETTLE_SECONDS = 2.0  # after which two writers of one object see the same content
 ABANDONED_SECONDS = 24 * 3600  # an unfinished file of another machine is left alone for a day
 
 
@@ -178,6 +179,30 @@ class Storage:
         if (stored := self.size(path)) != info.bytes:
             raise OSError(f"{self.uri}: {path} has {stored} bytes after an upload of {info.bytes}")
         return info
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a new file whole; False, and nothing is changed, when somebody was first.
+
+        Exclusive on a file system. On an object store, where the last of two writers wins, the
+        file is read back after `SETTLE_SECONDS`.
+        """
+        if self.local_path is None:
+            if self.exists(path):
+                return False
+            self.write_atomic(path, content)
+            time.sleep(SETTLE_SECONDS)
+            return self.read_bytes(path) == content
+        target = self.local_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return True
 
     def _upload(self, path: str, spool: IO[bytes]) -> None:
         """Send a file; pyarrow cannot abort an upload, so one cut short is removed again."""

@@ -1,0 +1,182 @@
+"""One run of a stage at a time on a root: ledger/<stage>/lock/NNNNNN.json. Light.
+
+The highest number is the owner's; who takes over from a dead or finished owner creates the next
+one exclusively, so of two starts at once exactly one succeeds. On the same boot an owner is alive
+by its pid and start time; one elsewhere by its beats, watched on the observer's own clock: no wall
+clocks are compared. An object store has no exclusive creation here: the last of two writers wins,
+and both read it back after a moment.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from codeseg.pipeline.engine.ledger import from_json
+from codeseg.pipeline.engine.storage import Storage
+
+BEAT_SECONDS = 5.0
+LEASE_SECONDS = 6 * BEAT_SECONDS  # an owner elsewhere that does not beat for so long is dead
+LOOK_SECONDS = 1.0  # between two looks at another owner's beats
+
+
+def _boot() -> str:
+    """Return what tells whose pids are ours: this boot and, in containers, the pid namespace."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty when there is none."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if facts[0] in "ZX" else facts[19]  # a zombie is dead
+    except (OSError, IndexError):
+        return ""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The run that may write a stage."""
+
+    token: str = field(default_factory=lambda: uuid4().hex)
+    host: str = field(default_factory=socket.gethostname)  # for people
+    boot: str = field(default_factory=_boot)
+    pid: int = field(default_factory=os.getpid)
+    started: str = field(default_factory=lambda: _started(os.getpid()))
+    beats: int = 0
+    finished: bool = False
+
+
+class StageLock:
+    """The right to write a stage, held while the block runs.
+
+    Args:
+        root: of the dataset.
+        stage: the table.
+        take_over: end the ownership of a run that seems alive; its later commits are refused.
+
+    Raises:
+        ValueError: another run is at work; names it.
+    """
+
+    def __init__(self, root: Storage, stage: str, *, take_over: bool = False) -> None:
+        self.owner, self._root, self._stage = Owner(), root, stage
+        self._folder, self._take_over = f"ledger/{stage}/lock", take_over
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        number, other = highest(self._root, self._folder)
+        if not self._take_over and self._lives(number, other):
+            raise ValueError(self._refusal(other))
+        self._number = number + 1
+        mine = self._write_text(self.owner)
+        if not self._root.create(self._path(self._number), mine) or not self.held:
+            raise ValueError(self._refusal(highest(self._root, self._folder)[1]))
+        for name in self._root.names(self._folder):
+            if name < f"{self._number:06d}.json":
+                self._root.delete(f"{self._folder}/{name}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with suppress(OSError):  # a full disk must not hide what the stage has to say
+            if self.held:
+                text = self._write_text(replace(self.owner, finished=True))
+                self._root.write_atomic(self._path(self._number), text)
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody has taken over."""
+        return holds(self._root, self._stage, self.owner.token)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                if not self.held:
+                    return
+                self.owner = replace(self.owner, beats=self.owner.beats + 1)
+                self._root.write_atomic(self._path(self._number), self._write_text(self.owner))
+
+    def _lives(self, number: int, other: Owner | None) -> bool:
+        """Whether the owner of a number is at work."""
+        if number == 0 or (other is not None and other.finished):
+            return False
+        if other is not None and other.boot == self.owner.boot:
+            return _started(other.pid) == other.started
+        print(
+            f"{self._stage}: waiting {LEASE_SECONDS:g} s to see whether the run on "
+            f"{other.host if other else 'another machine'} lives (--take-over does not wait)",
+            flush=True,
+        )
+        deadline = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            now = highest(self._root, self._folder)
+            if now != (number, other):
+                return not (now[1] is not None and now[1].finished)
+        return False
+
+    def _refusal(self, other: Owner | None) -> str:
+        who = f"process {other.pid} on {other.host}" if other else "a run that began just now"
+        return (
+            f"{self._root.uri}: {self._stage} is being made already, by {who}; wait for its end "
+            "(codeseg status), end it, or give --take-over if it is surely dead"
+        )
+
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{number:06d}.json"
+
+    def _write_text(self, owner: Owner) -> bytes:
+        return json.dumps(asdict(owner), indent=1).encode()
+
+
+def highest(root: Storage, folder: str) -> tuple[int, Owner | None]:
+    """Return the last number of a lock folder and its owner; 0 when nobody ever held it."""
+    numbers = [int(n[:-5]) for n in root.names(folder, ".json") if n[:-5].isdigit()]
+    number = max(numbers, default=0)
+    with suppress(FileNotFoundError, ValueError, RecursionError):
+        if number:
+            found = json.loads(root.read_bytes(f"{folder}/{number:06d}.json"))
+            return number, from_json(Owner, found)
+    return number, None
+
+
+def holds(root: Storage, stage: str, token: str) -> bool:
+    """Whether the run with this token may still write the stage."""
+    owner = highest(root, f"ledger/{stage}/lock")[1]
+    return owner is not None and owner.token == token
+
+
+class TakenOverError(ValueError):
+    """This process may no longer write the stage."""
+
+
+_tokens: dict[tuple[str, str], str] = {}  # (root, stage) -> of the run that this process works for
+
+
+def work_for(root: Storage, stage: str, token: str) -> None:
+    """Let this process commit for the run with this token alone."""
+    _tokens[root.uri, stage] = token
+
+
+def refuse_lost(root: Storage, stage: str) -> None:
+    """Refuse to write for a run that another has taken over from.
+
+    Raises:
+        TakenOverError: in a process that works for such a run.
+    """
+    token = _tokens.get((root.uri, stage))
+    if token is not None and not holds(root, stage, token):
+        raise TakenOverError(f"another run of {stage} has taken over; this one ends")
