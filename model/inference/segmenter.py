@@ -213,16 +213,14 @@ class Segmenter:
             flat = [name for thing in things for name in thing]
             things = (self.background_words(flat, lexicon()), *things)
         embeddings = self.embed_texts(things)
-        by_softmax = settings.score == "softmax"
-        least = settings.probability_threshold if by_softmax else settings.background_threshold
-        threshold = least if background and not named else None
+        threshold = settings.least if background and not named else None
         for group in _of_one_size(map(rgb_pixels, pictures), batch):
             for pixels, (masks, finish) in zip(
                 group, self._stitchings(group, embeddings), strict=True
             ):
                 soft = self._soft_masks(masks, finish, embeddings).cpu()
                 if named:
-                    soft[0].clamp_(min=least)
+                    soft[0].clamp_(min=settings.least)
                 label = best_class(iter([(slice(0, len(soft)), soft)]), pixels.shape[:2], threshold)
                 numbers = label.numpy().astype(np.uint8)
                 yield Segmentation.of(pixels, numbers, soft[int(named) :].numpy(), names)

@@ -114,6 +114,12 @@ class PredictionSettings:
         return self.method == SCG or self.method.endswith(f"+{SCG}")
 
     @property
+    def least(self) -> float:
+        """What a pixel's best word must exceed, or else the pixel is background."""
+        by_softmax = self.score == "softmax"
+        return self.probability_threshold if by_softmax else self.background_threshold
+
+    @property
     def grouping(self) -> Grouping:
         """How regions are made."""
         return Grouping(self.region_method, self.regions, self.region_min_patches)

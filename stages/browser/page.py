@@ -95,7 +95,9 @@ def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation
     pixels, things, settings = read(picture), split(typed), segmenter.settings
     if method != settings.method:
         settings = PredictionSettings.for_clip(segmenter.clip, method=method)
-    settings = replace(settings, background_threshold=float(threshold))
+    if settings.score == segmenter.settings.score:  # the slider is no measure of another score
+        least = float(threshold)
+        settings = replace(settings, background_threshold=least, probability_threshold=least)
     by = Segmenter(segmenter.clip, segmenter.code, settings)
     return by.segment(pixels, things, background=bool(background))
 
@@ -158,7 +160,7 @@ def build(segmenter: Segmenter) -> PageBlocks:
                 go = gr.Button("Segment", variant="primary", elem_id="segment")
                 with gr.Accordion("Background", open=False):
                     background = gr.Checkbox(True, label="Leave out what no word fits")
-                    threshold = gr.Slider(0, 1, settings.background_threshold, label="Threshold")
+                    threshold = gr.Slider(0, 1, settings.least, label="Threshold")
                 examples = gr.Column()
             with gr.Column(scale=3, min_width=320):
                 with gr.Tab("Segments"):
