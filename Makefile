@@ -20,6 +20,10 @@ check: lint
 test: lint
 	$(PYTEST)
 
+# What only a GPU can show; on a machine without one every test is skipped.
+test-gpu:
+	$(BIN)/python -m pytest -m gpu
+
 # Type checkers and the site's API pages do not follow an editable installation: links with its names.
 NAMES := build/names/codeseg
 names:
