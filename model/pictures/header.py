@@ -8,7 +8,7 @@ makes decoders slow. TIFF is left out: no website serves it, and its tags may po
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 ENDINGS = {
     ".jpg": "JPEG",
@@ -56,6 +56,7 @@ class ImageHeader:
     height: int
     bits: int = 8  # of a sample
     alpha: bool = False  # a decoder may add a fourth channel
+    tags: bool = field(default=False, compare=False)  # EXIF or XMP may ask for it to be turned
 
 
 def read_header(content: bytes) -> ImageHeader:
@@ -79,7 +80,7 @@ def read_header(content: bytes) -> ImageHeader:
 def _jpeg(content: bytes) -> ImageHeader:
     """Follow the markers to the end: frame, scans, EXIF (ITU-T T.81, B.1.1)."""
     frame: ImageHeader | None = None
-    position, scans, exif = 2, 0, 0
+    position, scans, exif, tags = 2, 0, 0, False
     for _ in range(MAX_SEGMENTS):
         # what lies between segments, a scan's data included, is passed over as libjpeg does
         found = JPEG_MARKER.search(content, position)
@@ -96,6 +97,7 @@ def _jpeg(content: bytes) -> ImageHeader:
             bits, height, width = struct.unpack_from(">BHH", content, position + 2)
             frame = ImageHeader("JPEG", width, height, bits)
         scans += marker == START_OF_SCAN
+        tags = tags or marker == APP1
         exif += length if marker == APP1 and content.startswith(b"Exif", position + 2) else 0
         if scans > MAX_SCANS or exif > MAX_EXIF_BYTES:
             raise HeaderError("too many scans, or too much EXIF", bomb=True)
@@ -104,7 +106,7 @@ def _jpeg(content: bytes) -> ImageHeader:
         raise HeaderError("too many segments", bomb=True)
     if frame is None:
         raise HeaderError("no frame")
-    return frame
+    return replace(frame, tags=tags)
 
 
 def _png(content: bytes) -> ImageHeader:
@@ -112,14 +114,15 @@ def _png(content: bytes) -> ImageHeader:
     length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", content, 8)
     if length != 13 or kind != b"IHDR":
         raise HeaderError("a PNG without its header")
-    position, compressed, alpha = 33, 0, colour in (4, 6)
+    position, compressed, alpha, tags = 33, 0, colour in (4, 6), False
     for _ in range(MAX_SEGMENTS):
         kind = content[position + 4 : position + 8]
         if kind in (b"IEND", b""):
-            return ImageHeader("PNG", width, height, bits, alpha)
+            return ImageHeader("PNG", width, height, bits, alpha, tags)
         (length,) = struct.unpack_from(">I", content, position)
         alpha = alpha or kind in (b"tRNS", b"acTL")  # the latter: frames are laid over each other
         compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
+        tags = tags or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
         if compressed > MAX_COMPRESSED_CHUNKS:
             break
         position += length + 12
@@ -160,7 +163,8 @@ def _webp(content: bytes) -> ImageHeader:
         width, height = (int.from_bytes(size[i : i + 3], "little") + 1 for i in (0, 3))
         # alpha and animation by the flags; a chunk of its own brings alpha whatever they say
         alpha = bool(flags & 0x12) or b"ALPH" in content or b"VP8L" in content
-        return ImageHeader("WEBP", width, height, alpha=alpha)
+        tags = b"EXIF" in content or b"XMP " in content
+        return ImageHeader("WEBP", width, height, alpha=alpha, tags=tags)
     if kind == b"VP8L" and content[20] == 0x2F:
         (bits,) = struct.unpack_from("<I", content, 21)
         return ImageHeader(

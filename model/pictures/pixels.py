@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 Picture = Union[str, Path, bytes, Image.Image, npt.NDArray[Any], "Tensor"]
 
-TURNED = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"com.adobe.xmp")
-"""Without any of these in its bytes no file asks for its picture to be turned."""
-
 SENT_FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 """What bytes from a stranger may be; Pillow knows formats that start another program (EPS), or
 that take a thousand times their size to open (TIFF)."""
@@ -90,10 +87,9 @@ def is_plain(content: bytes) -> bool:
     Raises:
         HeaderError: the bytes are no picture.
     """
-    if read_header(content).alpha:
-        return False
-    if not any(mark in content for mark in TURNED):
-        return True
+    header = read_header(content)
+    if header.alpha or not header.tags:
+        return not header.alpha
     with Image.open(io.BytesIO(content), formats=SENT_FORMATS) as image:
         # a PNG may have its EXIF after the pixels
         return image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
