@@ -23,7 +23,7 @@ AUTHORITIES = ssl.get_default_verify_paths().cafile or certifi.where()
 SMALL_BYTES = 1 << 20  # a larger body needs one of the places
 HELD_BYTES = 256 << 20  # the places: as many of the largest bodies
 WEIRD_REPLY = pycurl.E_FTP_WEIRD_SERVER_REPLY  # also HTTP's, as a NUL in a header
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
+ARENA_MAX, ARENAS = -8, 2  # M_ARENA_MAX of glibc's malloc.h
 SKIPPED_BYTES = 64 << 10  # of an error page, read so that the connection can be kept
 REASONS = {
     pycurl.E_URL_MALFORMAT: "bad_url",
@@ -115,8 +115,8 @@ class Connections:
         self._lock = threading.Lock()
         self._idle: list[tuple[str, pycurl.Curl]] = []
         if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            # large buffers go back to the system when freed; glibc would keep those of 64 threads
-            libc.mallopt(MMAP_THRESHOLD, SMALL_BYTES)
+            # glibc would keep the freed bodies of each of 64 threads in an arena of its own
+            libc.mallopt(ARENA_MAX, ARENAS)
 
     def request(
         self, url: str, host: str, addresses: list[Address], answer: Answer, timeout: float

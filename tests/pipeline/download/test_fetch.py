@@ -692,7 +692,9 @@ def test_large_bodies_wait_for_a_place_so_that_memory_holds(image_server, monkey
 def test_the_declared_memory_of_a_worker_holds_at_its_worst():
     settings = DownloadSettings()
     waiting = 2 * settings.threads * SMALL_BYTES  # img2dataset queues twice its threads
-    large = max(fetch_module.HELD_BYTES, settings.max_bytes) * 9 // 8  # a buffer grows by an eighth
+    large = (
+        max(fetch_module.HELD_BYTES, settings.max_bytes) * 3 // 2
+    )  # some are copied as they grow
     decoding = 4 * 3 * settings.max_pixels  # as loaded, turned, copied and converted
     rest = 650_000_000  # the libraries, and a shard of 10,000 rows
     assert waiting + large + decoding + rest <= DownloadWorker.MEMORY
