@@ -15,7 +15,7 @@ def app(
     method: Annotated[str | None, typer.Option(help="code | maskclip | naclip | scg …")] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; default: this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     device: Device = "auto",
 ) -> None:

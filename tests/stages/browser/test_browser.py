@@ -104,10 +104,10 @@ class Browser:
     def legend(self, part="view"):
         return [name.rpartition(" ")[0] for name in self.texts(f"#{part} .legend button")]
 
-    def pick_the_boat(self):
+    def pick_the_kite(self):
         before = self.sources("#picture img")
         self.click(self.window.find_elements("css selector", "#examples .gallery-item")[1])
-        self.until(lambda: (now := self.sources("#picture img")) and now != before, "the boat")
+        self.until(lambda: (now := self.sources("#picture img")) and now != before, "the kite")
 
     def type(self, selector, text):
         box = self.one(selector)
@@ -147,7 +147,7 @@ WORDS = "[placeholder^='dog, red car']"
 
 
 def test_two_words_with_enter_after_each_then_the_button_show_masks(page):
-    page.pick_the_boat()
+    page.pick_the_kite()
     page.clear(WORDS)
     page.type(WORDS, "sun" + ENTER)
     page.until(lambda: page.legend() == ["sun"], "sun alone")
@@ -164,7 +164,7 @@ def test_two_words_with_enter_after_each_then_the_button_show_masks(page):
 
 
 def test_the_result_is_on_the_screen(page):
-    page.pick_the_boat()
+    page.pick_the_kite()
     page.click("#segment")
     page.until(lambda: page.sources("#view img.mask"), "masks")
     shown = "const box = document.querySelector('#view img').getBoundingClientRect();"
@@ -195,7 +195,7 @@ def test_a_chosen_file_shows_and_a_wrong_one_says_why(page, tmp_path):
 
 
 def test_the_download_holds_a_mask_a_word(page):
-    page.pick_the_boat()
+    page.pick_the_kite()
     page.click("#segment")
     page.until(lambda: page.one("#save").is_enabled(), "the download")
     packed = page.folder / "segments.zip"
@@ -204,13 +204,13 @@ def test_the_download_holds_a_mask_a_word(page):
     page.until(packed.exists, "segments.zip")
     with zipfile.ZipFile(packed) as archive:
         names = [name for name in archive.namelist() if "mask-" in name]
-        assert len(names) == 5
+        assert len(names) == 4
         label = np.asarray(Image.open(archive.open("segments/label.png")))
-    assert label.shape == (560, 560) and label.max() <= 5
+    assert label.shape == (560, 560) and label.max() <= 4
 
 
 def test_two_methods_stand_left_and_right_and_the_caption_says_what_it_needs(page):
-    page.pick_the_boat()
+    page.pick_the_kite()
     tabs = page.window.find_elements("css selector", "button[role=tab]")
     assert [tab.text for tab in tabs] == ["Segments", "Compare", "Caption"]
     page.click(tabs[1])

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from codeseg.model.inference.segmenter import Segmenter
-from codeseg.stages.browser.page import build
+from codeseg.stages.browser.page import EXAMPLES, build
 from codeseg.stages.browser.serve import FOLDER, MAX_BYTES, MAX_EVENT, serve
 from tests.helpers.app_server import Served, file_data, free_port
 from tests.stages.browser.test_page import png
@@ -266,7 +266,10 @@ def test_what_a_visitor_sent_is_deleted_after_an_hour(monkeypatch):
         delete_files_created_by_app(served.page, 0)
         left = {path.name for path in made if path.exists()}
         assert str(FOLDER) in picture["path"] and not os.path.exists(picture["path"])
-        assert {"scene-76.png"} <= left and not left & {"image.webp", "segments.zip"}
+        assert {f"scene-{index}.png" for index in EXAMPLES} <= left and not left & {
+            "image.webp",
+            "segments.zip",
+        }
     finally:
         served.page.close(verbose=False)
 
