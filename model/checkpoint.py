@@ -97,7 +97,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(
             f"could not save {folder} ({error}); earlier checkpoints are untouched: "
-            "make room, then run the same command to go on from the last one"
+            "free space, then rerun the same command to resume from the last one"
         ) from error
 
 

@@ -137,7 +137,7 @@ def draw_world(world: Path, port: int, size: Size) -> None:
     if begun.exists() and (found := json.loads(begun.read_text())) != asked:
         raise ValueError(
             f"{world.parent} was begun with port {found['port']} and {found['scenes']} scenes, not "
-            f"port {port} and {size.scenes}: repeat the options of then or choose another --out"
+            f"port {port} and {size.scenes}: repeat its options or choose another --out"
         )
     if (world / "urls.tsv").exists():
         return

@@ -125,7 +125,7 @@ def wanted_words(
     if classes_from:
         typed += [(name,) for name in load_benchmark(classes_from).texts if name not in typed]
     if not typed:
-        raise ValueError('say what to look for: --text "dog, red car", or --classes-from voc')
+        raise ValueError('name the things to find: --text "dog, red car", or --classes-from voc')
     return read_words(typed, background)
 
 

@@ -27,7 +27,7 @@ def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
     entries = [words] if isinstance(words, str) else list(words)
     things = tuple(_things(entries))
     if not things:
-        raise ValueError('say what to look for, for example "dog, red car, sofa/couch"')
+        raise ValueError('name the things to find, for example "dog, red car, sofa/couch"')
     typed = _things(entry for entry in entries if isinstance(entry, str))
     if background and any(BACKGROUND in map(str.casefold, thing) for thing in typed):
         raise ValueError(f"{BACKGROUND!r} is what no word fits: leave it out, or do without it")

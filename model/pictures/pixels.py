@@ -96,7 +96,7 @@ def is_plain(content: bytes) -> bool:
 
 
 def _over_limit(max_pixels: int) -> str:
-    return f"more than {max_pixels // 1_000_000} million pixels; make it smaller first"
+    return f"more than {max_pixels // 1_000_000} million pixels; resize it first"
 
 
 def _from_image(

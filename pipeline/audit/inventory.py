@@ -80,14 +80,14 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
         hashes: read every file whole and compare its SHA-256 with the record.
 
     Raises:
-        ValueError: when the folder is no dataset root, or a record cannot be read.
+        ValueError: when the folder is not a dataset root, or a record cannot be read.
     """
     ledger = Ledger(root)
     records = {table: ledger.records(table) for table in STAGES}
     found = {table: set(root.names(table)) for table in schema.TABLES}
     if not any(records.values()) and not any(found.values()):
         raise ValueError(
-            f"{root.uri} is no dataset root: it has neither a ledger nor any table; "
+            f"{root.uri} is not a dataset root: it has neither a ledger nor any table; "
             "give the folder that `codeseg download` filled"
         )
     settings = {table: ledger.read_settings(table) or {} for table in schema.TABLES}

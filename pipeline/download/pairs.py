@@ -158,8 +158,8 @@ class DownloadWorker:
             worst = Counter(row["error"] for row in rows if row["error"]).most_common(3)
             raise ShardError(
                 f"only {good / len(rows):.1%} of {len(rows)} rows succeeded, under the floor of "
-                f"{self._settings.success_floor:.0%} ({_counts(worst)}); not committed: run again "
-                "when the network is well, or lower --success-floor"
+                f"{self._settings.success_floor:.0%} ({_counts(worst)}); not committed: rerun "
+                "when the network works, or lower --success-floor"
             )
 
 

@@ -80,7 +80,7 @@ class Files:
         self._names = sorted(name for name in sizes if name.lower().endswith(endings))
         if not self._names:
             raise FileNotFoundError(
-                f"no {endings[0]} files in {place}: name the folder they lie in directly "
+                f"no {endings[0]} files in {place}: name the folder that directly holds them "
                 "with --urls FOLDER"
             )
         check_count(len(self._names), remedy)

@@ -62,7 +62,7 @@ def cut_shards(
         del records[max(records)]
     elif previous is not None and {**previous, "complete": None} != {**settings, "complete": None}:
         changed = "another --shard-size" if previous["list"] == settings["list"] else "another list"
-        raise ValueError(f"{root.uri} was begun with {changed} or columns; use a root of its own")
+        raise ValueError(f"{root.uri} was begun with {changed} or columns; use a separate root")
     have = sum(record.rows_out for record in records.values())
     lost = ledger.damaged(records)
     enough = (previous or {}).get("complete") or (limit is not None and limit <= have)

@@ -52,7 +52,7 @@ def read_overview(root: Storage) -> list[StageView]:
         settings = list(pool.map(ledger.read_settings, STAGES))
         if not any(records.values()) and not any(settings):
             raise ValueError(
-                f"{root.uri} is no dataset root: it has no ledger; begin with download"
+                f"{root.uri} is not a dataset root: it has no ledger; run codeseg download first"
             )
         found = pool.map(lambda table: state(root, STAGES[table], records=records), TABLES)
         states = dict(zip(TABLES, found, strict=True))

@@ -66,7 +66,7 @@ class Storage:
         try:
             filesystem, base = fs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{text} is no folder codeseg can open: {error}") from None
+            raise ValueError(f"{text} is not a folder that codeseg can open: {error}") from None
         if isinstance(filesystem, fs.LocalFileSystem):
             return cls(filesystem, base, base)
         return cls(filesystem, base, text)

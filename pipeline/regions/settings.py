@@ -38,7 +38,7 @@ def read_feature_settings(root: Storage) -> FeatureSettings:
     settings = FeatureSettings.read(root)
     if settings.image_tokens == "none":
         raise ValueError(
-            f"{root.uri} keeps no fixed views to cut into regions (--image-tokens none crops anew "
+            f"{root.uri} stores no fixed views to group into regions (--image-tokens none crops "
             f"each time); run `codeseg features {root.uri} --image-tokens int8`"
         )
     return settings

@@ -65,7 +65,7 @@ class OtherRunError(ValueError):
         more = f"; and {rest} more" if rest > 0 else ""
         super().__init__(
             f"{run} was started with --recipe {recipe} and other settings or data ({shown}{more}): "
-            f"go on with --config {run / CONFIG} on the same data, or give another RUN folder"
+            f"continue with --config {run / CONFIG} on the same data, or give another RUN folder"
             + (LONGER.format(run) if any(line.startswith("train.steps:") for line in lines) else "")
         )
 
@@ -107,7 +107,7 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         if lines := differences(saved, wanted, ignore):
             raise OtherRunError(run, saved.get("name", "(none)"), lines)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(f"{run} exists and is no run of codeseg: give another RUN folder")
+        raise ValueError(f"{run} exists and is not a run of codeseg: give another RUN folder")
 
 
 def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
         (("--out", "segmenter.tflite"), "FILE.onnx or FILE.pt2"),
         (("--method", "scg"), "clustering"),
         (("--set", "refinement=pamr"), "refinement is no network"),
-        (("--text", " "), "say what to look for"),
+        (("--text", " "), "name the things to find"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_any_work(

@@ -94,7 +94,7 @@ def test_the_command_prints_a_matrix_and_writes_json(tmp_path):
 
 
 def test_a_folder_that_is_no_root_is_one_clear_line(tmp_path):
-    with pytest.raises(ValueError, match="is no dataset root: it has no ledger"):
+    with pytest.raises(ValueError, match="is not a dataset root: it has no ledger"):
         read_overview(Storage.open(tmp_path))
 
 

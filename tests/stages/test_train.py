@@ -201,7 +201,7 @@ def test_run_with_other_data_is_refused_with_the_difference(undisturbed, tmp_pat
 
 def test_folder_of_something_else_is_refused(root, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="is no run of codeseg"):
+    with pytest.raises(ValueError, match="is not a run of codeseg"):
         fit(root, tmp_path, tiny_recipe(root))
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -426,7 +426,9 @@ def first_gradients(run):
 def test_non_finite_loss_stops_before_the_weights_move_and_names_the_term(root, tmp_path):
     run = tmp_path / "run"
     recipe = tiny_recipe(root, "train.base_lr=1e30", "train.checkpoint_every=1")
-    with pytest.raises(FloatingPointError, match=r"loss_.* not finite; the weights were not moved"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss_.* not finite; the weights were not updated"
+    ):
         fit(root, run, recipe)
     (path,) = run.glob("nonfinite-step-*.json")
     report = json.loads(path.read_text())
@@ -507,7 +509,7 @@ def test_command_prints_the_difference_and_exits_2(root, undisturbed):
     assert process.returncode == 2
     assert len(output.splitlines()) == 1 and output.count("train.seed: 0 -> 1") == 1
     assert "was started with --recipe code_vitb16 and other" in output
-    assert f"go on with --config {undisturbed / 'config.json'} on the same data" in output
+    assert f"continue with --config {undisturbed / 'config.json'} on the same data" in output
 
 
 def test_metrics_are_plain_parquet(undisturbed):

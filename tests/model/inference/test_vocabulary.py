@@ -26,7 +26,7 @@ def test_lists_mix_texts_and_names_as_they_are():
 
 @pytest.mark.parametrize("words", ["", " , ", [], ["", " / "], [()]])
 def test_nothing_to_look_for_is_refused(words):
-    with pytest.raises(ValueError, match="say what to look for"):
+    with pytest.raises(ValueError, match="name the things to find"):
         read_words(words)
 
 

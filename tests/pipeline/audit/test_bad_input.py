@@ -41,7 +41,7 @@ def test_a_folder_that_is_no_root_is_refused_in_one_line(tmp_path: Path, made: b
     folder = tmp_path / "elsewhere"
     if made:
         (folder / "photos").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"elsewhere is no dataset root.*codeseg download"):
+    with pytest.raises(ValueError, match=r"elsewhere is not a dataset root.*codeseg download"):
         Audit(Storage.open(folder), AuditOptions())
 
 

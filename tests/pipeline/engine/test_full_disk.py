@@ -100,7 +100,7 @@ def test_the_trainer_keeps_its_last_checkpoint_and_goes_on_from_it(disk, tmp_pat
     first = checkpoints(undisturbed)[0]
     size = sum(path.stat().st_size for path in first.rglob("*"))
     resize(disk, size * 3 // 2)
-    with pytest.raises(OSError, match=r"No space left on device.* make room"):
+    with pytest.raises(OSError, match=r"No space left on device.* free space"):
         fit(root, disk / "run", recipe)
     assert [path.name for path in checkpoints(disk / "run")] == [first.name]
     load_checkpoint(checkpoints(disk / "run")[0])

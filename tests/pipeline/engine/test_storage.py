@@ -119,7 +119,7 @@ def test_free_space_is_told_before_the_folder_exists(tmp_path):
 
 
 def test_an_unknown_scheme_is_one_clear_line():
-    with pytest.raises(ValueError, match="ftp://host/x is no folder"):
+    with pytest.raises(ValueError, match="ftp://host/x is not a folder"):
         Storage.open("ftp://host/x")
 
 

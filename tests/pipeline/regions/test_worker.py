@@ -249,7 +249,7 @@ def test_root_without_features_is_refused(tmp_path):
 
 def test_features_without_fixed_views_are_refused(tmp_path):
     root = make_root(tmp_path, "none")
-    with pytest.raises(ValueError, match="keeps no fixed views"):
+    with pytest.raises(ValueError, match="stores no fixed views"):
         read_feature_settings(root)
 
 

@@ -182,7 +182,7 @@ def test_a_chosen_file_shows_and_a_wrong_one_says_why(page, tmp_path):
     page.one("#picture input[type=file]").send_keys(str(tmp_path / "green.png"))
     page.until(lambda: page.sources("#picture img"), "the picture")
     page.click("#segment")
-    page.until(lambda: "say what to look for" in "".join(page.texts(".toast-body")), "no words")
+    page.until(lambda: "name the things to find" in "".join(page.texts(".toast-body")), "no words")
     page.type(WORDS, "<b>grass<i> ${1+1} {{x}}" + ENTER)
     page.until(lambda: page.legend() == ["<b>grass<i> ${1+1} {{x}}"], "the word as typed")
     for name, line in (("wrong", "cannot be read as an image"), ("large", "maximum")):

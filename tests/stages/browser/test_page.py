@@ -114,9 +114,9 @@ def test_the_download_is_what_the_segment_command_writes(untrained, boat):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("", "say what to look for"),
-        (" , ,", "say what to look for"),
-        (None, "say what to look for"),
+        ("", "name the things to find"),
+        (" , ,", "name the things to find"),
+        (None, "name the things to find"),
         ("dog, cat, dog ", "named twice"),
         (", ".join(f"word {i}" for i in range(21)), "at most 20"),
         ("d" * 501, "500 characters"),
@@ -211,7 +211,7 @@ def test_a_trained_model_takes_a_caption_apart(trained, boat):
         (None, "boat", "type a caption"),
         ("boat " * 99, "boat", "1 to 75 tokens"),
         ("boat " * 101, "boat", "at most 500"),
-        ("at last", ", ", "say what to look for"),
+        ("at last", ", ", "name the things to find"),
     ],
 )
 def test_wrong_captions_are_one_line(trained, boat, caption, nouns, line):
@@ -233,7 +233,7 @@ def test_without_the_tagger_nouns_are_asked_for(trained, boat, monkeypatch):
 
     monkeypatch.setattr(page, "load_tagger", missing)
     assert page.propose("a dog", "") == ""
-    with pytest.raises(ValueError, match="say what to look for"):
+    with pytest.raises(ValueError, match="name the things to find"):
         page.decompose(trained, boat[0], "a dog at sea", "")
 
 

@@ -144,7 +144,7 @@ def test_bad_file_is_named_in_one_line(tmp_path, name, content, message):
 def test_missing_file_and_unknown_recipe_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no configuration file"):
         resolve(None, tmp_path / "none.json")
-    with pytest.raises(ValueError, match="there are: code_vitb16"):
+    with pytest.raises(ValueError, match="did you mean code_vitb16"):
         resolve("code_vitb17")
     with pytest.raises(ValueError, match="not both"):
         resolve("storybook", tmp_path / "none.json")
