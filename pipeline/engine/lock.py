@@ -98,7 +98,7 @@ class StageLock:
 
     @property
     def held(self) -> bool:
-        """Whether nobody has taken over."""
+        """Return whether nobody has taken over."""
         return holds(self._root, self._stage, self.owner.token)
 
     def _beat(self) -> None:
@@ -110,7 +110,7 @@ class StageLock:
                 self._root.write_atomic(self._path(self._number), self._write_text(self.owner))
 
     def _lives(self, number: int, other: Owner | None) -> bool:
-        """Whether the owner of a number is at work."""
+        """Return whether the owner of a number is at work."""
         if number == 0 or (other is not None and other.finished):
             return False
         if other is not None and other.boot == self.owner.boot:
@@ -154,7 +154,7 @@ def highest(root: Storage, folder: str) -> tuple[int, Owner | None]:
 
 
 def holds(root: Storage, stage: str, token: str) -> bool:
-    """Whether the run with this token may still write the stage."""
+    """Return whether the run with this token may still write the stage."""
     owner = highest(root, f"ledger/{stage}/lock")[1]
     return owner is not None and owner.token == token
 
