@@ -268,6 +268,6 @@ def refuse_non_finite(
         write_json(path, report)
     terms = [name for name in bad if name.startswith("loss_")] or bad
     raise FloatingPointError(
-        f"step {step}: {', '.join(terms)} not finite; the weights were not moved, "
+        f"step {step}: {', '.join(terms)} not finite; the weights were not updated, "
         f"the batch's keys are in {path}"
     )

@@ -459,7 +459,9 @@ def test_figures_read_later_name_the_step_since_which_nothing_moved(root, tmp_pa
         return rate
 
     monkeypatch.setattr(Stepper, "update", watched)
-    with pytest.raises(FloatingPointError, match=r"loss_.* not finite; the weights were not moved"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss_.* not finite; the weights were not updated"
+    ):
         fit(root, run, tiny_recipe(root, "train.base_lr=1e30", *every))
     (path,) = run.glob("nonfinite-step-*.json")
     report = json.loads(path.read_text())
