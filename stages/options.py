@@ -10,7 +10,7 @@ import typer
 from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import StageReport, show_report
-from codeseg.pipeline.engine.stage import Stage
+from codeseg.pipeline.engine.stage import Stage, state
 from codeseg.pipeline.engine.storage import Storage
 
 RayAddress = Annotated[
@@ -108,6 +108,8 @@ def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> Non
         fix = stage.empty if why else f"the stage before kept none: codeseg status {root.uri}"
         fault = f"no row of {stage.table} was kept ({why or 'none went in'}): {fix}"
     else:
+        if waiting := len(state(root, stage).missing):
+            typer.echo(f"{waiting} shards of {stage.table} are not made yet: run this again later")
         typer.echo(f"next: codeseg {stage.next.format(root.uri)}")
         return
     typer.echo(f"error: {fault}", err=True)

@@ -272,6 +272,8 @@ def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) 
     try:
         with root.open_input(path) as source:
             return pq.read_table(source, columns=list(columns))
+    except FileNotFoundError:
+        raise ValueError(f"{root.uri}/{path} is gone; {stage.again(root)}") from None
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{root.uri}/{path} is corrupt, delete it and {stage.again(root)}: {error}"

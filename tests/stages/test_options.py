@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.shards import StageReport
+from codeseg.pipeline.engine.shards import StageReport, read_shard
 from codeseg.pipeline.engine.stage import FEATURES, NOUNS, PAIRS, REGIONS
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.options import conclude
@@ -49,3 +49,18 @@ def test_failed_shards_are_exit_1(tmp_path, capsys):
     with pytest.raises(typer.Exit) as caught:
         conclude(root, NOUNS, [StageReport("nouns", failed={3: "no tagger"})])
     assert caught.value.exit_code == 1 and "1 shards failed" in capsys.readouterr().err
+
+
+def test_shards_whose_upstream_is_still_at_work_are_counted(tmp_path, capsys):
+    root = Storage.open(tmp_path)
+    for shard in range(3):
+        pairs = ShardRecord("pairs", shard, "i", "s", f"p{shard}", {}, 9, 9, {}, 0, 0.0, {})
+        Ledger(root).commit(pairs)
+    record = commit(root, "nouns", 9, {})
+    conclude(root, NOUNS, [StageReport("nouns", [record])])
+    assert "2 shards of nouns are not made yet" in capsys.readouterr().out
+
+
+def test_a_file_that_is_deleted_under_a_running_stage_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"pairs/00002\.parquet is gone; run `codeseg download"):
+        read_shard(Storage.open(tmp_path), PAIRS, 2, ["key"])
