@@ -124,6 +124,7 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
         raise FileNotFoundError(
             f"no URL list {place}: get it from {manifest.homepage or 'its owner'} "
             "and name it with --urls FILE"
+            f" (of a folder, the {SUFFIXES[manifest.format]} files directly in it are read)"
         )
     return source, files
 

@@ -188,7 +188,7 @@ def test_a_missing_column_and_a_missing_list_are_named(tmp_path):
     write_list(tmp_path / "list.csv", "csv")
     with pytest.raises(ValueError, match="nope"):
         cut(tmp_path, "csv", source=manifest("csv", 'columns={url="nope", caption="text"}'))
-    with pytest.raises(FileNotFoundError, match=r"get it from https://.* --urls FILE"):
+    with pytest.raises(FileNotFoundError, match=r"from https://.* --urls FILE .*\.tsv files"):
         cut_shards(load_manifest("cc3m"), str(tmp_path / "x.tsv"), Storage.open(tmp_path), 10, None)
 
 
