@@ -7,17 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import pyarrow as pa
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from codeseg.pipeline.engine.storage import write_json
+from codeseg.pipeline.audit.questions import Finding, check_names, questions
+from codeseg.pipeline.engine.storage import Storage, write_json
+from codeseg.stages.pages.checks import Answer, audit_sections, in_words
+from codeseg.stages.pages.page import write_page
 from codeseg.stages.terminal import visible
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from codeseg.pipeline.audit.database import Audit
-    from codeseg.pipeline.audit.questions import Finding
-    from codeseg.stages.pages.checks import Answer
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 SHOWN_ROWS = 100
@@ -88,9 +91,7 @@ def audit(
     shards count.
     """
     from codeseg.pipeline.audit.database import Audit
-    from codeseg.pipeline.audit.questions import check_names
     from codeseg.pipeline.audit.views import AuditOptions
-    from codeseg.pipeline.engine.storage import Storage
 
     gates = [name for names in fail_on or () for name in names.split(",") if name]
     if unknown := [name for name in gates if name not in (*check_names(), ANY)]:
@@ -140,12 +141,8 @@ def _limit(text: str) -> tuple[str, float]:
         raise ValueError(f"--limit {text}: write NAME=NUMBER") from None
 
 
-def _check(opened: "Audit") -> "list[Finding]":
+def _check(opened: "Audit") -> list[Finding]:
     """Make every check."""
-    from rich.console import Console
-
-    from codeseg.pipeline.audit.questions import check_names
-
     findings = []
     with Console().status("opening") as status:
         for name in check_names():
@@ -154,59 +151,42 @@ def _check(opened: "Audit") -> "list[Finding]":
     return findings
 
 
-def _show_findings(findings: "list[Finding]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from codeseg.stages.pages.checks import in_words
-
+def _show_findings(findings: list[Finding]) -> None:
     console = Console()
     table = Table("check", "verdict", "what was found", "first keys", box=None, pad_edge=False)
     for finding in findings:
         colour = COLOURS[finding.verdict]
         verdict = f"[{colour}]{finding.verdict}[/{colour}]"
         keys = "" if finding.verdict == "pass" else "\n".join(finding.keys)
-        table.add_row(finding.check, verdict, _plain(in_words(finding)), _plain(keys))
+        table.add_row(finding.check, verdict, escape(in_words(finding)), escape(keys))
     console.print(table)
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _write_page(path: Path, root: str, opened: "Audit", findings: "list[Finding]") -> None:
+def _write_page(path: Path, root: str, opened: "Audit", findings: list[Finding]) -> None:
     """Write the findings, charts, samples and tables as one page."""
-    from codeseg.stages.pages.checks import audit_sections
-    from codeseg.stages.pages.page import write_page
-
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = audit_sections(findings, _answers(opened))
     write_page(path, sections, title="Audit", subtitle=f"{root} · {date}")
     typer.echo(f"report: {path}")
 
 
-def _answers(opened: "Audit") -> "Iterator[Answer]":
+def _answers(opened: "Audit") -> Iterator[Answer]:
     """Ask what the page shows besides the checks; nothing where there are no rows."""
-    from codeseg.pipeline.audit.questions import questions
-
     for name, question in questions().items():
         if name.startswith("show_") and (rows := opened.figures(question)):
             pictured = question.chart == "pictures"
             yield question, rows, opened.pictures([row["key"] for row in rows] if pictured else [])
 
 
-def _write_json(path: Path, root: str, findings: "list[Finding]") -> None:
+def _write_json(path: Path, root: str, findings: list[Finding]) -> None:
     checks = {found.pop("check"): found for found in map(asdict, findings)}
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
-    value = {"root": root, "verdicts": counts, "checks": checks}
-    write_json(path, value)
+    write_json(path, {"root": root, "verdicts": counts, "checks": checks})
 
 
-def _gate(findings: "list[Finding]", gates: list[str]) -> None:
+def _gate(findings: list[Finding], gates: list[str]) -> None:
     """Exit 1 when a named check failed or could not be made."""
     short = [
         finding.check
@@ -226,13 +206,10 @@ def _answer(opened: "Audit", sql: str, json_file: Path | None) -> None:
     _show(rows)
 
 
-def _show(rows: "pa.Table") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _show(rows: pa.Table) -> None:
     table = Table(*rows.column_names, box=None, pad_edge=False)
     for row in rows.slice(0, SHOWN_ROWS).to_pylist():
-        table.add_row(*(_plain(str(value)) for value in row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     console = Console()
     console.print(table)
     if rows.num_rows > SHOWN_ROWS:

@@ -9,16 +9,14 @@ Thresholds stand in audit_sql/thresholds.sql. This is the only file that imports
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from codeseg.pipeline.audit import values as audit_values
+from codeseg.pipeline.audit import values
 from codeseg.pipeline.audit.inventory import Inventory, take_inventory
-from codeseg.pipeline.audit.questions import COUNTED, Finding, Question, check_names, questions
+from codeseg.pipeline.audit.questions import COUNTED, Finding, Question, questions
 from codeseg.pipeline.audit.views import AuditOptions, open_views
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.engine.storage import Storage
@@ -66,12 +64,7 @@ class Audit:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._database.close()
         self._spill.cleanup()
 
@@ -79,21 +72,21 @@ class Audit:
 
     def _prepare(self, sql: str) -> None:
         """Make the prepared tables that a statement names."""
-        makers: dict[str, Callable[[], Iterator[pa.RecordBatch]]] = {
-            "feature_values": self._feature_values,
-            "vocabulary_values": self._vocabulary_values,
-            "picture_values": self._picture_values,
-            "benchmark_pictures": self._benchmark_pictures,
+        root, data = self._root, self.inventory.data
+        vectors = values.feature_values(root, data["features"], self._options.feature_rows)
+        nouns = values.vocabulary_values(root, data["vocabulary"])
+        a_file = -(-self._options.pictures // max(1, len(data["pairs"])))
+        pictures = values.picture_values(root, data["pairs"], a_file)
+        others = values.benchmark_picture_values(self._benchmark_images)
+        measured = {  # generators, which measure nothing until they are read
+            "feature_values": (values.FEATURE_VALUES, vectors),
+            "vocabulary_values": (values.VOCABULARY_VALUES, nouns),
+            "picture_values": (values.PICTURE_VALUES, pictures),
+            "benchmark_pictures": (values.PICTURE_VALUES, others),
         }
-        schemas = {
-            "feature_values": audit_values.FEATURE_VALUES,
-            "vocabulary_values": audit_values.VOCABULARY_VALUES,
-            "picture_values": audit_values.PICTURE_VALUES,
-            "benchmark_pictures": audit_values.PICTURE_VALUES,
-        }
-        for name, maker in makers.items():
+        for name, (form, batches) in measured.items():
             if name in sql and name not in self._prepared:
-                reader = pa.RecordBatchReader.from_batches(schemas[name], maker())
+                reader = pa.RecordBatchReader.from_batches(form, batches)
                 self._database.register("stream", reader)
                 self._database.execute(f"CREATE TABLE {name} AS FROM stream")
                 self._database.unregister("stream")
@@ -103,21 +96,6 @@ class Audit:
                 self._prepared.add(name)
                 self._prepare(questions()[name].sql)  # a counted table may ask another
                 self._database.execute(f"CREATE TABLE {name} AS {questions()[name].sql}")
-
-    def _feature_values(self) -> Iterator[pa.RecordBatch]:
-        paths = self.inventory.data["features"]
-        return audit_values.feature_values(self._root, paths, self._options.feature_rows)
-
-    def _vocabulary_values(self) -> Iterator[pa.RecordBatch]:
-        return audit_values.vocabulary_values(self._root, self.inventory.data["vocabulary"])
-
-    def _picture_values(self) -> Iterator[pa.RecordBatch]:
-        paths = self.inventory.data["pairs"]
-        a_file = -(-self._options.pictures // max(1, len(paths)))
-        return audit_values.picture_values(self._root, paths, a_file)
-
-    def _benchmark_pictures(self) -> Iterator[pa.RecordBatch]:
-        return audit_values.benchmark_picture_values(self._benchmark_images)
 
     # Asking
 
@@ -182,12 +160,9 @@ class Audit:
             return []
         try:
             self._prepare(question.sql)
-            rows: list[dict[str, Any]] = (
-                self._database.sql(question.sql).to_arrow_table().to_pylist()
-            )
+            return list(self._database.sql(question.sql).to_arrow_table().to_pylist())
         except (duckdb.Error, OSError, pa.ArrowException):
             return []  # the checks say so
-        return rows
 
     def pictures(self, keys: list[str]) -> dict[str, bytes]:
         """Return the stored JPEG of some pairs, by key."""
@@ -195,11 +170,6 @@ class Audit:
             "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
         ).fetchall()
         return dict(rows)
-
-    def checks(self, names: Iterable[str] | None = None) -> Iterator[Finding]:
-        """Answer the checks one by one, in the order of the data flow."""
-        for name in names or check_names():
-            yield self.check(name)
 
 
 def _one_line(error: BaseException) -> str:

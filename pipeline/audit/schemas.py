@@ -14,13 +14,11 @@ TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
 
 def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema | None:
     """Return the table's schema; None where the settings that fix its shapes are missing."""
-    if table in ("pairs", "nouns", "regions"):
-        return {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}[table]
-    if features is None:
-        return None
-    return (
-        schema.vocabulary(features.clip.embed_dim) if table == "vocabulary" else features.schema()
-    )
+    fixed = {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}
+    if table in fixed or features is None:
+        return fixed.get(table)
+    vocabulary = table == "vocabulary"
+    return schema.vocabulary(features.clip.embed_dim) if vocabulary else features.schema()
 
 
 def light_features() -> pa.Schema:

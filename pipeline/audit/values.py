@@ -9,6 +9,7 @@ Every function streams record batches: memory is bounded by one batch of a file.
 import hashlib
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,10 +31,7 @@ FEATURE_VALUES = pa.schema(
         ("image_norm_min", pa.float32()),  # L2 norm of a token over D, over the row's V·P tokens
         ("image_norm_mean", pa.float32()),
         ("image_norm_max", pa.float32()),
-        (
-            "saturated",
-            pa.float32(),
-        ),  # share of int8 values at ±127, one a token set aside
+        ("saturated", pa.float32()),  # share of int8 values at ±127, one a token set aside
         ("state_values", pa.int64()),  # length of caption_states; L·T is declared
         ("state_nonfinite", pa.int64()),
         ("state_norm_min", pa.float32()),  # L2 norm of a state over T
@@ -108,8 +106,7 @@ def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
     if tokens.dtype == np.int8:
         scales = batch.column("image_scales").flatten().to_numpy()
     width = settings.get("clip", {}).get("width") or len(tokens) // batch.num_rows
-    names = ("nonfinite", "norm_min", "norm_mean", "norm_max", "saturated")
-    rows: dict[str, list[float]] = {name: [] for name in names[: 4 + (scales is not None)]}
+    rows: defaultdict[str, list[float]] = defaultdict(list)
     for row, values in enumerate(tokens.reshape(batch.num_rows, -1)):  # a row at a time: 1 MB
         tokens_PD = values.reshape(-1, width).astype(np.float32)
         if scales is not None:
@@ -117,11 +114,11 @@ def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
             rows["saturated"].append(max(0, at_limit - len(tokens_PD)) / tokens_PD.size)
             tokens_PD *= scales.reshape(batch.num_rows, -1)[row, :, None]
         nonfinite, norms_P = _norms(tokens_PD)
-        rows["nonfinite"].append(int(nonfinite.sum()))
-        rows["norm_min"].append(float(norms_P.min()))
-        rows["norm_mean"].append(float(norms_P.mean()))
-        rows["norm_max"].append(float(norms_P.max()))
-    return {name if name == "saturated" else f"image_{name}": rows[name] for name in rows}
+        rows["image_nonfinite"].append(int(nonfinite.sum()))
+        rows["image_norm_min"].append(float(norms_P.min()))
+        rows["image_norm_mean"].append(float(norms_P.mean()))
+        rows["image_norm_max"].append(float(norms_P.max()))
+    return rows
 
 
 def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:

@@ -58,13 +58,14 @@ def open_views(
     Raises:
         ValueError, FileNotFoundError: when an option names what does not exist.
     """
-    readable: list[str] = []
-    for table, empty in (("pairs", schema.PAIRS), ("nouns", schema.NOUNS)):
-        readable += _view_parquet(database, table, root, inventory.data[table], empty)
-    _view_arrow(database, "features", root, inventory.data["features"], light_features())
-    vocabulary = schema.vocabulary(inventory.embed_dim)
-    _view_arrow(database, "vocabulary", root, inventory.data["vocabulary"], vocabulary)
-    readable += _view_metrics(database, options.run)
+    readable = _view_metrics(database, options.run)
+    for table, columns in {
+        "pairs": schema.PAIRS,
+        "nouns": schema.NOUNS,
+        "features": light_features(),
+        "vocabulary": schema.vocabulary(inventory.embed_dim),
+    }.items():
+        readable += _view_files(database, table, root, inventory.data[table], columns)
     _view_table(database, "ledger", inventory.ledger)
     _view_table(database, "files", inventory.files)
     _view_table(database, "settings", inventory.settings)
@@ -77,46 +78,27 @@ def open_views(
     database.execute("SET lock_configuration = true")
 
 
-def _view_parquet(
-    database: "DuckDBPyConnection", view: str, root: Storage, paths: list[str], empty: pa.Schema
+def _view_files(
+    database: "DuckDBPyConnection", view: str, root: Storage, paths: list[str], columns: pa.Schema
 ) -> list[str]:
-    """Open Parquet files as a view; returns the local paths that DuckDB itself will read."""
+    """Open files as a view; returns the local paths that DuckDB itself will read."""
     if not paths:
-        _view_table(database, view, empty.empty_table())
-    elif root.local_path is None or GLOB_CHARACTERS.search(str(root.local_path)):
-        _view_dataset(database, view, root, paths, "parquet", None)
-    else:
-        local = [str(root.local_path / path) for path in paths]
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in local)
-        database.execute(f"CREATE VIEW {view} AS FROM read_parquet([{quoted}])")
-        return local
-    return []
-
-
-def _view_arrow(
-    database: "DuckDBPyConnection", table: str, root: Storage, paths: list[str], light: pa.Schema
-) -> None:
-    if paths:
-        _view_dataset(database, table, root, paths, "ipc", light)
-    else:
-        _view_table(database, table, light.empty_table())
-
-
-def _view_dataset(
-    database: "DuckDBPyConnection",
-    view: str,
-    root: Storage,
-    paths: list[str],
-    form: str,
-    columns: pa.Schema | None,
-) -> None:
-    """Stream through pyarrow: object stores, and Arrow files, which DuckDB cannot read."""
+        _view_table(database, view, columns.empty_table())
+        return []
     filesystem: fs.FileSystem = fs.LocalFileSystem()
     base = str(root.local_path)
     if root.local_path is None:
         filesystem, base = fs.FileSystem.from_uri(root.uri)
     full = [f"{base}/{path}" for path in paths]
-    _view_table(database, view, ds.dataset(full, columns, form, filesystem))
+    if paths[0].endswith(".arrow"):
+        _view_table(database, view, ds.dataset(full, columns, "ipc", filesystem))
+    elif root.local_path is None or GLOB_CHARACTERS.search(base):
+        _view_table(database, view, ds.dataset(full, None, "parquet", filesystem))
+    else:
+        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in full)
+        database.execute(f"CREATE VIEW {view} AS FROM read_parquet([{quoted}])")
+        return full
+    return []
 
 
 def _view_table(database: "DuckDBPyConnection", view: str, table: Any) -> None:
@@ -134,7 +116,7 @@ def _view_metrics(database: "DuckDBPyConnection", run: Path | None) -> list[str]
         pq.read_metadata(run / "metrics.parquet")
     except pa.ArrowInvalid as error:
         raise ValueError(f"{run}/metrics.parquet is damaged: {error}") from None
-    return _view_parquet(database, "metrics", Storage.open(run), ["metrics.parquet"], pa.schema([]))
+    return _view_files(database, "metrics", Storage.open(run), ["metrics.parquet"], pa.schema([]))
 
 
 def _set_thresholds(database: "DuckDBPyConnection", limits: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.audit.questions import check_names
 from codeseg.pipeline.audit.views import AuditOptions
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.cli import app
@@ -33,7 +34,7 @@ def root(sound: Path, tmp_path: Path) -> Path:
 
 def verdicts(root: str | Path, **options: object) -> dict[str, str]:
     with Audit(Storage.open(root), AuditOptions(**options)) as audit:
-        return {finding.check: finding.verdict for finding in audit.checks()}
+        return {finding.check: finding.verdict for finding in map(audit.check, check_names())}
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -62,7 +63,7 @@ def test_a_stage_still_running_is_said_and_its_unfinished_file_left_alone(root: 
         shutil.rmtree(root / "ledger" / stage)
     (root / "nouns/.00002.parquet~host~1~ab.tmp").write_bytes(b"half")
     with Audit(Storage.open(root), AuditOptions()) as audit:
-        found = {finding.check: finding for finding in audit.checks()}
+        found = {finding.check: finding for finding in map(audit.check, check_names())}
         rows = audit.query("SELECT count(DISTINCT shard_of(key)) AS shards FROM nouns")
     assert rows.to_pylist() == [{"shards": SHARDS - 1}]
     assert found["ledger_complete"].keys == ["nouns/00003"]

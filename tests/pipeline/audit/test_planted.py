@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from codeseg.pipeline.audit.database import Audit, Finding
+from codeseg.pipeline.audit.questions import check_names
 from codeseg.pipeline.audit.views import AuditOptions
 from codeseg.pipeline.engine.storage import Storage
 from tests.helpers.audit_data import EMBED_DIM, EOS, Rows, Spoils, make_root, picture, recommit
@@ -132,7 +133,7 @@ def benchmark(tmp_path: Path) -> tuple[str, Path]:
 
 def findings(root: Path, **options: Any) -> dict[str, Finding]:
     with Audit(Storage.open(root), AuditOptions(**options)) as audit:
-        return {finding.check: finding for finding in audit.checks()}
+        return {finding.check: finding for finding in map(audit.check, check_names())}
 
 
 def test_every_planted_row_is_found_and_nothing_else(
