@@ -257,11 +257,9 @@ def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tupl
         return f"a {_pick(rng, THING_NAMES)} {_pick(rng, PLACES[_pick(rng, tuple(GROUNDS))])}"
     if not things or luck < 0.12:
         first, *rest = rng.permutation(list(grounds))
-        return (
-            f"{first} and {rest[0]}"
-            if rest and luck > 0.09
-            else _pick(rng, GROUND_ONLY).format(first)
-        )
+        if rest and luck > 0.09:
+            return f"{first} and {rest[0]}"
+        return _pick(rng, GROUND_ONLY).format(first)
     order = [things[int(i)] for i in rng.permutation(len(things))]
     if luck < 0.34:
         name = _named(rng, order[0], colour=luck > 0.26)
@@ -331,14 +329,8 @@ def palette() -> list[list[int]]:
     """An RGB colour for each of CLASSES: the grounds' own, the things' by a fixed hue walk."""
     colours = []
     for number in range(len(THING_NAMES)):
-        hue = Image.new(
-            "HSV",
-            (1, 1),
-            (number * 97 % 256, 200 - 70 * (number % 2), 235 - 90 * (number % 3 == 2)),
-        )
-        pixel = hue.convert("RGB").getpixel((0, 0))
-        assert isinstance(pixel, tuple)
-        colours.append([int(value) for value in pixel])
+        hue = (number * 97 % 256, 200 - 70 * (number % 2), 235 - 90 * (number % 3 == 2))
+        colours.append(list(Image.new("HSV", (1, 1), hue).convert("RGB").tobytes()))
     return colours + [list(colour) for colour in GROUNDS.values()]
 
 
@@ -372,16 +364,3 @@ def write_benchmark(folder: Path, name: str, count: int, seed: int | None = None
 
 def _save_whole(image: Image.Image, path: Path) -> None:
     write_file(path, lambda file: image.save(file, format="PNG"))
-
-
-def contact_sheet(seed: int, columns: int, rows: int, size: int = 128) -> Image.Image:
-    """Return a grid of scenes with white gutters."""
-    gutter = 6
-    sheet = Image.new(
-        "RGB", (columns * (size + gutter) + gutter, rows * (size + gutter) + gutter), "white"
-    )
-    for index in range(columns * rows):
-        place = (index % columns, index // columns)
-        x, y = (gutter + part * (size + gutter) for part in place)
-        sheet.paste(draw_scene(seed, index, size).image, (x, y))
-    return sheet

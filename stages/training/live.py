@@ -28,7 +28,7 @@ def plain_line(row: Row, total: int) -> str:
     return "  ".join(parts)
 
 
-class LiveTable:
+class LiveTable(Live):
     """A progress bar under the last row's figures: loss terms left, all else right."""
 
     def __init__(self, console: Console, step: int, total: int) -> None:
@@ -37,22 +37,14 @@ class LiveTable:
             console=console,
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=total, completed=step)
-        self._live = Live(self._progress, console=console, refresh_per_second=4)
+        super().__init__(self._progress, console=console, refresh_per_second=4)
 
-    def start(self) -> None:
-        """Take the bottom of the terminal."""
-        self._live.start()
-
-    def stop(self) -> None:
-        """Leave the last state there."""
-        self._live.stop()
-
-    def update(self, row: Row) -> None:
+    def show(self, row: Row) -> None:
         """Show another row."""
         self._progress.update(
             self._task, completed=row["step"], description=f"phase {row['phase']}"
         )
-        self._live.update(Group(_table(row), self._progress))
+        self.update(Group(_table(row), self._progress))
 
 
 def _table(row: Row) -> RenderableType:

@@ -18,7 +18,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -32,36 +31,6 @@ from codeseg.stages.training.recipes import Recipe
 
 METRICS = "metrics.parquet"
 INTEGERS = ("step", "phase", "memory_bytes")
-
-
-class MetricsTable:
-    """metrics.parquet in memory; `save` makes the file equal to it."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        """Read the rows up to `step`; those after it belong to steps that are done again."""
-        self._storage = Storage.open(run)
-        self._rows: list[dict[str, Any]] = []
-        if self._storage.exists(METRICS):
-            self._rows = read_metrics(run).filter(pa.compute.field("step") <= step).to_pylist()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row."""
-        self._rows.append(row)
-
-    def save(self) -> None:
-        """Replace the file atomically."""
-        if not self._rows:
-            return
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        columns = {
-            name: pa.array(
-                [row.get(name) for row in self._rows],
-                pa.int64() if name in INTEGERS else pa.float64(),
-            )
-            for name in names
-        }
-        table = pa.table(columns)
-        self._storage.write_atomic(METRICS, lambda file: pq.write_table(table, file))
 
 
 def read_metrics(run: Path) -> pa.Table:
@@ -127,29 +96,25 @@ class RunLog:
     """All places that a row goes to; a context manager. Silent in processes that do not lead."""
 
     def __init__(self, run: Path, recipe: Recipe, step: int, leads: bool) -> None:
+        """Read the rows up to `step`; those after it belong to steps that are done again."""
         self._leads = leads
         self._total = recipe.train.steps
-        self._metrics = MetricsTable(run, step) if leads else None
+        self._storage = Storage.open(run)
+        self._rows: list[dict[str, Any]] = []
+        if leads and self._storage.exists(METRICS):
+            self._rows = read_metrics(run).filter(pa.compute.field("step") <= step).to_pylist()
         self._tensorboard = _tensorboard(run, step) if leads else None
         self._wandb = _wandb(run, recipe) if leads and recipe.train.wandb else None
         self._console = Console()
-        self._live = LiveTable(self._console, step, self._total) if self._on_terminal else None
-
-    @property
-    def _on_terminal(self) -> bool:
-        return self._leads and self._console.file.isatty()
+        shown = leads and self._console.file.isatty()
+        self._live = LiveTable(self._console, step, self._total) if shown else None
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
         if self._tensorboard:
@@ -164,9 +129,9 @@ class RunLog:
 
     def row(self, row: dict[str, Any]) -> None:
         """Log a step."""
-        if self._metrics is None:
+        if not self._leads:
             return
-        self._metrics.add(row)
+        self._rows.append(row)
         figures = {name: v for name, v in row.items() if name != "step" and v is not None}
         if self._tensorboard:
             for name, value in figures.items():
@@ -174,14 +139,17 @@ class RunLog:
         if self._wandb:
             self._wandb.log({_tag(name): v for name, v in figures.items()}, step=row["step"])
         if self._live:
-            self._live.update(row)
+            self._live.show(row)
         else:
             self.say(plain_line(row, self._total))
 
     def save(self) -> None:
         """Bring metrics.parquet up to date: before every checkpoint, so that it never lags one."""
-        if self._metrics:
-            self._metrics.save()
+        if self._rows:
+            names = dict.fromkeys(name for row in self._rows for name in row)
+            kinds = [(n, pa.int64() if n in INTEGERS else pa.float64()) for n in names]
+            table = pa.Table.from_pylist(self._rows, pa.schema(kinds))
+            self._storage.write_atomic(METRICS, lambda file: pq.write_table(table, file))
 
 
 def _tag(name: str) -> str:

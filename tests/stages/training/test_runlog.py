@@ -33,7 +33,7 @@ def test_live_table_shows_every_term_and_goes_on_where_the_run_stopped():
     table.stop()
     assert "30/100" in screen.getvalue()
     table.start()
-    table.update({"step": 40, **FIGURES})
+    table.show({"step": 40, **FIGURES})
     table.stop()
     last = screen.getvalue().split("loss ")[-1]
     for shown in ("5.5", "kg", "3.25", "tv mask", "2.25", "gradient norm", "42.12", "0.001", "74"):
