@@ -41,8 +41,7 @@ class SegmenterNetworks(nn.Module):
         if settings.by_regions or settings.masks_by in (None, "scclip"):
             raise ValueError(
                 f"method {settings.method} groups patches by clustering or repairs them, which is "
-                "no network: "
-                "export code, maskclip, sclip, clearclip or naclip"
+                "no network: export code, maskclip, sclip, clearclip or naclip"
             )
         if settings.refinement != "none":
             raise ValueError("refinement is no network and is not exported: leave it at none")
@@ -158,8 +157,3 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     )
     assert model is not None
     model.save(path, external_data=False)
-
-
-def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Write a .pt2 file, which `torch.export.load` reads without codeseg."""
-    torch.export.save(program, path)

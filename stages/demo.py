@@ -165,12 +165,12 @@ def serving(folder: Path, port: int) -> Iterator[None]:
             f"port {port} of this machine is taken ({error.strerror}); "
             "choose another with --port and a new --out"
         ) from error
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
 
 
 def die_with_parent() -> None:
@@ -226,19 +226,13 @@ def segment_pictures(out: Path) -> None:
 
 def collect(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Read every score: {benchmark: {method: {"miou": …, "per_class": {…}}}}, in percent."""
-    return {
-        benchmark: {
-            method: {
-                key: value
-                for key, value in json.loads(
-                    (out / "evaluation" / benchmark / method / "scores.json").read_text()
-                ).items()
-                if key in ("miou", "per_class")
-            }
-            for method in METHODS
-        }
-        for benchmark in BENCHMARKS
-    }
+
+    def scores(place: Path) -> dict[str, Any]:
+        found = json.loads((place / "scores.json").read_text())
+        return {key: found[key] for key in found if key in ("miou", "per_class")}
+
+    folder = out / "evaluation"
+    return {name: {m: scores(folder / name / m) for m in METHODS} for name in BENCHMARKS}
 
 
 def show(results: dict[str, dict[str, dict[str, Any]]]) -> None:

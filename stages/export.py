@@ -119,7 +119,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
             export.write_onnx(program, path)
             engine, exported = "onnxruntime", export_check.open_onnx(path)
         else:
-            export.write_torch(program, path)
+            torch.export.save(program, path)
             engine, exported = "torch.export", export_check.open_torch(path)
     sizes, patch = export_check.grids(segmenter), segmenter.clip.patch_size
     difference = export_check.largest_difference(segmenter, exported, sizes)

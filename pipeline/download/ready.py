@@ -12,12 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.lists import sound
-from codeseg.pipeline.download.pairs import (
-    DownloadSettings,
-    Img2dataset,
-    commit_pairs,
-    empty_row,
-)
+from codeseg.pipeline.download.pairs import DownloadSettings, Img2dataset, commit_pairs, empty_row
 from codeseg.pipeline.download.urls import check_count
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
@@ -34,11 +29,6 @@ class Sample:
     url: str | None = None
     fault: str | None = None  # why it cannot be used, where that shows before it is read
     endings: set[str] = field(default_factory=set)
-
-    @property
-    def caption(self) -> str | None:
-        """The first caption."""
-        return self.captions[0] if self.captions else None
 
 
 class Source(Protocol):

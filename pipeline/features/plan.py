@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 from codeseg.pipeline.engine.ledger import from_json
@@ -84,7 +84,7 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
 def clip_facts(root: Storage, model: str, pretrained: str) -> ClipFacts:
     """Return what the settings say of a CLIP, from the last run's notes or by loading it."""
     model, name = _absolute(model), _absolute(pretrained)
-    asked = [model, name, _hash_file(_weights_path(name))]
+    asked = [model, name, _weights_hash(name)]
     try:
         cached = json.loads(root.read_bytes(CLIP_CACHE))
         if cached["asked"] == asked:
@@ -139,13 +139,13 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
             raise ValueError(line)
     features = state(root, FEATURES, settings=settings.fingerprint())
     vocabulary = state(root, VOCABULARY, settings=settings.vocabulary_fingerprint())
-    old = [features.records[i] for i, why in features.stale.items() if why != DAMAGED]
+    old = (features.records[i].bytes for i, why in features.stale.items() if why != DAMAGED)
     return Work(
         settings=settings,
         vocabulary=vocabulary,
         features=features,
         rows={i: nouns.records[i].rows_out for i in features.pending},
-        replaced_bytes=sum(record.bytes for record in old),
+        replaced_bytes=sum(old),
     )
 
 
@@ -222,17 +222,12 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.is_file() else name
 
 
-def _weights_path(pretrained: str) -> Path | None:
-    """The local file of weights, where there is one to look at."""
+def _weights_hash(pretrained: str) -> str:
+    """Return SHA-256 of the local file of weights; "" where there is none to look at."""
+    path = Path(pretrained)
     if pretrained == "storybook":
-        spec = find_spec("codeseg.model")
-        assert spec is not None and spec.origin is not None
-        return Path(spec.origin).parent / "weights" / "storybook.safetensors"
-    return Path(pretrained) if Path(pretrained).is_file() else None
-
-
-def _hash_file(path: Path | None) -> str:
-    if path is None or not path.is_file():
+        path = Path(str(files("codeseg.model"))) / "weights" / "storybook.safetensors"
+    if not path.is_file():
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

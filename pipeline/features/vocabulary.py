@@ -98,9 +98,7 @@ class VocabularyWorker:
             table = pa.ipc.open_file(self._root.open_input(PATH)).read_all()
         except (FileNotFoundError, pa.ArrowInvalid):
             return {}
-        if table.schema != self._schema or table.schema.metadata != self._schema.metadata:
-            return {}
-        if not table.num_rows:
+        if not table.num_rows or not table.schema.equals(self._schema, check_metadata=True):
             return {}
         rows = table.select(["text", "knowledge_embedding"]).combine_chunks()
         texts = rows["text"].to_pylist()

@@ -90,7 +90,7 @@ class FeatureStream:
         self._global = batch_size * world_size
         self._seed, self._rank = seed, rank
         self._start = start
-        self._check(self._roots.name)
+        self._check()
         self._collate = Collate(self.settings, self._roots.vocabulary, pin_memory=pin_memory)
         self._prefetch, self._threads = prefetch, threads
 
@@ -106,7 +106,8 @@ class FeatureStream:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _check(self, uri: str) -> None:
+    def _check(self) -> None:
+        uri = self.name
         if self.rows < self._global:
             raise ValueError(
                 f"{uri} holds {self.rows} trainable pairs, fewer than one batch of {self._global}; "
@@ -141,7 +142,7 @@ class FeatureStream:
 
     def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
         """(B, J) indices into each caption's nouns, without replacement."""
-        counts = [sample.noun_count for sample in samples]
+        counts = [len(sample.nouns) for sample in samples]
         bits_BK = hash_numbers(bits_B[:, None], np.arange(max(counts)))
         chosen = [
             np.argsort(bits[:count], kind="stable")[: self._nouns]

@@ -5,7 +5,6 @@ The tensors and their letters are described in `codeseg.model.code.batch`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,10 +52,9 @@ class Sample:
     regions: RegionTable | None = None  # of its root, where they are wanted
 
     @property
-    def noun_count(self) -> int:
-        """Distinct nouns of the caption."""
-        _, offsets = self.block.noun_ids
-        return int(offsets[self.row + 1] - offsets[self.row])
+    def nouns(self) -> NDArray[np.int64]:
+        """Ids of the caption's distinct nouns, in caption order."""
+        return self.block.values("noun_ids", self.row)
 
 
 class Collate:
@@ -167,7 +165,7 @@ class Collate:
 
     def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
         """Return caption tokens, states and the labels of METHOD §4."""
-        rows = [_row(s.block.caption_tokens, s.row) for s in samples]
+        rows = [s.block.values("caption_tokens", s.row) for s in samples]
         B, L, T = len(rows), max(map(len, rows)), self._settings.clip.text_width
         tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
         states_BLT = self._full(B, L, T, value=0, dtype=torch.float16)
@@ -177,11 +175,11 @@ class Collate:
             samples, rows, nouns_BJ, out, strict=True
         ):
             tokens[: len(row)] = row
-            states[: len(row)] = _row(sample.block.caption_states, sample.row).reshape(-1, T)
+            stored = sample.block.values("caption_states", sample.row)
+            states[: len(row)] = stored.reshape(-1, T)
             _refuse_non_finite(states, sample)
-            spans = _row(sample.block.spans, sample.row)
             label_of = {int(noun): label for label, noun in enumerate(chosen, start=1)}
-            for noun, start, end in spans.tolist():
+            for noun, start, end in sample.block.values("spans", sample.row).tolist():
                 labels[start:end] = label_of.get(noun, 0)
         return {
             "caption_tokens_BL": tokens_BL,
@@ -192,10 +190,7 @@ class Collate:
 
     def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
         """Return the batch's distinct nouns, in order of first occurrence in N."""
-        ids_BJ = [
-            _row(s.block.noun_ids, s.row)[chosen]
-            for s, chosen in zip(samples, nouns_BJ, strict=True)
-        ]
+        ids_BJ = [s.nouns[chosen] for s, chosen in zip(samples, nouns_BJ, strict=True)]
         rows_N = self._vocabulary.rows(np.stack(ids_BJ, axis=1).reshape(-1))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows_N.tolist()))}
         tokens = [self._vocabulary.tokens(row) for row in number]
@@ -208,11 +203,6 @@ class Collate:
             "noun_index_N": self._tensor([number[row] for row in rows_N.tolist()]),
             "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(np.array(list(number)))),
         }
-
-
-def _row(lists: tuple[NDArray[Any], NDArray[np.int32]], row: int) -> NDArray[Any]:
-    values, offsets = lists
-    return values[offsets[row] : offsets[row + 1]]
 
 
 def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:

@@ -3,7 +3,7 @@
 In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint these classes keep.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from codeseg.pipeline import schema
@@ -72,9 +72,8 @@ class FeatureSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON gives them back: tuples are lists."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        lists = {name: list(v) for name, v in plain.items() if isinstance(v, tuple)}
-        whole = {**plain, **lists, "clip": asdict(self.clip)}
+        plain = asdict(self)
+        whole = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
         return whole if self.clip_score else {k: v for k, v in whole.items() if k != "clip_score"}
 
     def fingerprint(self) -> str:

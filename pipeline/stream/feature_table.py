@@ -22,7 +22,6 @@ from codeseg.pipeline.stream.selection import read_selection
 
 READERS = 8
 IntArray = NDArray[np.int64]
-Lists = tuple[NDArray[Any], NDArray[np.int32]]  # (values, offsets): row i is values[o[i] : o[i+1]]
 
 
 class Block:
@@ -34,6 +33,7 @@ class Block:
     def __init__(self, batch: pa.RecordBatch, settings: FeatureSettings) -> None:
         self._batch = batch
         self._settings = settings
+        self._lists: dict[str, tuple[NDArray[Any], NDArray[np.int32]]] = {}  # values, offsets
         self.rows = batch.num_rows
 
     def key(self, row: int) -> str:
@@ -61,35 +61,26 @@ class Block:
         """What an int8 token is to be multiplied with."""
         return self._fixed("image_scales").reshape(self.rows, self._settings.views, -1)
 
-    @cached_property
-    def caption_tokens(self) -> Lists:
-        """Token ids, SOS … EOS."""
-        return self._lists("caption_tokens")
+    def values(self, name: str, row: int) -> NDArray[Any]:
+        """Return what a list column holds of a row.
 
-    @cached_property
-    def caption_states(self) -> Lists:
-        """Hidden states, L·T values a row."""
-        return self._lists("caption_states")
-
-    @cached_property
-    def noun_ids(self) -> Lists:
-        """Ids of the caption's nouns, in caption order."""
-        return self._lists("noun_ids")
-
-    @cached_property
-    def spans(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(S, 3) noun, start, end; and the rows' offsets."""
-        column = self._batch.column("spans")
-        fields = [column.values.field(i).to_numpy() for i in range(3)]
-        return np.stack(fields, axis=1), column.offsets.to_numpy()
+        caption_tokens are ids, SOS … EOS; caption_states L·T values; noun_ids in caption order;
+        spans (S, 3) noun, start, end.
+        """
+        if name not in self._lists:
+            column = self._batch.column(name)
+            values, offsets = column.values, column.offsets.to_numpy()
+            if name == "spans":
+                fields = [values.field(i).to_numpy() for i in range(3)]
+                self._lists[name] = np.stack(fields, axis=1), offsets
+            else:
+                self._lists[name] = values.to_numpy(zero_copy_only=True), offsets
+        values, offsets = self._lists[name]
+        return values[offsets[row] : offsets[row + 1]]
 
     def _fixed(self, name: str) -> NDArray[Any]:
         values: NDArray[Any] = self._batch.column(name).values.to_numpy(zero_copy_only=True)
         return values
-
-    def _lists(self, name: str) -> Lists:
-        column = self._batch.column(name)
-        return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy()
 
 
 class FeatureTable:
@@ -148,18 +139,18 @@ class FeatureTable:
         self._loaded: OrderedDict[int, Future[Block]] = OrderedDict()
         self._lock = Lock()
 
-    def block(self, number: int) -> Block:
-        """Read a block, or take it from the ones kept."""
-        return self._load(number).result()
-
     def row(self, number: int, index: int) -> int:
         """Return the row, within its block, of the block's `index`-th row that is read."""
         rows = self._rows[number]
         return index if rows is None else int(rows[index])
 
-    def start(self, number: int) -> None:
-        """Start reading a block that will be needed."""
-        self._load(number)
+    def start(self, number: int) -> Future[Block]:
+        """Start reading a block that will be needed, or take it from the ones kept."""
+        with self._lock:
+            if number not in self._loaded:
+                self._loaded[number] = self._pool.submit(self._read, number)
+            self._loaded.move_to_end(number)
+            return self._loaded[number]
 
     def forget(self, most: int) -> None:
         """Keep no more than the `most` last used blocks at hand."""
@@ -170,13 +161,6 @@ class FeatureTable:
     def describe_block(self, number: int) -> str:
         """Return the file of a block, for messages."""
         return f"{self._root.uri}/{FEATURES.path(self._blocks[number][0])}"
-
-    def _load(self, number: int) -> Future[Block]:
-        with self._lock:
-            if number not in self._loaded:
-                self._loaded[number] = self._pool.submit(self._read, number)
-            self._loaded.move_to_end(number)
-            return self._loaded[number]
 
     def _read(self, number: int) -> Block:
         shard, position = self._blocks[number]

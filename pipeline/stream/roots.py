@@ -104,7 +104,7 @@ class Roots:
             opened = self._tables[table]
             samples.append(
                 Sample(
-                    block=opened.block(block),
+                    block=opened.start(block).result(),
                     row=opened.row(block, index),
                     place=opened.describe_block(block),
                     index=first + i,
