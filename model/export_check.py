@@ -58,18 +58,14 @@ def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
 
 @torch.no_grad()
 def largest_difference(
-    segmenter: Segmenter,
-    exported: Networks,
-    sizes: Iterable[tuple[int, int]],
-    counts: Iterable[int] = TEXTS,
+    segmenter: Segmenter, exported: Networks, sizes: Iterable[tuple[int, int]]
 ) -> float:
-    """Compare logits and masks at every size with every number of texts.
+    """Compare logits and masks at every size with every number of `TEXTS`.
 
     Args:
         segmenter: the eager side; its masks come from `window_masks`, as in every prediction.
         exported: the other side.
         sizes: patch grids.
-        counts: numbers of texts.
 
     Returns:
         The largest absolute difference; infinite when shapes differ or a value is not a number.
@@ -77,7 +73,7 @@ def largest_difference(
     networks = SegmenterNetworks(segmenter).eval()
     worst = 0.0
     for grid in sizes:
-        for count in counts:
+        for count in TEXTS:
             image, embeddings = sample(segmenter, grid, count)
             named = inputs_of(networks, embeddings)
             logits, _ = networks(image, *named.values())
@@ -91,11 +87,11 @@ def largest_difference(
 
 @torch.no_grad()
 def milliseconds(
-    segmenter: Segmenter, exported: Networks, grid: tuple[int, int], count: int = TEXTS[-1]
+    segmenter: Segmenter, exported: Networks, grid: tuple[int, int]
 ) -> tuple[float, float]:
     """Time one image, eager and exported in turn: the median of some runs of each."""
     networks = SegmenterNetworks(segmenter).eval()
-    image, embeddings = sample(segmenter, grid, count)
+    image, embeddings = sample(segmenter, grid, TEXTS[-1])
     named = inputs_of(networks, embeddings)
     ways: list[Callable[[], object]] = [
         lambda: segmenter.window_masks(image, embeddings),

@@ -60,7 +60,7 @@ def export(
     refuse_what_cannot_be(out)
     from codeseg.model.inference.segmenter import Segmenter
 
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     asked = text or text_file or classes_from
     things = wanted_words(text, text_file, classes_from) if asked else ()
     texts = [name for thing in things for name in thing]  # the graph has a mask for every name
@@ -77,7 +77,7 @@ def export(
             raise typer.Exit(1)
         publish(out, made, embeddings, describe(segmenter, texts, agreement))
     beside = " and ".join(f"{out.stem}{end}" for end in (".json", ".npz")[: 1 + bool(texts)])
-    console.print(f"{out}, beside it {beside}", soft_wrap=True, highlight=False)
+    console.print(f"{out}, beside it {beside}")
 
 
 def refuse_what_cannot_be(out: Path) -> None:
@@ -128,9 +128,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
     console.print(
         f"largest difference from eager {difference:.1e} ({'within' if agrees else 'OVER'} "
         f"{export_check.TOLERANCE:.0e}) at {listed} pixels with "
-        f"{' and '.join(map(str, export_check.TEXTS))} texts",
-        soft_wrap=True,
-        highlight=False,
+        f"{' and '.join(map(str, export_check.TEXTS))} texts"
     )
     if not agrees:
         return None
@@ -139,9 +137,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
     side = f"{sizes[-1][0] * patch}×{sizes[-1][1] * patch}"
     console.print(
         f"an image of {side}: eager {eager:.0f} ms, {engine} {other:.0f} ms, "
-        f"{threads} threads of the CPU each",
-        soft_wrap=True,
-        highlight=False,
+        f"{threads} threads of the CPU each"
     )
     return {
         "largest_difference": difference,

@@ -18,9 +18,7 @@ from torch import Tensor
 from codeseg.model.regions.config import Grouping
 
 SAME = 1e-4  # squared distance of unit features below which two patches are the same (0.6 degrees)
-LEAST_DEVIATION = (
-    1e-3  # deviations from the mean shorter than this are not stretched to unit length
-)
+LEAST_DEVIATION = 1e-3  # from the mean; shorter ones are not stretched to unit length
 FAR = 1e3  # a coordinate no unit feature comes near
 RESTARTS = 3
 ITERATIONS = 30

@@ -136,13 +136,8 @@ class Audit:
         return Finding(name, question.sentence, verdict, figures, keys, seconds)
 
     def _has_rows(self, view: str) -> bool:
-        if view in self.inventory.data:
-            return bool(self.inventory.data[view])
-        if view == "metrics":
-            return self._options.run is not None
-        if view == "benchmark_pictures":
-            return bool(self._benchmark_images)
-        return True
+        others = {"metrics": self._options.run, "benchmark_pictures": self._benchmark_images}
+        return bool((self.inventory.data | others).get(view, True))
 
     def _answer(self, question: Question) -> tuple[str, dict[str, Any], list[str]]:
         """Verdict, figures and keys: the first, the middle and the last column of one row."""

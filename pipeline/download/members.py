@@ -24,11 +24,6 @@ class TarError(Exception):
     """The tar is cut, damaged, or made to do harm."""
 
 
-def packing(name: str) -> str | None:
-    """Return how a tar of this name is packed: None when it is plain."""
-    return next(packed for end, packed in PACKED.items() if name.lower().endswith(end))
-
-
 def read_members(
     source: pa.NativeFile, name: str, wanted: Callable[[str, int], bool]
 ) -> Iterator[tuple[str, int, bytes]]:
@@ -46,7 +41,7 @@ def read_members(
         TarError: saying where it is broken.
         OSError: the storage failed, which says nothing about the tar.
     """
-    stream = _Stream(source, packing(name))
+    stream = _Stream(source, name)
     long_name: bytes | None = None
     size_given: int | None = None
     before = "its beginning"
@@ -91,7 +86,8 @@ def read_members(
 class _Stream:
     """The tar's bytes, unpacked, read forward and counted."""
 
-    def __init__(self, source: pa.NativeFile, packed: str | None) -> None:
+    def __init__(self, source: pa.NativeFile, name: str) -> None:
+        packed = next(kind for end, kind in PACKED.items() if name.lower().endswith(end))
         self._left = MOST_UNPACKED * source.size() if packed else None
         stream = pa.CompressedInputStream(source, packed) if packed else source
         # buffered, so that an object store is not asked for every header
