@@ -196,20 +196,21 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
 def picture(
     pixels: npt.NDArray[np.uint8] | Image.Image, caption: str, width: int = 180, most: int = 640
 ) -> Html:
-    """Return an embedded picture, `width` pixels wide on the page, that opens large on a click.
-
-    It is a WebP in a data: URI; a side longer than `most` pixels is made smaller.
-    """
-    image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
-    image.thumbnail((most, most))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    source = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """Return an embedded picture, `width` pixels wide on the page, that opens large on a click."""
     form = (
         '<figure style="width:{}px"><button type="button" title="show large"><img src="{}" '
         'width="{}" alt="{}"></button><figcaption>{}</figcaption></figure>'
     )
-    return fill(form, width, source, width, caption, caption)
+    return fill(form, width, embedded(pixels, most), width, caption, caption)
+
+
+def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
+    """Return a WebP as a data: URI; a side longer than `most` pixels is made smaller."""
+    image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
+    image.thumbnail((most, most))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _text(x: float, y: float, text: str, anchor: str, transform: str = "") -> Html:
