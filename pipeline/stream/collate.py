@@ -5,6 +5,7 @@ The tensors and their letters are described in `codeseg.model.code.batch`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
