@@ -92,16 +92,18 @@ def noun_keys(tokens_UM: Tensor) -> Tensor:
     return (tokens_UM * powers_M).sum(dim=-1)  # wraps around, as a hash may
 
 
-def members(regions_BQ: Tensor) -> Tensor:
+def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
     """Return which patches belong to which region.
 
     Args:
         regions_BQ: region numbers of the Q = h*w patches, int64; negative is no region.
+        count: R; None takes the most that occur.
 
     Returns:
-        (B, R, Q) bool, R the most that occur. A region without patches is padding.
+        (B, R, Q) bool. A region without patches is padding.
     """
-    numbers_R1 = torch.arange(int(regions_BQ.max()) + 1, device=regions_BQ.device)[:, None]
+    count = int(regions_BQ.max()) + 1 if count is None else count
+    numbers_R1 = torch.arange(count, device=regions_BQ.device)[:, None]
     return regions_BQ[:, None] == numbers_R1
 
 

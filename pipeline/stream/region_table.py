@@ -40,7 +40,7 @@ class RegionTable:
     """The region maps of a root, by key and view.
 
     Attributes:
-        shards: their numbers.
+        settings: what they were made with; shards: their numbers.
         fingerprint: of every shard's content.
 
     Raises:
@@ -50,13 +50,14 @@ class RegionTable:
     def __init__(self, root: Storage) -> None:
         self._root = root
         self._again = REGIONS.again(root)
-        found = state(root, REGIONS)
-        if not found.records or Ledger(root).read_settings("regions") is None:
+        settings, found = Ledger(root).read_settings("regions"), state(root, REGIONS)
+        if not found.records or settings is None:
             raise FileNotFoundError(f"{root.uri} holds no regions; {self._again}")
+        self.settings, self._records = settings, found.records
         for _, line in faults(root, REGIONS, found).values():
             raise ValueError(line)
-        self.shards = list(found.records)
-        self.fingerprint = fingerprint([record.output for record in found.records.values()])
+        self.shards = list(self._records)
+        self.fingerprint = fingerprint([record.output for record in self._records.values()])
         self._shard = lru_cache(maxsize=SHARDS_KEPT)(self._read)
 
     def regions(self, key: str, view: int) -> RegionMap:
