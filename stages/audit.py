@@ -110,7 +110,10 @@ def audit(
     )
     with Audit(Storage.open(root), options) as opened:
         if sql is not None:
-            _answer(opened, sql, json_file)
+            rows = opened.query(sql)
+            if json_file:
+                write_json(json_file, rows.to_pylist())
+            _show(rows)
         elif shell:
             _converse(opened)
         else:
@@ -197,13 +200,6 @@ def _gate(findings: list[Finding], gates: list[str]) -> None:
     if short:
         typer.echo(f"fell short: {', '.join(short)}", err=True)
         raise typer.Exit(1)
-
-
-def _answer(opened: "Audit", sql: str, json_file: Path | None) -> None:
-    rows = opened.query(sql)
-    if json_file:
-        write_json(json_file, rows.to_pylist())
-    _show(rows)
 
 
 def _show(rows: pa.Table) -> None:
