@@ -10,6 +10,7 @@ CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from codeseg.pipeline.benchmark.intervals import (
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
-from codeseg.pipeline.engine.storage import write_json
+from codeseg.pipeline.engine.storage import write_file, write_json
 from codeseg.stages.terminal import progress
 
 FAILURES_SHOWN = 5
@@ -262,7 +263,6 @@ def score_image(
 
 def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> None:
     """Write scores.json, scores.parquet and images.parquet into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     scores = result.scores
     classes = {
         "class": pa.array(result.benchmark.classes),
@@ -273,7 +273,6 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "predicted": pa.array(scores.confusion.sum(0)),
         "confusion": pa.array(scores.confusion.tolist(), pa.list_(pa.int64())),
     }
-    pq.write_table(pa.table(classes), out / "scores.parquet")
     rows, counts = result.images.values(), pa.list_(pa.int64())
     images = {
         "id": pa.array(list(result.images), pa.string()),
@@ -287,7 +286,8 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "intersection": pa.array([row.intersection for row in rows], counts),
         "union": pa.array([row.union for row in rows], counts),
     }
-    pq.write_table(pa.table(images), out / "images.parquet")
+    for name, columns in (("scores.parquet", classes), ("images.parquet", images)):
+        write_file(out / name, partial(pq.write_table, pa.table(columns)))
     write_json(out / "scores.json", summary)
 
 

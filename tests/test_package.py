@@ -53,7 +53,7 @@ def test_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel):
     ours = {f"codeseg/{path}" for path in files_below(*PACKAGES)}
     face = {path for path in ours if path.startswith("codeseg/stages/public/")}
     assert names == ours - face | {path.replace("stages/public/", "") for path in face}
-    for needed in ("model/weights/storybook.safetensors", "stages/pages/report.html"):
+    for needed in ("model/weights/storybook.safetensors", "stages/pages/page.html"):
         assert wheel.read(f"codeseg/{needed}") == (ROOT / needed).read_bytes()
 
 
