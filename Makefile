@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 
 # Two workers, each with one thread for arithmetic: threads that wait for each other on the same
 # cores double the time. tests/conftest.py groups the tests and puts the long ones first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 check test: export OMP_NUM_THREADS = 1
 check: lint
 	$(PYTEST) -q -m "not slow"

@@ -63,18 +63,34 @@ SLOW = {"ray_session", "quick_demo", "store"}
 """Fixtures that start a cluster, the demo or an object store: their tests are marked slow."""
 
 
+DEMO = ("tests/docs/test_run_pages.py", "tests/stages/test_demo.py")
+"""Files whose tests share one run of the quick demo, on one port: they go to one worker."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Give each file to one worker, all of the demo's files to one, what takes longest first."""
-    demo = {item.path for item in items if "quick_demo" in item.fixturenames}
-    slow = Counter(demo=len(items))
+    """Mark what is slow, and put the files with most of it first, the demo's before all."""
+    slow = Counter({ROOT / path: len(items) for path in DEMO})
     for item in items:
         if SLOW.intersection(item.fixturenames):
             item.add_marker("slow")
-        group = "demo" if item.path in demo else str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
-        slow[group] += item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
+            shared = "quick_demo" in item.fixturenames
+            assert not shared or str(item.path.relative_to(ROOT)) in DEMO, item.path
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each file to one worker, and the demo's files to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class DemoTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "demo" if file in DEMO else file
+
+    return DemoTogether(config, log)
 
 
 def pytest_report_header():
