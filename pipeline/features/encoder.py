@@ -93,9 +93,12 @@ class Encoder:
             states: each caption's hidden states before ln_final, the last one at EOS.
         """
         eos_RT = torch.from_numpy(np.stack([values[-1] for values in states])).to(self._device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small products: on more threads their last bits would differ
         with self.autocast():
             image_RC = self.clip.class_embedding(tokens_RPD.float())
             text_RC = F.normalize(self.clip.project_text(eos_RT.float()).float(), dim=-1)
+        torch.set_num_threads(threads)
         scores: NDArray[np.float32] = (image_RC * text_RC).sum(dim=-1).cpu().numpy()
         return scores
 
