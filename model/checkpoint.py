@@ -21,7 +21,7 @@ from typing import Any
 
 import safetensors
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -32,6 +32,7 @@ from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+ANYWHERE = "THIS FOLDER OR ITS HUB ID"  # in a card that does not know where it will lie
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 _TEMPORARY = ".incomplete-"
 
@@ -137,6 +138,37 @@ def locate(place: str | Path) -> Path:
         raise ValueError(
             f"{place} is neither a checkpoint's folder nor a model that the hub gives ({reason})"
         ) from None
+
+
+def push_to_hub(place: str | Path, repository: str, *, private: bool = False) -> str:
+    """Upload a checkpoint to the Hugging Face hub: weights, settings, and a card that names it.
+
+    Args:
+        place: a RUN folder (its last complete checkpoint) or a checkpoint folder.
+        repository: "organization/name", which is made if need be.
+        private: whether only its owner sees a new repository.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ValueError: there is no checkpoint, or the hub refuses.
+    """
+    folder = locate(place)
+    card = (folder / CARD).read_text().replace(ANYWHERE, repository)
+    added = [CommitOperationAdd(name, folder / name) for name in (MODEL, CONFIG)]
+    added.append(CommitOperationAdd(CARD, card.encode()))
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.create_commit(repository, added, commit_message=f"Upload {folder.name} of codeseg")
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{repository} could not be pushed ({reason}): log in with `hf auth login`, or check "
+            "the name and the connection"
+        ) from None
+    return str(address)
 
 
 def load_checkpoint(place: str | Path) -> Checkpoint:
@@ -272,7 +304,7 @@ trained and nothing of the CLIP, which is fetched by its name and checked by its
 ```python
 from codeseg import Segmenter
 
-segmenter = Segmenter.from_pretrained("THIS FOLDER OR ITS HUB ID")
+segmenter = Segmenter.from_pretrained("{ANYWHERE}")
 result = segmenter.segment("photo.jpg", "dog, red car, sofa/couch")
 print(result)  # result["dog"], result.overlay(), result.save("segments")
 ```

@@ -23,6 +23,7 @@ PUBLIC = {
     "load_model": "model.checkpoint",
     "load_checkpoint": "model.checkpoint",
     "save_checkpoint": "model.checkpoint",
+    "push_to_hub": "model.checkpoint",
     "CoDe": "model.code.codecomposition",
     "CoDeConfig": "model.code.config",
     "Recipe": "stages.training.recipes",

@@ -1,5 +1,6 @@
 """A trained segmenter by its hub id: the hub's own client over real HTTP, from a hub of our own."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -123,6 +124,86 @@ def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
         hub.stop()
     again = load(hub, cache)
     assert digest in again.stdout, again.stderr
+
+
+PUSH = """
+import sys
+from codeseg import push_to_hub
+print(push_to_hub(sys.argv[1], sys.argv[2]))
+"""
+
+
+class TakingHub:
+    """What a hub answers to a push: a new repository, how to upload, the commit it keeps."""
+
+    def __init__(self):
+        self.files = {}
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.headers.get("Authorization") != "Bearer hf_ours":
+                    self.answer(401, {"error": "who are you?"})
+                elif self.path == "/api/repos/create":
+                    self.answer(200, {"url": f"{hub.url}/{REPOSITORY}", "name": REPOSITORY})
+                elif self.path == "/api/validate-yaml":
+                    self.answer(200, {"errors": [], "warnings": []})
+                elif "/preupload/" in self.path:
+                    asked = [file["path"] for file in json.loads(body)["files"]]
+                    modes = [{"path": p, "uploadMode": "regular", "shouldIgnore": False}
+                             for p in asked]  # fmt: skip
+                    self.answer(200, {"files": modes})
+                elif "/commit/" in self.path:
+                    for line in body.decode().splitlines():
+                        value = json.loads(line)["value"]
+                        if "content" in value:
+                            hub.files[value["path"]] = base64.b64decode(value["content"])
+                    address = f"{hub.url}/{REPOSITORY}/commit/{COMMIT}"
+                    self.answer(200, {"commitUrl": address, "commitOid": COMMIT, "success": True})
+                else:
+                    self.answer(404, {})
+
+            def do_GET(self):
+                self.answer(404, {})
+
+            def answer(self, status, value):
+                content = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                pass
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_pushed_with_a_card_that_names_its_repository(tmp_path, monkeypatch):
+    code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, code, {}, version="1", optimizer={"m": torch.zeros(2)}, state={})
+    hub = TakingHub()
+    try:
+        monkeypatch.setenv("HF_TOKEN", "hf_ours")
+        pushed = load(hub, tmp_path / "cache", folder, REPOSITORY, program=PUSH)
+        assert pushed.stdout.strip() == f"{hub.url}/{REPOSITORY}", pushed.stderr
+        assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
+        assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert f'from_pretrained("{REPOSITORY}")' in hub.files["README.md"].decode()
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+        refused = load(hub, tmp_path / "cache", folder, REPOSITORY, program=PUSH)
+        assert f"{REPOSITORY} could not be pushed" in refused.stderr
+    finally:
+        hub.stop()
 
 
 SEGMENT = """
