@@ -200,7 +200,8 @@ def test_many_classes_need_no_more_memory_than_few(clip, photo, monkeypatch):
         return resized
 
     monkeypatch.setattr(F, "interpolate", watched)
-    label = Segmenter(clip).label_map(big, TextEmbeddings(texts, texts), False)
+    segmenter = Segmenter(clip, settings=PredictionSettings.for_clip(clip, method="maskclip"))
+    label = segmenter.label_map(big, TextEmbeddings(texts, texts), False)
     assert label.shape == big.shape[:2]
     assert max(largest) <= CHUNK_FLOATS < 254 * label.size
 
