@@ -34,6 +34,7 @@ def run_without_engines(modules, then=""):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_model_and_light_commands_import_without_any_engine():
     paths = sorted((ROOT / "model").rglob("[!_]*.py"))
     modules = ["codeseg." + ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]

@@ -28,6 +28,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"method": "maskclip", "stride": "32"}])
 def test_four_ways_to_segment_a_picture_agree_on_every_pixel(data, tmp_path, monkeypatch, given):
     options = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]

@@ -177,6 +177,7 @@ def test_a_bucket_that_is_not_there_is_missing_in_one_line(store: ObjectStore):
     assert "bucket" in finding.found.lower() and "\n" not in finding.found
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"

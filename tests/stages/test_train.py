@@ -312,6 +312,7 @@ def test_checkpoint_holds_nothing_of_the_frozen_clip(undisturbed):
     assert not [name for name in load_checkpoint(undisturbed).tensors if name.startswith("clip.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_stays_near_fp32(root, undisturbed, tmp_path, precision):
     fit(root, tmp_path / "run", tiny_recipe(root, f"train.precision={precision}"))

@@ -215,6 +215,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_segment_fetches_its_default_model_once_and_is_offline_afterwards(tmp_path):
     deep = {**TINY_CLIP["vision_cfg"], "layers": 6}  # as many blocks as scclip reads
     (tmp_path / "ViT-B-16.json").write_text(json.dumps({**TINY_CLIP, "vision_cfg": deep}))

@@ -715,6 +715,7 @@ ANSWERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endless", ANSWERS)
 def test_nothing_of_a_response_may_go_on_for_ever(image_server, endless):
     head, more = ANSWERS[endless]

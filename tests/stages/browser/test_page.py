@@ -272,6 +272,7 @@ def test_only_another_host_is_warned_about(monkeypatch):
     assert open_to_all.output.count("warning: --host 0.0.0.0") == 1
 
 
+@pytest.mark.slow
 def test_without_gradio_one_line_names_the_extra():
     code = (
         "import sys\n"

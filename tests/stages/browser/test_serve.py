@@ -81,6 +81,7 @@ def asked_for(seen, host):
     return [what for event, what in seen if event != "open" and host in what]
 
 
+@pytest.mark.slow
 def test_no_input_of_any_event_takes_a_path_or_an_address(served, seen, secret, bait):
     address, visits = bait
     own = file_data(str(FOLDER / "none.png"))

@@ -32,6 +32,7 @@ def test_device_that_is_not_listed_is_not_guessed(name):
     assert data_sheet(name) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cpu_is_measured(precision):
     rate = peak_flops(torch.device("cpu"), precision)

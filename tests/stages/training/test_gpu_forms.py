@@ -23,6 +23,7 @@ from tests.helpers.tiny_run import make_root, tiny_recipe
 H100 = "NVIDIA H100 80GB HBM3"
 
 
+@pytest.mark.slow
 def test_step_of_64_images_keeps_to_what_an_h100_can_move_and_waits_for_nothing():
     counter = count(resolve("code_vitb16"), 64, 2, "int8", H100)
     parts = counter.parts.values()
