@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -83,11 +84,11 @@ def test_search_finds_a_word_in_pages_opened_from_disk(site):
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     with webdriver.Chrome(options, Service(shutil.which("chromedriver"))) as browser:
+        browser.set_window_size(1280, 900)  # wide enough for the field itself to be seen
         browser.get((site / "index.html").as_uri())
         box = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
-        browser.execute_script("document.querySelector('#__search').click()")
         WebDriverWait(browser, 120).until(lambda _: box.is_displayed())
-        box.send_keys("interrupt")
+        ActionChains(browser).move_to_element(box).click().send_keys("interrupt").perform()
         found = WebDriverWait(browser, 120).until(
             lambda b: b.find_elements(By.CSS_SELECTOR, "a.md-search-result__link")
         )
