@@ -140,7 +140,9 @@ def find_images(given: Sequence[str]) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"no image in {', '.join(given)}")
     for path in found:
-        path.open("rb").close()
+        if not path.exists():
+            raise FileNotFoundError(f"there is no picture {path}: check the name and the folder")
+        path.open("rb").close()  # may be read
     return found
 
 
