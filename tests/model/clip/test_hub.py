@@ -37,7 +37,20 @@ print(digest)
 """
 
 
-class FakeHub:
+class Served:
+    """A hub's answers on loopback, at `url`, until it is stopped."""
+
+    def start(self, handler):
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class FakeHub(Served):
     """The three answers of a hub that downloading a model asks for: revision, tree, files."""
 
     def __init__(self, folder, repository=REPOSITORY):
@@ -84,13 +97,7 @@ class FakeHub:
             def log_message(self, *args):
                 pass
 
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def stop(self):
-        self._http.shutdown()
-        self._http.server_close()
+        self.start(Handler)
 
 
 def etag(body):
@@ -133,7 +140,7 @@ print(push_to_hub(sys.argv[1], sys.argv[2]))
 """
 
 
-class TakingHub:
+class TakingHub(Served):
     """What a hub answers to a push: a new repository, how to upload, the commit it keeps."""
 
     def __init__(self):
@@ -177,13 +184,7 @@ class TakingHub:
             def log_message(self, *args):
                 pass
 
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def stop(self):
-        self._http.shutdown()
-        self._http.server_close()
+        self.start(Handler)
 
 
 @pytest.mark.slow
