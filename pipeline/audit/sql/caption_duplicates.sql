@@ -1,4 +1,4 @@
--- Captions are mostly different, and no single one is everywhere.
+-- Captions are mostly different, and no single caption is very frequent.
 -- Needs: pairs
 -- Figures: {distinct_captions} different captions; {repeats%} repeat another; the most frequent occurs {most_frequent} times
 WITH groups AS (

@@ -1,4 +1,4 @@
--- Every trainable caption's tokens start with the one SOS, end with the one EOS, hold neither
+-- Every trainable caption's tokens start with SOS, end with EOS, contain neither in
 -- between, and fit the context length.
 -- Needs: nouns
 -- Figures: start token {sos}, end token {eos}, wrong captions: {wrong}

@@ -1,4 +1,4 @@
--- Every caption has one state of the text encoder's width a token.
+-- Every caption has one state of the text encoder's width per token.
 -- Needs: features
 -- Figures: text width {text_width}, wrong rows: {wrong}
 WITH widths AS (

@@ -1,5 +1,5 @@
 -- No key is missing between the tables: a row of nouns for every picture, a row of features for
--- every trainable caption but those the ledger counts as rejected, and none without its origin.
+-- every trainable caption except those that the ledger counts as rejected, and no row without its source.
 -- Needs: pairs nouns
 -- Figures: {shards} shards compared, missing keys: {missing}
 WITH tagged AS (

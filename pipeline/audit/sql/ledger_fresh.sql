@@ -1,4 +1,4 @@
--- Every shard was made from what its input is today.
+-- Every shard was made from the current version of its input.
 -- Figures: {compared} shards compared with their input, out of date: {stale}
 SELECT
     verdict(false, count(*) FILTER (input <> expected_input) > 0) AS verdict,

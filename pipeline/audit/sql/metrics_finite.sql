@@ -1,6 +1,6 @@
--- Every number that the training run logged is finite, and it did not wait for data.
+-- Every number that the training run logged is finite, and the run did not wait for data.
 -- Needs: metrics
--- Figures: last step {last_step}, {samples_per_second} samples a second, {data_wait_share%} of the time waiting for data; numbers that are not finite: {nonfinite}
+-- Figures: last step {last_step}, {samples_per_second} samples per second, {data_wait_share%} of the time waiting for data; numbers that are not finite: {nonfinite}
 WITH logged AS (
     UNPIVOT (SELECT step, CAST(COLUMNS(* EXCLUDE (step)) AS DOUBLE) FROM metrics)
     ON COLUMNS(* EXCLUDE (step)) INTO NAME name VALUE value

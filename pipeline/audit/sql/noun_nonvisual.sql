@@ -1,6 +1,6 @@
 -- Most nouns name something that can be seen.
 -- Needs: nouns
--- Figures: {nonvisual%} of noun occurrences name nothing to be seen
+-- Figures: {nonvisual%} of noun occurrences name nothing visible
 WITH abstract(text) AS (
     SELECT unnest(['photo', 'photos', 'image', 'images', 'picture', 'pictures', 'stock', 'vector',
         'illustration', 'background', 'view', 'time', 'day', 'year', 'years', 'week', 'month', 'way',

@@ -1,6 +1,6 @@
 -- Most captions name at least J different things.
 -- Needs: nouns
--- Figures: {mean} nouns a caption on average, at most {most}; too few: {fewer_than_needed%}
+-- Figures: {mean} nouns per caption on average, at most {most}; too few: {fewer_than_needed%}
 SELECT
     verdict(false, share(count(*) FILTER (len(nouns) < threshold('nouns_needed')), count(*))
         > threshold('few_nouns_share')) AS verdict,

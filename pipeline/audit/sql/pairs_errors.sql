@@ -1,6 +1,6 @@
--- No single reason, and nothing that a retry would fix, costs a large share of the URLs.
+-- No single error, and no error that a retry would fix, affects a large share of the URLs.
 -- Needs: pairs
--- Figures: {reasons} reasons, the largest costs {largest%} of all rows, those worth a retry {retryable%}
+-- Figures: {reasons} errors, the most frequent in {largest%} of all rows; a retry may fix {retryable%}
 WITH reasons AS (
     SELECT coalesce(error, 'no reason') AS reason, count(*) AS rows
     FROM pairs WHERE status <> 'success' GROUP BY ALL

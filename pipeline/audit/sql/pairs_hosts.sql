@@ -1,6 +1,6 @@
--- No host of many URLs refuses nearly all of them.
+-- No host with many URLs refuses nearly all of them.
 -- Needs: pairs
--- Figures: {hosts} hosts, {judged} with enough URLs to be judged, refusing nearly all: {refusing}
+-- Figures: {hosts} hosts, {judged} with enough URLs to be checked, refusing nearly all: {refusing}
 WITH hosts AS (
     SELECT host_of(url) AS host, count(*) AS urls,
         share(count(*) FILTER (status = 'success'), count(*)) AS success

@@ -1,4 +1,4 @@
--- As many URLs give a picture as can be expected.
+-- As many URLs yield a picture as expected.
 -- Needs: pairs
 -- Figures: success rate {success%}: {pictures} pictures from {urls} URLs
 SELECT

@@ -1,4 +1,4 @@
--- Few pictures are far longer than wide, or the other way round.
+-- Few pictures are far taller than wide, or far wider than tall.
 -- Needs: pairs
 -- Figures: longer over shorter side: median {median}, largest {largest}; extreme: {extreme%}
 WITH judged AS (

@@ -1,4 +1,4 @@
--- Few pictures are a single colour (of those that were decoded).
+-- Few pictures are a single color (of those that were decoded).
 -- Needs: pairs
 -- Figures: {blank%} of {pictures} pictures are blank
 SELECT

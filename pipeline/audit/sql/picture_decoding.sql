@@ -1,6 +1,6 @@
 -- Stored pictures decode, to the size their row states (of those that were decoded).
 -- Needs: pairs
--- Figures: {pictures} pictures decoded, undecodable: {undecodable}, not as their row says: {wrong}
+-- Figures: {pictures} pictures decoded, undecodable: {undecodable}, different from their row: {wrong}
 WITH wrong AS (
     SELECT p.key FROM picture_values p JOIN pairs USING (key)
     WHERE p.problem IS NOT NULL OR p.width <> pairs.width OR p.height <> pairs.height

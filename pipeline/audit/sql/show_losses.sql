@@ -1,4 +1,4 @@
--- Where rows are lost: reasons of every stage.
+-- Where rows are lost: reasons by stage.
 -- Chart: bar x=rows y=reason
 SELECT stage || ': ' || entry.key AS reason, sum(entry.value)::BIGINT AS rows
 FROM (SELECT stage, unnest(map_entries(rejected)) AS entry FROM ledger)

@@ -1,4 +1,4 @@
--- Any pictures, drawn by the hash of their key.
+-- A random sample, chosen by the hash of the key.
 -- Chart: pictures
 -- Needs: pairs
 SELECT key, caption AS note FROM picture_values JOIN pairs USING (key)

@@ -1,4 +1,4 @@
--- The most extreme in aspect.
+-- The most extreme aspect ratios.
 -- Chart: pictures
 -- Needs: pairs
 SELECT key, original_width || '×' || original_height AS note FROM pairs WHERE status = 'success'

@@ -1,4 +1,4 @@
--- The best fit of caption and picture.
+-- Captions that fit their pictures best.
 -- Chart: pictures
 -- Needs: features pairs
 SELECT f.key, printf('%.3f', clip_score) || ' ' || p.caption[:60] AS note

@@ -1,4 +1,4 @@
--- The worst fit of caption and picture.
+-- Captions that fit their pictures worst.
 -- Chart: pictures
 -- Needs: features pairs
 SELECT f.key, printf('%.3f', clip_score) || ' ' || p.caption[:60] AS note

@@ -1,4 +1,4 @@
--- The flattest (of those that were decoded): least deviation of grey values.
+-- The flattest (of those that were decoded): least deviation of gray values.
 -- Chart: pictures
 -- Needs: pairs
 SELECT key, 'deviation ' || round(deviation, 1) AS note FROM picture_values

@@ -1,4 +1,4 @@
--- The most repeated byte for byte.
+-- The pictures repeated most often, byte for byte.
 -- Chart: pictures
 -- Needs: pairs
 WITH repeated AS (

@@ -1,4 +1,4 @@
--- The smallest as served.
+-- The smallest pictures as served.
 -- Chart: pictures
 -- Needs: pairs
 SELECT key, original_width || '×' || original_height AS note FROM pairs WHERE status = 'success'

@@ -1,3 +1,3 @@
--- What the checks call normal (change one with --limit NAME=VALUE).
+-- The limits of the checks (change one with --limit NAME=VALUE).
 -- Chart: table
 SELECT name, value, meaning FROM thresholds

@@ -1,10 +1,10 @@
--- What the checks call normal; `--limit NAME=VALUE` changes one for a run.
+-- The limits of the checks; `--limit NAME=VALUE` changes one for a run.
 SELECT name, CAST(value AS DOUBLE) AS value, meaning FROM (VALUES
-    ('success_warn', 0.60, 'share of URLs that give a picture: below, warn (CC3M and CC12M today: 0.60-0.80)'),
+    ('success_warn', 0.60, 'share of URLs that yield a picture: below, warn (CC3M and CC12M today: 0.60-0.80)'),
     ('success_fail', 0.20, 'the same: below, fail'),
-    ('error_share', 0.25, 'share of all rows lost to one reason: above, warn'),
-    ('retryable_share', 0.10, 'share of all rows lost to reasons worth a --retry-failed: above, warn'),
-    ('host_rows', 50, 'hosts with fewer URLs are not judged'),
+    ('error_share', 0.25, 'share of all rows lost to one error: above, warn'),
+    ('retryable_share', 0.10, 'share of all rows lost to errors that --retry-failed may fix: above, warn'),
+    ('host_rows', 50, 'hosts with fewer URLs are not checked'),
     ('host_success', 0.10, 'share of pictures from one host: below, warn'),
     ('small_side', 64, 'pixels of the shorter side as served: below is small'),
     ('small_share', 0.05, 'share of small pictures: above, warn'),
@@ -13,7 +13,7 @@ SELECT name, CAST(value AS DOUBLE) AS value, meaning FROM (VALUES
     ('bytes_low', 300, 'bytes of a stored picture: below is suspect'),
     ('bytes_high', 1000000, 'bytes of a stored picture: above is suspect'),
     ('bytes_share', 0.01, 'share of suspect sizes: above, warn'),
-    ('blank_deviation', 2.0, 'standard deviation of grey values 0..255: below is blank'),
+    ('blank_deviation', 2.0, 'standard deviation of gray values 0..255: below is blank'),
     ('blank_share', 0.01, 'share of blank pictures: above, warn'),
     ('duplicate_share', 0.10, 'share of pictures that repeat another byte for byte: above, fail'),
     ('near_bits', 3, 'differing bits of 64 of the perceptual hash, at most 3 (four bands): up to this, near'),
@@ -29,14 +29,14 @@ SELECT name, CAST(value AS DOUBLE) AS value, meaning FROM (VALUES
     ('foreign_share', 0.05, 'share of captions in another script or with foreign function words: above, warn'),
     ('boilerplate_share', 0.05, 'share of captions with boilerplate: above, warn'),
     ('rejected_share', 0.50, 'share of captions that the noun stage rejects: above, warn'),
-    ('nouns_needed', 2, 'J, nouns an image'),
+    ('nouns_needed', 2, 'J, nouns per image'),
     ('few_nouns_share', 0.40, 'share of captions with fewer than J nouns: above, warn'),
     ('hapax_share', 0.80, 'share of distinct nouns that occur once: above, warn'),
     ('top_noun_share', 0.30, 'share of captions with the most frequent noun: above, warn'),
-    ('nonvisual_share', 0.20, 'share of noun occurrences that name nothing to be seen: above, warn'),
-    ('broken_share', 0.01, 'share of noun occurrences that are no word: above, fail; any, warn'),
+    ('nonvisual_share', 0.20, 'share of noun occurrences that name nothing visible: above, warn'),
+    ('broken_share', 0.01, 'share of noun occurrences that are not words: above, fail; any, warn'),
     ('coverage_captions', 10, 'captions that name a class: fewer is uncovered'),
     ('norm_ratio', 10, 'mean token norm of a row over the median row, or the inverse: above, warn'),
-    ('saturated_share', 0.02, 'share of int8 values at the limit in a row, the one that sets the scale of a token aside: above, warn'),
+    ('saturated_share', 0.02, 'share of int8 values at the limit in a row, except the one that sets a token''s scale: above, warn'),
     ('data_wait_share', 0.20, 'mean share of training time spent waiting for data: above, warn')
 ) AS t (name, value, meaning)

@@ -1,5 +1,5 @@
--- Every noun of the vocabulary has the identity of its text, once, tokens, and a finite knowledge
--- embedding no longer than 1 (the mean of unit vectors).
+-- Every noun of the vocabulary occurs once and has its text's id, tokens, and a finite knowledge
+-- embedding of norm at most 1 (the mean of unit vectors).
 -- Needs: vocabulary
 -- Figures: {nouns} nouns, mean norm {mean_norm}, wrong: {wrong}
 WITH wrong AS (
