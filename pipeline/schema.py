@@ -105,6 +105,7 @@ def features(
     text_width: int,
     image_tokens: str,
     clip_score: bool = False,
+    by_picture: bool = False,
 ) -> pa.Schema:
     """Return schema of features/NNNNN.arrow.
 
@@ -116,24 +117,30 @@ def features(
         text_width: T, the text transformer's width.
         image_tokens: "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels).
         clip_score: whether there is such a column.
+        by_picture: whether the rows of one picture share its values in a record batch.
 
     Raises:
         ValueError: for another `image_tokens`.
     """
+
+    def fixed(kind: pa.DataType, size: int) -> pa.DataType:
+        """All rows have `size` values; a view's may lie anywhere in the batch, and be another's."""
+        return pa.large_list_view(kind) if by_picture else pa.list_(kind, size)
+
     fields = [pa.field("key", pa.string(), nullable=False)]
     if image_tokens == "none":
         fields.append(pa.field("jpg", pa.binary(), nullable=False))  # augmented by the reader
     else:
         # V·H·W·3, row-major: views of RGB pixels in 0..255
         pixels = views * image_size * image_size * 3
-        fields.append(pa.field("pixels", pa.list_(pa.uint8(), pixels), nullable=False))
+        fields.append(pa.field("pixels", fixed(pa.uint8(), pixels), nullable=False))
     values = views * tokens * width  # V·P·D, row-major: output of block layers-2 (METHOD §2.1)
     if image_tokens == "fp16":
-        fields.append(pa.field("image_tokens", pa.list_(pa.float16(), values), nullable=False))
+        fields.append(pa.field("image_tokens", fixed(pa.float16(), values), nullable=False))
     elif image_tokens == "int8":
         scales = views * tokens  # token = int8 · scale
-        fields.append(pa.field("image_tokens", pa.list_(pa.int8(), values), nullable=False))
-        fields.append(pa.field("image_scales", pa.list_(pa.float32(), scales), nullable=False))
+        fields.append(pa.field("image_tokens", fixed(pa.int8(), values), nullable=False))
+        fields.append(pa.field("image_scales", fixed(pa.float32(), scales), nullable=False))
     elif image_tokens != "none":
         raise ValueError(f"image tokens are fp16, int8 or none, not {image_tokens!r}")
     if clip_score:  # cosine of the first view's and the caption's embeddings

@@ -11,7 +11,7 @@ from codeseg.pipeline.download.fetch import FetchLimits
 from codeseg.pipeline.download.folders import PictureFolder, PictureParquet
 from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, worth_retrying
 from codeseg.pipeline.download.ready import ReadyWorker, Source
-from codeseg.pipeline.download.tars import Tars, holds_tars
+from codeseg.pipeline.download.tars import Tars
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger
@@ -144,7 +144,7 @@ def run_download(
         limit: rows to take; None = all.
     """
     place = _absolute(urls or manifest.url_list)
-    if (source := _ready(manifest, place, settings.shard_size)) is not None:
+    if (source := ready_source(manifest, place, settings.shard_size)) is not None:
         if limit is not None:
             raise ValueError("--limit counts URLs; pictures that are there are taken whole")
         return _run_ready(manifest, source, root, settings, resources)
@@ -164,13 +164,18 @@ def run_download(
         return run_stage(PAIRS, DownloadWorker, root, work, todo, resolved, resources, rows)
 
 
-def _ready(manifest: Manifest, place: str, shard_size: int) -> Source | None:
+def ready_source(manifest: Manifest, place: str, shard_size: int) -> Source | None:
     """Return the source of pictures that are there already; None for a URL list."""
     if manifest.format == "imagefolder":
         return PictureFolder(place, shard_size)
     if manifest.format == "imageparquet":
         return PictureParquet(place)
-    return Tars(place) if manifest.format == "webdataset" or holds_tars(place) else None
+    try:
+        return Tars(place)  # also where a list's manifest is used for its tars, as on the hub
+    except (FileNotFoundError, NotADirectoryError):
+        if manifest.format == "webdataset":
+            raise
+        return None
 
 
 def _run_ready(

@@ -57,6 +57,9 @@ def show(views: list[StageView], console: Console) -> None:
         )
     console.print(table)
     for view in views:
+        if view.left_out:
+            lines = sum(view.left_out.values())
+            console.print(f"{view.stage}: {lines:,} lines of the list are no rows", markup=False)
         if view.rejected:
             shown = list(view.rejected.items())[:REASONS_SHOWN]
             text = ", ".join(f"{reason} {count:,}" for reason, count in shown)

@@ -47,7 +47,7 @@ SHARD_SIZE = 6
 IMPORTED_BEFORE = (
     "ray.data",
     "spacy",
-    "img2dataset.downloader",
+    "img2dataset.resizer",
     "open_clip",
     "codeseg.pipeline.features.worker",
 )

@@ -57,6 +57,7 @@ class ImageHeader:
     bits: int = 8  # of a sample
     alpha: bool = False  # a decoder may add a fourth channel
     tags: bool = field(default=False, compare=False)  # EXIF or XMP may ask for it to be turned
+    inks: bool = field(default=False, compare=False)  # CMYK, which decoders mix differently
 
 
 def read_header(content: bytes) -> ImageHeader:
@@ -94,8 +95,8 @@ def _jpeg(content: bytes) -> ImageHeader:
             break
         (length,) = struct.unpack_from(">H", content, position)
         if marker in JPEG_FRAMES and frame is None:
-            bits, height, width = struct.unpack_from(">BHH", content, position + 2)
-            frame = ImageHeader("JPEG", width, height, bits)
+            bits, height, width, inks = struct.unpack_from(">BHHB", content, position + 2)
+            frame = ImageHeader("JPEG", width, height, bits, inks=inks == 4)
         scans += marker == START_OF_SCAN
         tags = tags or marker == APP1
         exif += length if marker == APP1 and content.startswith(b"Exif", position + 2) else 0

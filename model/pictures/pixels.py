@@ -82,14 +82,14 @@ def rgb_pixels(
 def is_plain(content: bytes) -> bool:
     """Return whether any decoder gives a sent file's pixels as rgb_pixels does.
 
-    False where the file asks to be turned or may be transparent, which decoders take differently.
+    False where the file asks to be turned, may be transparent or is CMYK.
 
     Raises:
         HeaderError: the bytes are no picture.
     """
     header = read_header(content)
-    if header.alpha or not header.tags:
-        return not header.alpha
+    if header.alpha or header.inks or not header.tags:
+        return not (header.alpha or header.inks)
     with Image.open(io.BytesIO(content), formats=SENT_FORMATS) as image:
         # a PNG may have its EXIF after the pixels
         return image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1

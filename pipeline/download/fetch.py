@@ -219,6 +219,14 @@ def split_url(url: str) -> tuple[str, str, int, str]:
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), target
 
 
+def address(url: str | None) -> object:
+    """Return what tells two URLs of a list apart: what would be asked of whom."""
+    try:
+        return split_url(url or "")
+    except FetchError:
+        return url
+
+
 def _ascii_host(host: str) -> str:
     """Return an international name as the resolver takes it: by IDNA 2008, as browsers do."""
     try:

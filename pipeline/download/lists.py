@@ -7,7 +7,7 @@ alone and has a number: lines in = lines of rows + lines left out. Memory: one b
 import csv
 import io
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
@@ -37,11 +37,16 @@ Line = tuple[int, str]  # its number, from 1, and its text without the end
 class LeftOut:
     """The lines of a file that are no rows."""
 
-    def __init__(self, manifest: Manifest, name: str) -> None:
+    def __init__(self, manifest: Manifest, name: str, counts: Counter[str]) -> None:
         self._name = name
         self._format = manifest.format
         self._shown: list[str] = []
-        self.count = 0
+        self._counts = counts
+
+    @property
+    def count(self) -> int:
+        """How many there are so far."""
+        return self._counts[self._name]
 
     def add(self, line: Line, why: str) -> None:
         """Count a line and keep the first few.
@@ -49,7 +54,7 @@ class LeftOut:
         Raises:
             ValueError: when so many are odd that the list has another form.
         """
-        self.count += 1
+        self._counts[self._name] += 1
         number, text = line
         if len(self._shown) < SHOWN:
             text = f"{text[:80]}…" if len(text) > 80 else text
@@ -111,13 +116,21 @@ class _Lines:
         return self.taken[0]
 
 
-def read_rows(manifest: Manifest, source: Storage, name: str) -> Iterator[pa.RecordBatch]:
+def read_rows(
+    manifest: Manifest, source: Storage, name: str, odd: Counter[str]
+) -> Iterator[pa.RecordBatch]:
     """Stream a file's rows as batches of URLS, after checking that the columns are not swapped.
+
+    Args:
+        manifest: form and columns of the list.
+        source: the folder it is in.
+        name: of the file.
+        odd: counts, by file, the lines that are no rows.
 
     Raises:
         ValueError: naming the file, when it is no list of the manifest's format.
     """
-    left_out = LeftOut(manifest, name)
+    left_out = LeftOut(manifest, name, odd)
     read = _parquet if manifest.format == "parquet" else _text_batches
     count = 0
     try:

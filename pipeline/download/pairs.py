@@ -1,31 +1,37 @@
-"""Fetch, resize and hash the images of one shard of URLs with img2dataset, behind our guard.
+"""Fetch, resize and hash the pictures of one shard of URLs: our guard, img2dataset's resizer.
 
     urls/NNNNN.parquet -> pairs/NNNNN.parquet (PAIRS): every row, failed ones with their reason
 
-img2dataset's own per-shard machinery does the work (thread pool, resizer, encoder, hash); only its
-fetch function is replaced, and its writer keeps rows in memory instead of a file. Rows of an
-earlier attempt at the same URL with the same settings are kept: that makes `--retry-failed` and a
-killed commit cheap. Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries,
-the bodies that wait (transfer.py bounds them) and one picture that is decoded.
+A URL that several rows name is fetched once, and the rows share its picture. What an earlier
+attempt at the shard found with the same settings is kept: that makes `--retry-failed` and a killed
+commit cheap. Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries, the
+bodies that wait (transfer.py bounds them) and one picture that is decoded.
 """
 
 import hashlib
 import io
 import os
-import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codeseg.model.pictures.pixels import is_plain, rgb_pixels
 from codeseg.pipeline.download.addresses import FetchError
-from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, check_image, is_retryable
+from codeseg.pipeline.download.fetch import (
+    Fetcher,
+    FetchLimits,
+    address,
+    check_image,
+    is_retryable,
+)
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
@@ -36,7 +42,21 @@ from codeseg.pipeline.schema import PAIRS, SHARD_DIGITS
 
 FLOOR_ROWS = 50  # a shard with fewer rows says nothing about the network
 GROUP_ROWS = 500  # of a Parquet row group: about 10 MB
+GROUP_BYTES = 1 << 30  # of a row group's different pictures, where rows share them
 ENCODE_QUALITY = 95
+OUTCOME = (
+    "status",
+    "error",
+    "jpg",
+    "width",
+    "height",
+    "original_width",
+    "original_height",
+    "sha256",
+)
+
+Outcome = dict[str, Any]
+"""What became of a picture: the columns OUTCOME of its rows."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class DownloadWorker:
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Import img2dataset and put the guarded fetch in its place."""
+        """Import the resizer and open the guarded fetch."""
         self._root = Storage.open(root_uri)
         self._settings = DownloadSettings(**settings)
         self._shard = 0
@@ -90,7 +110,7 @@ class DownloadWorker:
             workers=self._settings.workers,
         )
         self._fetcher = Fetcher(limits, self._outage)
-        self._machinery = Img2dataset(self._settings, self._fetch)
+        self._pictures = Pictures(self._settings)
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Download what is not there yet, write the shard, commit it.
@@ -101,23 +121,38 @@ class DownloadWorker:
         start = perf_counter()
         self._shard = shard
         self._outage.restart()
-        urls = pq.read_table(self._root.open_input(stage.URLS.path(shard)))
-        kept = self._earlier_rows(shard, urls)
-        todo = [row for row in range(len(urls)) if row not in kept]
-        fresh = self._machinery.run(shard, urls, todo)
+        table = pq.read_table(self._root.open_input(stage.URLS.path(shard)))
+        urls, captions = (table[name].to_pylist() for name in ("url", "caption"))
+        addresses = [address(url) for url in urls]
+        found = self._earlier(shard)
+        todo: dict[object, str | None] = {}
+        for place, url in zip(addresses, urls, strict=True):
+            if place not in found:
+                todo.setdefault(place, url)
+        SHARD_ROWS.count(len(urls) - len(todo))
+        with ThreadPoolExecutor(self._settings.threads, thread_name_prefix="fetch") as pool:
+            found.update(zip(todo, pool.map(self._fetch, todo.values()), strict=True))
         if self._outage.gave_up:
             raise ShardError("the network stayed down; nothing of this shard was kept")
-        rows = [kept.get(row) or fresh[row] for row in range(len(urls))]
-        self._check_floor(rows)
+        self._check_floor([found[place]["error"] for place in addresses])
+        rows = [
+            make_row(shard, row, self._settings.shard_size, url, caption, found[place])
+            for row, (url, caption, place) in enumerate(zip(urls, captions, addresses, strict=True))
+        ]
         return commit_pairs(
-            self._root, self._settings, shard, input, rows, start, self._machinery.versions
+            self._root, self._settings, shard, input, rows, start, self._pictures.versions
         )
 
-    def _fetch(self, url: str | None) -> io.BytesIO:
-        if self._outage.gave_up:
-            raise FetchError("connection")
+    def _fetch(self, url: str | None) -> Outcome:
         try:
-            return self._fetcher.open(url)
+            if self._outage.gave_up:
+                raise FetchError("connection")
+            with self._fetcher.open(url) as body:
+                return self._pictures.resize(body.getvalue())
+        except FetchError as error:
+            return failed(error.reason)
+        except Exception:  # costs one picture, not the shard
+            return failed("internal")
         finally:
             SHARD_ROWS.count()
 
@@ -128,61 +163,50 @@ class DownloadWorker:
         else:
             self._root.write_atomic(path, note.encode())
 
-    def _earlier_rows(self, shard: int, urls: pa.Table) -> dict[int, dict[str, Any]]:
-        """Rows of the shard's file, if there is one, that need no new attempt; by row number."""
-        path = stage.PAIRS.path(shard)
-        if not self._root.exists(path):
-            return {}
+    def _earlier(self, shard: int) -> dict[object, Outcome]:
+        """Return address -> what the shard's file, if there is one, needs no new attempt for."""
         try:
-            table = pq.read_table(self._root.open_input(path))
+            table = pq.read_table(self._root.open_input(stage.PAIRS.path(shard)))
         except (pa.ArrowException, OSError):
-            return {}  # broken: everything is fetched again
+            return {}  # none, or a broken one: everything is fetched
         if (table.schema.metadata or {}).get(b"settings") != self._settings.fingerprint().encode():
             return {}
-        wanted = dict(
-            enumerate(zip(*(urls[c].to_pylist() for c in ("url", "caption")), strict=True))
-        )
         return {
-            row: values
-            for row, values in enumerate(table.to_pylist())
-            if wanted.get(row) == (values["url"], values["caption"])
-            and not (self._settings.retry_failed and self._worth_retrying(values["error"]))
+            address(url): outcome
+            for url, outcome in zip(
+                table["url"].to_pylist(), table.select(OUTCOME).to_pylist(), strict=True
+            )
+            if not (self._settings.retry_failed and self._worth_retrying(outcome["error"]))
         }
 
     def _worth_retrying(self, error: str | None) -> bool:
         return error is not None and worth_retrying(error, self._settings.allow_private)
 
-    def _check_floor(self, rows: list[dict[str, Any]]) -> None:
-        good = sum(row["error"] is None for row in rows)
-        if len(rows) >= FLOOR_ROWS and good < self._settings.success_floor * len(rows):
-            worst = Counter(row["error"] for row in rows if row["error"]).most_common(3)
+    def _check_floor(self, errors: list[str | None]) -> None:
+        good = errors.count(None)
+        if len(errors) >= FLOOR_ROWS and good < self._settings.success_floor * len(errors):
+            worst = Counter(error for error in errors if error).most_common(3)
+            counts = ", ".join(f"{reason} {count}" for reason, count in worst)
             raise ShardError(
-                f"only {good / len(rows):.1%} of {len(rows)} rows succeeded, under the floor of "
-                f"{self._settings.success_floor:.0%} ({_counts(worst)}); not committed: rerun "
-                "when the network works, or lower --success-floor"
+                f"only {good / len(errors):.1%} of {len(errors)} rows succeeded, under the floor "
+                f"of {self._settings.success_floor:.0%} ({counts}); not committed: rerun when the "
+                "network works, or lower --success-floor"
             )
 
 
-class Img2dataset:
-    """img2dataset's per-shard machinery with another fetch function, kept in memory."""
+class Pictures:
+    """img2dataset's resizer behind our checks: bytes as served -> what a row of PAIRS keeps."""
 
-    def __init__(self, settings: DownloadSettings, fetch: Any) -> None:
-        """Import it; slow (4 s), so once a worker.
-
-        Args:
-            settings: size, quality, threads.
-            fetch: url -> stream of bytes, closed when they are used, or raises FetchError.
-        """
+    def __init__(self, settings: DownloadSettings) -> None:
+        """Import it; slow, so once a worker."""
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
         # the decoder's own limit, behind ours: it must hold for formats our header check misreads
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
         import cv2
-        import img2dataset.downloader as downloader
         from img2dataset.resizer import Resizer
 
         self._settings = settings
-        self._fetch = fetch
-        self._downloader = downloader
+        self._one = Lock()  # picture that is decoded at a time: one may take 0.8 GB
         self._encode = cv2.imencode
         self._resizer = Resizer(
             image_size=settings.image_size,
@@ -198,100 +222,32 @@ class Img2dataset:
             "pyarrow": pa.__version__,
         }
 
-    def run(self, shard: int, urls: pa.Table, todo: list[int]) -> dict[int, dict[str, Any]]:
-        """Download some rows of a shard.
-
-        Args:
-            shard: its number, the first digits of every key.
-            urls: url, caption of the whole shard.
-            todo: row numbers to download.
-
-        Returns:
-            Row number -> a row of PAIRS, for each of `todo`.
-        """
-        size = self._settings.shard_size
-        rows = {r: empty_row(shard, r, size, url, text) for r, url, text in _take(urls, todo)}
-        if not todo:
-            return rows
-        written: list[dict[str, Any]] = []
-        # looked up as a module global by its retry wrapper; our fetch retries by itself
-        self._downloader.download_image = self._download_image
-        with tempfile.TemporaryDirectory() as folder:
-            feather = Path(folder) / "urls.feather"
-            table = pa.table({"url": urls["url"].take(pa.array(todo)), "row": pa.array(todo)})
-            with pa.OSFile(str(feather), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
-                file.write_table(table)
-            self._make_downloader(folder, written).download_shard((shard, str(feather)))
-        for sample in written:
-            rows[sample["row"]].update(_outcome(sample))
-        return rows
-
-    def _make_downloader(self, folder: str, written: list[dict[str, Any]]) -> Any:
-        return self._downloader.Downloader(
-            sample_writer_class=lambda *_: _ListWriter(written),
-            resizer=self._resize,
-            thread_count=self._settings.threads,
-            save_caption=False,
-            extract_exif=False,
-            output_folder=folder,
-            column_list=["url", "row"],
-            timeout=self._settings.deadline,
-            number_sample_per_shard=self._settings.shard_size,
-            oom_shard_count=SHARD_DIGITS,
-            compute_hash="sha256",
-            verify_hash_type=None,
-            encode_format="jpg",
-            retries=0,
-            user_agent_token=None,
-            disallowed_header_directives=None,  # our fetch honours X-Robots-Tag
-        )
-
-    def _download_image(self, row: tuple[int, str | None], *_: Any) -> tuple[int, Any, str | None]:
-        """img2dataset's fetch function: (key, url) -> (key, stream or None, error or None)."""
-        key, url = row
+    def convert(self, content: bytes) -> Outcome:
+        """Check, resize and encode a picture that is at hand."""
         try:
-            return key, self._fetch(url), None
+            check_image(content, self._settings.max_pixels, self._settings.min_size)
         except FetchError as error:
-            return key, None, error.reason
-        except Exception:  # one that leaves a thread of img2dataset's pool stops the shard for ever
-            return key, None, "internal"
+            return failed(error.reason)
+        return self.resize(content)
 
-    def _resize(self, stream: io.BytesIO, *_: Any) -> tuple[Any, ...]:
-        """img2dataset's resizer; what decoders take differently reaches it upright, over white."""
-        content = stream.getvalue()
-        try:
-            if not is_plain(content):
-                pixels = rgb_pixels(content, self._settings.max_pixels)
-                content = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
-        except Exception as error:  # Pillow raises many kinds
-            return (None,) * 5 + (str(error),)
-        result: tuple[Any, ...] = self._resizer(io.BytesIO(content))
-        return result
+    def resize(self, content: bytes) -> Outcome:
+        """Resize and encode a picture whose header was checked; threads take turns.
 
-    def convert(self, content: bytes) -> dict[str, Any]:
-        """Check, resize and encode one image that is at hand; the outcome's columns of PAIRS.
-
-        Raises:
-            FetchError: when its header says it is no image, or none that may be decoded.
+        What decoders take differently reaches the resizer upright, in RGB, over white.
         """
-        check_image(content, self._settings.max_pixels, self._settings.min_size)
-        names = ("jpg", "width", "height", "original_width", "original_height", "error_message")
-        sample = dict(zip(names, self._resize(io.BytesIO(content)), strict=True))
-        sample["status"] = "failed_to_resize" if sample["error_message"] else "success"
-        return _outcome({**sample, "sha256": hashlib.sha256(content).hexdigest()})
-
-
-class _ListWriter:
-    """An img2dataset sample writer that keeps the samples."""
-
-    def __init__(self, written: list[dict[str, Any]]) -> None:
-        self._written = written
-
-    def write(self, img: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        self._written.append({**meta, "jpg": img})
-
-    def close(self) -> None:
-        return
+        picture = content
+        with self._one:
+            try:
+                if not is_plain(content):
+                    pixels = rgb_pixels(content, self._settings.max_pixels)
+                    picture = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
+            except Exception:  # Pillow raises many kinds
+                return failed("undecodable")
+            *made, error = self._resizer(io.BytesIO(picture))
+        if error:
+            return failed("bomb" if error == "image area too large" else "undecodable")
+        values = ("success", None, *made, hashlib.sha256(content).hexdigest())
+        return dict(zip(OUTCOME, values, strict=True))
 
 
 def commit_pairs(
@@ -323,23 +279,33 @@ def commit_pairs(
     )  # fmt: skip
 
 
-def empty_row(
-    shard: int, row: int, shard_size: int, url: str | None, caption: str | None
+def failed(reason: str) -> Outcome:
+    """Return the outcome of a picture that cannot be had."""
+    return {**dict.fromkeys(OUTCOME), "status": "failed", "error": reason}
+
+
+def make_row(
+    shard: int, row: int, shard_size: int, url: str | None, caption: str | None, outcome: Outcome
 ) -> dict[str, Any]:
-    """A failed row until its outcome is known: img2dataset drops a row that it trips over."""
+    """Return a row of PAIRS."""
     key = f"{shard:0{SHARD_DIGITS}d}{row:0{len(str(shard_size - 1))}d}"
-    known = {"key": key, "url": url, "caption": caption}
-    return {**dict.fromkeys(PAIRS.names), **known, "status": "failed", "error": "internal"}
+    return {"key": key, "url": url, "caption": caption, **outcome}
 
 
 def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
-    """Write a shard of PAIRS; the same table gives the same bytes."""
+    """Write a shard of PAIRS; the same table gives the same bytes.
+
+    A picture of several rows of a row group lies in it once.
+    """
+    known = table["sha256"].drop_null()
+    shared = pc.count_distinct(known).as_py() < len(known)
     pq.write_table(
         table,
         sink,
         row_group_size=GROUP_ROWS,
         compression={name: "NONE" if name == "jpg" else "ZSTD" for name in table.schema.names},
-        use_dictionary=["status", "error"],
+        use_dictionary=["status", "error", *(["jpg"] if shared else [])],
+        dictionary_pagesize_limit=GROUP_BYTES,
         write_statistics=["key", "status", "error", "width", "height"],
     )
 
@@ -347,23 +313,3 @@ def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
 def worth_retrying(error: str, allow_private: bool) -> bool:
     """Return whether `--retry-failed` retries a row; a private address only if allowed now."""
     return is_retryable(error) or (allow_private and error == "private_address")
-
-
-def _outcome(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return img2dataset's columns as ours."""
-    if sample["status"] == "success":
-        sizes = ("width", "height", "original_width", "original_height", "sha256", "jpg")
-        return {"status": "success", "error": None, **{name: sample[name] for name in sizes}}
-    message = sample["error_message"]
-    if sample["status"] == "failed_to_resize":
-        message = "bomb" if message == "image area too large" else "undecodable"
-    return {"status": "failed", "error": message}
-
-
-def _take(urls: pa.Table, rows: list[int]) -> Any:
-    taken = urls.take(pa.array(rows, pa.int64()))
-    return zip(rows, taken["url"].to_pylist(), taken["caption"].to_pylist(), strict=True)
-
-
-def _counts(pairs: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in pairs)

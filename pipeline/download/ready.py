@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ClassVar, Protocol
 
-from codeseg.pipeline.download.addresses import FetchError
 from codeseg.pipeline.download.lists import sound
-from codeseg.pipeline.download.pairs import DownloadSettings, Img2dataset, commit_pairs, empty_row
+from codeseg.pipeline.download.pairs import (
+    DownloadSettings,
+    Pictures,
+    commit_pairs,
+    failed,
+    make_row,
+)
 from codeseg.pipeline.download.urls import check_count
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
@@ -99,7 +104,7 @@ class ReadyWorker:
         self._root = Storage.open(root_uri)
         self._source: Source = settings["source"]
         self._settings = DownloadSettings(**settings["download"])
-        self._machinery = Img2dataset(self._settings, fetch=None)
+        self._pictures = Pictures(self._settings)
 
     def process(self, shard: int, input: str) -> ShardRecord:
         """Convert the samples, write the shard, commit it.
@@ -110,20 +115,14 @@ class ReadyWorker:
         start = perf_counter()
         name, size = self._source.name(shard), self._settings.shard_size
         rows: list[dict[str, Any]] = []
-        for sample in self._source.samples(shard, self._settings.max_bytes, self._convert, size):
-            outcome = {"error": sample.fault} if sample.fault else sample.image
+        convert = self._pictures.convert
+        for sample in self._source.samples(shard, self._settings.max_bytes, convert, size):
+            outcome = failed(sample.fault) if sample.fault else sample.image or failed("no_image")
             url = sample.url or f"{name}#{sound(sample.name)}"
             for caption in (*sample.captions,) or (None,):
-                empty = empty_row(shard, len(rows), size, url, caption)
-                rows.append({**empty, **(outcome or {"error": "no_image"})})
+                rows.append(make_row(shard, len(rows), size, url, caption, outcome))
         if len(rows) > size:
             raise ValueError(f"{name} holds more samples than --shard-size")
         return commit_pairs(
-            self._root, self._settings, shard, input, rows, start, self._machinery.versions
+            self._root, self._settings, shard, input, rows, start, self._pictures.versions
         )
-
-    def _convert(self, picture: bytes) -> dict[str, Any]:
-        try:
-            return self._machinery.convert(picture)
-        except FetchError as error:
-            return {"error": error.reason}

@@ -39,15 +39,6 @@ class Tars(Files):
             return read_samples(source, name, max_bytes, convert, most)
 
 
-def holds_tars(place: str) -> bool:
-    """Return whether a place is a folder with tars in it, as of a list's own dataset on the hub."""
-    try:
-        names = Storage.open(place).names("")
-    except NotADirectoryError:
-        return False
-    return any(name.lower().endswith(tuple(PACKED)) for name in names)
-
-
 def read_samples(
     source: pa.NativeFile,
     name: str,

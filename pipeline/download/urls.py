@@ -8,6 +8,7 @@ appended to the list: of what was there only the last shard is cut again.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
@@ -60,7 +61,7 @@ def cut_shards(
     if grown:  # the line that was last may have grown, too: its shard is cut again
         ledger.retract("urls", max(records))
         del records[max(records)]
-    elif previous is not None and {**previous, "complete": None} != {**settings, "complete": None}:
+    elif previous is not None and any(previous.get(n) != value for n, value in settings.items()):
         changed = "another --shard-size" if previous["list"] == settings["list"] else "another list"
         raise ValueError(f"{root.uri} was begun with {changed} or columns; use a separate root")
     have = sum(record.rows_out for record in records.values())
@@ -75,8 +76,8 @@ def cut_shards(
     root.remove_abandoned("ledger/urls")
     ledger.write_settings("urls", {**settings, "complete": False})
     taken = stage.URLS.fingerprint(settings)
-    count = 0
-    batches = (batch for name in files for batch in read_rows(manifest, source, name))
+    count, odd = 0, Counter[str]()
+    batches = (batch for name in files for batch in read_rows(manifest, source, name, odd))
     for shard, table in enumerate(_shards(batches, shard_size, limit)):
         count += 1
         check_count(count, "cut the list anew, in a root of its own, with a larger --shard-size")
@@ -84,8 +85,7 @@ def cut_shards(
             records[shard] = _write(root, ledger, shard, table, taken)
     if count == 0:
         raise ValueError(f"{place} has no rows")
-    if limit is None:
-        ledger.write_settings("urls", {**settings, "complete": True})
+    ledger.write_settings("urls", {**settings, "complete": limit is None, "left_out": dict(odd)})
     return records
 
 
@@ -145,9 +145,9 @@ def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int,
 
 def _is_longer(source: Storage, settings: dict[str, Any], previous: dict[str, Any]) -> bool:
     """Return whether the list begins with all of the previous one, and alike in all else."""
-    rest = {"complete": None, "list": None}
     before, after = previous["list"], settings["list"]
-    if {**previous, **rest} != {**settings, **rest} or before == after:
+    alike = all(previous.get(n) == value for n, value in settings.items() if n != "list")
+    if not alike or before == after:
         return False
     known = [list(entry) for entry in after[: len(before)]]
     if len(known) < len(before) or known[:-1] != before[:-1]:

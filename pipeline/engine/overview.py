@@ -2,7 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.progress import Heartbeat, read_heartbeat
@@ -28,6 +28,7 @@ class StageView:
     rows_per_second: float | None = None  # while running
     eta_seconds: float | None = None  # while running
     notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
+    left_out: dict[str, int] = field(default_factory=dict)  # file of the list -> lines, no rows
 
     @property
     def missing(self) -> int:
@@ -49,8 +50,8 @@ def read_overview(root: Storage) -> list[StageView]:
     ledger = Ledger(root)
     with ThreadPoolExecutor(len(STAGES)) as pool:
         records = dict(zip(STAGES, pool.map(ledger.records, STAGES), strict=True))
-        settings = list(pool.map(ledger.read_settings, STAGES))
-        if not any(records.values()) and not any(settings):
+        settings = dict(zip(STAGES, pool.map(ledger.read_settings, STAGES), strict=True))
+        if not any(records.values()) and not any(settings.values()):
             raise ValueError(
                 f"{root.uri} is not a dataset root: it has no ledger; run codeseg download first"
             )
@@ -58,10 +59,13 @@ def read_overview(root: Storage) -> list[StageView]:
         states = dict(zip(TABLES, found, strict=True))
         beats = dict(zip(TABLES, pool.map(lambda t: read_heartbeat(root, t), TABLES), strict=True))
     shards = len({*records["urls"], *(states["pairs"].inputs or {}), *records["pairs"]})
-    return [
+    views = [
         _view(table, 1 if STAGES[table].whole else shards, states[table], beats[table])
         for table in TABLES
     ]
+    left_out = (settings["urls"] or {}).get("left_out")
+    views[0] = replace(views[0], left_out=left_out if isinstance(left_out, dict) else {})
+    return views
 
 
 def _view(stage: str, shards: int, found: StageState, beat: Heartbeat | None) -> StageView:

@@ -88,14 +88,15 @@ class Stage:
         }
 
 
-def _without(settings: Settings, name: str) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != name}
+def _without(settings: Settings, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 # Where weights lie decides nothing, what they are does.
 URLS = Stage(
-    "urls", "download MANIFEST", "urls/{:05d}.parquet", matters=lambda s: _without(s, "complete")
-)
+    "urls", "download MANIFEST", "urls/{:05d}.parquet",
+    matters=lambda s: _without(s, "complete", "left_out"),
+)  # fmt: skip
 PAIRS = Stage(
     "pairs", "download MANIFEST", "pairs/{:05d}.parquet", ("urls",), next="nouns {}",
     empty="check the list and the network (`codeseg doctor`), then add --retry-failed, and "

@@ -1,8 +1,11 @@
 """Pixels and caption tokens in, what the frozen CLIP says about them out; CPU or GPU.
 
-Letters: R rows, V views, H W pixels, C channels, P image tokens, D vision width, L caption tokens,
-T text width.
+Letters: R rows, K pictures, V views, H W pixels, C channels or joint width, P image tokens,
+D vision width, L caption tokens, T text width.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 CAPTIONS = 256  # encoded together, alike in length
+FAULTS = ("", "zero_norm", "non_finite")  # of image tokens
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,6 +35,8 @@ class Encoder:
     def __init__(self, settings: FeatureSettings, device: str) -> None:
         self._settings, self._device = settings, device
         clip = settings.clip
+        self._up: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
+        self._down: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self.clip = FrozenClip.load(clip.model, clip.pretrained, device)
         if self.clip.weights_sha256 != clip.weights_sha256:
             raise ValueError(
@@ -67,9 +73,38 @@ class Encoder:
         return states
 
     @torch.inference_mode()
+    def start(
+        self, pixels_KVHWC: NDArray[np.uint8], ends_RT: NDArray[np.float16]
+    ) -> Callable[[], dict[str, NDArray[Any]]]:
+        """Start to encode pictures and what their captions end in.
+
+        Args:
+            pixels_KVHWC: views of pictures.
+            ends_RT: hidden states at EOS of the captions that go with them.
+
+        Returns:
+            What waits for the pictures' columns of the table (image_tokens …), `faults` (K,) into
+            FAULTS and, where scores are wanted, unit embeddings: `images` (K, C), of the first
+            view in the features' normalisation, and `captions` (R, C).
+        """
+        tokens_KVPD = self.image_tokens(torch.from_numpy(pixels_KVHWC))
+        found = {"image_tokens": tokens_KVPD, "faults": find_faults(tokens_KVPD)}
+        if self._settings.image_tokens == "int8":
+            found["image_tokens"], found["image_scales"] = to_int8(tokens_KVPD)
+        if self._settings.clip_score:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # small products: on more threads their last bits would differ
+            ends = self._send(torch.from_numpy(ends_RT)).float()
+            with self.autocast():
+                found["images"] = self.clip.class_embedding(tokens_KVPD[:, 0].float())
+                found["captions"] = F.normalize(self.clip.project_text(ends).float(), dim=-1)
+            torch.set_num_threads(threads)
+        return self._fetch(found)
+
+    @torch.inference_mode()
     def image_tokens(self, pixels_RVHWC: Tensor) -> Tensor:
         """Return trunk output of all views (R, V, P, D), fp16 on the device."""
-        images_RVCHW = pixels_RVHWC.to(self._device, non_blocking=True).permute(0, 1, 4, 2, 3)
+        images_RVCHW = self._send(pixels_RVHWC).permute(0, 1, 4, 2, 3)
         with self.autocast():
             views_RPD = [
                 self.clip.trunk(self.clip.normalise(images_RVCHW[:, v].contiguous())).half()
@@ -79,28 +114,34 @@ class Encoder:
         assert tokens_RVPD.shape[-1] == self.clip.width
         return tokens_RVPD
 
-    @torch.inference_mode()
-    def clip_scores(
-        self, tokens_RPD: Tensor, states: list[NDArray[np.float16]]
-    ) -> NDArray[np.float32]:
-        """Return the cosine of each image's and its caption's embedding, as CLIP was trained.
+    # On a GPU copies run beside the arithmetic, from and to pinned memory, on streams of their own
 
-        The image is the view and has the normalisation that the features have. What is left to do
-        is the last block for the class token, and both projections.
+    def _send(self, values: Tensor) -> Tensor:
+        if self._up is None:
+            return values
+        with torch.cuda.stream(self._up):
+            sent = values.pin_memory().to(self._device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._up)
+        sent.record_stream(torch.cuda.current_stream())
+        return sent
 
-        Args:
-            tokens_RPD: the trunk's output of one view of each row.
-            states: each caption's hidden states before ln_final, the last one at EOS.
-        """
-        eos_RT = torch.from_numpy(np.stack([values[-1] for values in states])).to(self._device)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small products: on more threads their last bits would differ
-        with self.autocast():
-            image_RC = self.clip.class_embedding(tokens_RPD.float())
-            text_RC = F.normalize(self.clip.project_text(eos_RT.float()).float(), dim=-1)
-        torch.set_num_threads(threads)
-        scores: NDArray[np.float32] = (image_RC * text_RC).sum(dim=-1).cpu().numpy()
-        return scores
+    def _fetch(self, found: dict[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
+        done = None
+        if self._down is not None:
+            self._down.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._down):
+                for name, values in found.items():
+                    values.record_stream(self._down)
+                    host = torch.empty_like(values, device="cpu", pin_memory=True)
+                    found[name] = host.copy_(values, non_blocking=True)
+                done = self._down.record_event()
+
+        def wait() -> dict[str, NDArray[Any]]:
+            if done is not None:
+                done.synchronize()
+            return {name: values.numpy() for name, values in found.items()}
+
+        return wait
 
 
 def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,11 +151,8 @@ def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8), scale
 
 
-def find_faults(tokens_RVPD: Tensor) -> list[str]:
-    """Return what is wrong with each row's image tokens: "non_finite", "zero_norm" or nothing."""
+def find_faults(tokens_RVPD: Tensor) -> Tensor:
+    """Return what is wrong with each row's image tokens, as an index (R,) into FAULTS."""
     finite_R = tokens_RVPD.isfinite().flatten(1).all(dim=1)
     zero_R = (tokens_RVPD.float().abs().amax(dim=-1) == 0).flatten(1).any(dim=1)
-    return [
-        ("zero_norm" if zero else "") if finite else "non_finite"
-        for finite, zero in zip(finite_R.tolist(), zero_R.tolist(), strict=True)
-    ]
+    return torch.where(finite_R, zero_R.long(), 2)

@@ -78,6 +78,7 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
         seed=options.seed,
         templates=TEMPLATES,
         clip_score=not from_pixels,
+        by_picture=not from_pixels,
     )
 
 

@@ -4,26 +4,29 @@ What the frozen CLIP says about every trainable pair (METHOD §2.1, §4): image 
 views, caption states up to EOS. rows_in of the record counts the nouns rows that are not rejected;
 rejected here are too_few_nouns, no_image, broken_image, non_finite and zero_norm.
 
-The same bytes come out whatever the number of workers: views are hashes of (seed, key, view), and
-what is encoded together depends on the shard alone.
+A picture that several rows of the shard have is encoded once and lies once in each record batch;
+until the last of its rows it is kept in memory.
 
-Letters: R rows of a record batch, V views, H W pixels, P image tokens, D vision width, C channels.
+The same bytes come out whatever the number of workers: views are hashes of (seed, key, view), with
+the key of the picture's first row, and what is encoded together depends on the shard alone.
+
+Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width, C channels.
 """
 
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine import stage
@@ -31,7 +34,7 @@ from codeseg.pipeline.engine.ledger import ShardRecord
 from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
+from codeseg.pipeline.features.encoder import FAULTS, Encoder
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
@@ -40,15 +43,24 @@ FAULTY_STREAK = 8
 DECODED_AHEAD = 3  # batches of images decoded while one is encoded
 
 Row = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Image:
-    """A row's image as it goes into the table."""
+@dataclass
+class Group:
+    """Rows that go through the CLIP together, and the pictures that are new in them."""
 
-    row: Row
-    jpg: bytes
-    pixels_VHWC: NDArray[np.uint8]  # no views where the reader augments
+    rows: list[Row] = field(default_factory=list)
+    pixels: Arrays = field(default_factory=dict)  # picture -> (V, H, W, C), uint8
+
+
+@dataclass
+class Picture:
+    """What the rows of a picture have in common."""
+
+    columns: Arrays  # of the table
+    fault: str
+    embedding: NDArray[np.float32]  # empty where no scores are wanted
 
 
 class FeaturesWorker:
@@ -60,7 +72,7 @@ class FeaturesWorker:
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "pairs": ("key", "jpg"),
+        "pairs": ("key", "jpg", "sha256"),
         "nouns": ("key", "caption_tokens", "nouns", "rejected"),
     }
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -88,19 +100,18 @@ class FeaturesWorker:
         states = self._encoder.caption_states([row["caption_tokens"] for row in rows])
         for row, values in zip(rows, states, strict=True):
             row["caption_states"] = values
-        rows_out = self._streak = 0
+        self._streak = 0
 
         def write(sink: pa.NativeFile) -> None:
-            nonlocal rows_out
-            batches = self._encoded(rows, rejected)
+            sound, rows_out = self._sound(rows, rejected), 0
             with pa.ipc.new_file(sink, self._schema) as writer, ThreadPoolExecutor(1) as pool:
-                writing: Future[None] | None = None  # hash and write one batch, encode the next
-                for batch in regroup(batches, self._settings.block_rows):
+                writing: Future[None] | None = None  # join, hash and write one, encode the next
+                while batch := list(islice(sound, self._settings.block_rows)):
                     if writing is not None:
                         writing.result()
-                    rows_out += batch.num_rows
-                    SHARD_ROWS.count(batch.num_rows)
-                    writing = pool.submit(writer.write_batch, batch)
+                    rows_out += len(batch)
+                    SHARD_ROWS.count(len(batch))
+                    writing = pool.submit(lambda b: writer.write_batch(self._join(b)), batch)
                 if writing is not None:
                     writing.result()
             assert rows_in == rows_out + rejected.total()
@@ -116,117 +127,165 @@ class FeaturesWorker:
         nouns = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])
         nouns = nouns.filter(nouns["rejected"].is_null())
         pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
-        place = {key: i for i, key in enumerate(pairs["key"].to_pylist())}
-        jpgs, rows = pairs["jpg"], []
+        keys, hashes, jpgs = pairs["key"].to_pylist(), pairs["sha256"].to_pylist(), pairs["jpg"]
+        place = {key: i for i, key in enumerate(keys)}
+        first: dict[str, str] = {}  # a picture is named by the first key of all rows that have it
+        names = [first.setdefault(h or key, key) for h, key in zip(hashes, keys, strict=True)]
+        rows = []
         context = self._settings.clip.context_length
         for full in nouns.drop_columns("rejected").to_pylist():
-            row = cut(full, context)
+            row, i = cut(full, context), place.get(full["key"])
             if len(row["nouns"]) < self._settings.min_nouns:
                 rejected["too_few_nouns"] += 1
-            elif row["key"] not in place or not jpgs[place[row["key"]]].is_valid:
+            elif i is None or not jpgs[i].is_valid:
                 rejected["no_image"] += 1
             else:
-                rows.append(row | {"jpg": jpgs[place[row["key"]]]})
+                rows.append(row | {"jpg": jpgs[i], "picture": names[i]})
         return rows, nouns.num_rows
 
-    def _encoded(self, rows: list[Row], rejected: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Record batches of the rows whose image and features are sound, in order."""
-        images: list[Image] = []
-        for image in self._decoded(rows):
-            if image is None:
+    def _sound(self, rows: list[Row], rejected: Counter[str]) -> Iterator[tuple[Row, Picture]]:
+        """Yield the rows whose picture and features are sound, in order."""
+        last = {row["picture"]: row["key"] for row in rows}
+        known: dict[str, Picture] = {}
+        for group, encoded in self._started(rows, rejected):
+            found = encoded()
+            captions_RC = found.pop("captions", None)
+            known |= _pictures(group, found)
+            pictures = [known[row["picture"]] for row in group.rows]
+            if captions_RC is not None:
+                images_RC = np.stack([picture.embedding for picture in pictures])
+                scores = (torch.from_numpy(images_RC) * torch.from_numpy(captions_RC)).sum(dim=-1)
+                for row, score in zip(group.rows, scores.tolist(), strict=True):
+                    row["clip_score"] = score
+            for row, picture in zip(group.rows, pictures, strict=True):
+                finite = np.isfinite(row["caption_states"]).all()
+                fault = picture.fault if finite else "non_finite"
+                self._refuse_streak(fault)
+                if fault:
+                    rejected[fault] += 1
+                else:
+                    yield row, picture
+                if last[row["picture"]] == row["key"]:
+                    del known[row["picture"]]
+            for name in known.keys() & group.pixels.keys():  # frees the group's arrays
+                columns = known[name].columns
+                columns |= {column: values.copy() for column, values in columns.items()}
+
+    def _started(
+        self, rows: list[Row], rejected: Counter[str]
+    ) -> Iterator[tuple[Group, Callable[[], Arrays]]]:
+        """Yield groups with what waits for their features; one more is begun already."""
+        waiting: deque[tuple[Group, Callable[[], Arrays]]] = deque()
+        for group in self._groups(rows, rejected):
+            encoded: Callable[[], Arrays] = dict  # without image tokens there is nothing to encode
+            if self._settings.image_tokens != "none":
+                ends = np.stack([row["caption_states"][-1] for row in group.rows])
+                encoded = self._encoder.start(np.stack([*group.pixels.values()]), ends)
+            waiting.append((group, encoded))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _groups(self, rows: list[Row], rejected: Counter[str]) -> Iterator[Group]:
+        """Yield the rows whose picture can be decoded, `block_rows` new pictures at a time."""
+        group, broken = Group(), set[str]()
+        for row, decoding in self._decoding(rows):
+            name = row["picture"]
+            pixels = decoding.result() if decoding else None
+            if pixels is not None:
+                if len(group.pixels) == self._settings.block_rows:
+                    yield group
+                    group = Group()
+                group.pixels[name] = pixels
+            elif decoding:
+                broken.add(name)
+            if name in broken:
                 rejected["broken_image"] += 1
-                continue
-            images.append(image)
-            if len(images) == self._settings.block_rows:
-                yield self._encode(images, rejected)
-                images = []
-        if images:
-            yield self._encode(images, rejected)
+            else:
+                group.rows.append(row)
+        if group.rows:
+            yield group
 
-    def _decoded(self, rows: list[Row]) -> Iterator[Image | None]:
-        """Yield images in the rows' order, decoded ahead in threads; None for a broken one."""
-        waiting: deque[Future[Image | None]] = deque()
+    def _decoding(
+        self, rows: list[Row]
+    ) -> Iterator[tuple[Row, Future[NDArray[np.uint8] | None] | None]]:
+        """Yield the rows, a picture's first one with its views, which threads make ahead."""
+        seen: set[str] = set()
+        waiting: deque[tuple[Row, Future[NDArray[np.uint8] | None] | None]] = deque()
         for row in rows:
-            waiting.append(self._pool.submit(self._decode, row))
+            new = row["picture"] not in seen
+            seen.add(row["picture"])
+            waiting.append((row, self._pool.submit(self._decode, row) if new else None))
             if len(waiting) > DECODED_AHEAD * self._settings.block_rows:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                yield waiting.popleft()
+        yield from waiting
 
-    def _decode(self, row: Row) -> Image | None:
+    def _decode(self, row: Row) -> NDArray[np.uint8] | None:
+        """Return the picture's views (V, H, W, C), none where the reader augments; None: broken."""
         settings = self._settings
-        jpg = row["jpg"].as_py()
         try:
-            image = views.decode(jpg)
+            image = views.decode(row["jpg"].as_py())
         except OSError:
             return None
         if settings.image_tokens == "none":
-            return Image(row, jpg, np.empty(0, np.uint8))
+            return np.empty(0, np.uint8)
         size, scale, flip = settings.clip.image_size, settings.crop_scale, settings.flip
-        key = views.key_hash(row["key"])
+        key = views.key_hash(row["picture"])
         bits = [hash_numbers(settings.seed, key, v) for v in range(settings.views)]
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
-        return Image(row, jpg, np.stack(made))
+        return np.stack(made)
 
-    def _encode(self, images: list[Image], rejected: Counter[str]) -> pa.RecordBatch:
-        """Encode the images of a block and join everything to Arrow columns."""
-        states = [image.row["caption_states"] for image in images]
-        faults = ["" if np.isfinite(values).all() else "non_finite" for values in states]
-        columns: dict[str, pa.Array] = {}
-        if self._settings.image_tokens == "none":
-            columns["jpg"] = pa.array([image.jpg for image in images], pa.binary())
-        else:
-            pixels = np.stack([image.pixels_VHWC for image in images])
-            tokens_RVPD = self._encoder.image_tokens(torch.from_numpy(pixels))
-            columns |= self._image_columns(pixels, tokens_RVPD)
-            if self._settings.clip_score:
-                scores = self._encoder.clip_scores(tokens_RVPD[:, 0], states)
-                columns["clip_score"] = pa.array(scores)
-            faults = [a or b for a, b in zip(faults, find_faults(tokens_RVPD), strict=True)]
-        self._refuse_streak(faults)
-        columns |= _caption_columns([image.row for image in images])
-        arrays = [columns[name] for name in self._schema.names]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        rejected.update(fault for fault in faults if fault)
-        return batch.filter(pa.array([not fault for fault in faults])) if any(faults) else batch
-
-    def _refuse_streak(self, faults: list[str]) -> None:
-        """A faulty row is rejected; many in a row, over blocks, say that the CLIP is at fault."""
-        for fault in faults:
-            self._streak = self._streak + 1 if fault else 0
-            if self._streak == FAULTY_STREAK:
-                raise FloatingPointError(
-                    f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
-                    "try --precision fp32 or look at the weights"
-                )
-
-    def _image_columns(self, pixels: NDArray[np.uint8], tokens_RVPD: Tensor) -> dict[str, pa.Array]:
-        columns = {"pixels": pixels}
-        if self._settings.image_tokens == "int8":
-            rounded, scales = to_int8(tokens_RVPD)
-            columns |= {"image_tokens": rounded.cpu().numpy(), "image_scales": scales.cpu().numpy()}
-        else:
-            columns["image_tokens"] = tokens_RVPD.cpu().numpy()
-        return {
-            name: pa.FixedSizeListArray.from_arrays(
-                pa.array(values.reshape(-1)), values.size // len(values)
+    def _refuse_streak(self, fault: str) -> None:
+        """A faulty row is rejected; many in a row, over groups, say that the CLIP is at fault."""
+        self._streak = self._streak + 1 if fault else 0
+        if self._streak == FAULTY_STREAK:
+            raise FloatingPointError(
+                f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
+                "try --precision fp32 or look at the weights"
             )
-            for name, values in columns.items()
-        }
+
+    def _join(self, batch: list[tuple[Row, Picture]]) -> pa.RecordBatch:
+        """Return the Arrow columns of some rows; those of one picture share its values."""
+        rows = [row for row, _ in batch]
+        columns = _caption_columns(rows)
+        if self._settings.image_tokens == "none":
+            columns["jpg"] = pa.array([row["jpg"].as_py() for row in rows], pa.binary())
+        else:
+            columns |= _picture_columns(batch)
+        if self._settings.clip_score:
+            columns["clip_score"] = pa.array([row["clip_score"] for row in rows], pa.float32())
+        arrays = [columns[name] for name in self._schema.names]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
 
-def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of exactly `rows`, but the last."""
-    rest: pa.RecordBatch | None = None
-    for batch in batches:
-        if rest is not None and rest.num_rows:
-            batch = pa.Table.from_batches([rest, batch]).combine_chunks().to_batches()[0]
-        while batch.num_rows >= rows:
-            yield batch.slice(0, rows)
-            batch = batch.slice(rows)
-        rest = batch
-    if rest is not None and rest.num_rows:
-        yield rest
+def _pictures(group: Group, encoded: Arrays) -> dict[str, Picture]:
+    """Return a group's new pictures by name."""
+    faults = encoded.pop("faults", np.zeros(len(group.pixels), np.int64))
+    embeddings = encoded.pop("images", np.empty((len(group.pixels), 0), np.float32))
+    return {
+        name: Picture(
+            {"pixels": pixels} | {column: values[k] for column, values in encoded.items()},
+            FAULTS[faults[k]],
+            embeddings[k],
+        )
+        for k, (name, pixels) in enumerate(group.pixels.items())
+    }
+
+
+def _picture_columns(batch: list[tuple[Row, Picture]]) -> dict[str, pa.Array]:
+    pictures = {row["picture"]: picture for row, picture in batch}
+    number = {name: k for k, name in enumerate(pictures)}
+    number_R = np.array([number[row["picture"]] for row, _ in batch])
+    columns = {}
+    for name in batch[0][1].columns:
+        values = np.stack([picture.columns[name] for picture in pictures.values()])
+        size = values[0].size
+        columns[name] = pa.LargeListViewArray.from_arrays(
+            pa.array(number_R * size),
+            pa.array(np.full(len(batch), size)),
+            pa.array(values.reshape(-1)),
+        )
+    return columns
 
 
 def cut(row: Row, context_length: int) -> Row:

@@ -39,7 +39,7 @@ def first_pictures(root: Storage, count: int) -> list[tuple[Pixels, RegionMap]]:
                 if len(pictures) == count:
                     return pictures
                 regions = table.regions(block.key(row), 0)
-                pictures.append((block.pixels_RVHWC[row, 0], regions))
+                pictures.append((block.pixels_KVHWC[block.picture_R[row], 0], regions))
     if not pictures:
         raise ValueError(f"{root.uri} holds no pictures to show: its features are empty")
     return pictures

@@ -99,12 +99,13 @@ class RegionsWorker:
     @torch.no_grad()
     def _patch_features(self, block: Block, rows: slice) -> Tensor:
         """Return features (rows·V, Q, D) of some rows' views, row-major."""
+        pictures = block.picture_R[rows]
         if self._clip is None:
-            pixels_BHWC = torch.from_numpy(block.pixels_RVHWC[rows].copy()).flatten(0, 1)
+            pixels_BHWC = torch.from_numpy(block.pixels_KVHWC[pictures]).flatten(0, 1)
             pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(self._device)
             features: Tensor = self._vit(pixels_BCHW, self._grid)
             return features
-        tokens = torch.from_numpy(block.image_tokens_RVPD[rows].astype(np.float32))
+        tokens = torch.from_numpy(block.image_tokens_KVPD[pictures].astype(np.float32))
         if self._features.image_tokens == "int8":
-            tokens = tokens * torch.from_numpy(block.image_scales_RVP[rows].copy())[..., None]
+            tokens = tokens * torch.from_numpy(block.image_scales_KVP[pictures])[..., None]
         return clip_keys(self._clip, tokens.flatten(0, 1).to(self._device))

@@ -132,7 +132,7 @@ class Collate:
             tensors["regions_BQ"] = self._tensor(np.stack(maps).astype(np.int64))
             tables = [sample.regions for sample in samples if sample.regions is not None]
             tensors["regions"] = max(table.settings["grouping"]["regions"] for table in tables)
-        P, D = samples[0].block.image_tokens_RVPD.shape[2:]
+        P, D = samples[0].block.image_tokens_KVPD.shape[2:]
         half = kind == "fp16"
         tokens_BPD = self._empty(B, P, D, dtype=torch.float16 if half else torch.int8)
         tensors["image_tokens_BPD" if half else "image_tokens_int8_BPD"] = tokens_BPD
@@ -141,12 +141,13 @@ class Collate:
             tensors["image_token_scale_BP"] = scales_BP
         out = zip(pixels_BHWC.numpy(), tokens_BPD.numpy(), scales_BP.numpy(), strict=True)
         for sample, v, (pixels, tokens, scales) in zip(samples, chosen, out, strict=True):
-            pixels[:] = sample.block.pixels_RVHWC[sample.row, v]
-            tokens[:] = sample.block.image_tokens_RVPD[sample.row, v]
+            picture = sample.block.picture_R[sample.row]
+            pixels[:] = sample.block.pixels_KVHWC[picture, v]
+            tokens[:] = sample.block.image_tokens_KVPD[picture, v]
             if half:
                 _refuse_non_finite(tokens, sample)
             else:
-                scales[:] = sample.block.image_scales_RVP[sample.row, v]
+                scales[:] = sample.block.image_scales_KVP[picture, v]
                 if not np.isfinite(scales).all():
                     raise ValueError(_corrupt(sample, NON_FINITE))
         return tensors

@@ -49,7 +49,9 @@ class FeatureSettings:
     std: tuple[float, float, float]
     seed: int  # of the views
     templates: int  # of the knowledge embeddings
-    clip_score: bool = False  # whether there is such a column; older roots say nothing of it
+    # older roots say nothing of these:
+    clip_score: bool = False  # whether there is such a column
+    by_picture: bool = False  # views are a picture's, and the rows that have it share them
 
     @classmethod
     def read(cls, root: Storage) -> Self:
@@ -74,7 +76,8 @@ class FeatureSettings:
         """Return the settings as JSON gives them back: tuples are lists."""
         plain = asdict(self)
         whole = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
-        return whole if self.clip_score else {k: v for k, v in whole.items() if k != "clip_score"}
+        later = ("clip_score", "by_picture")
+        return {name: value for name, value in whole.items() if value or name not in later}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the features' settings."""
@@ -100,4 +103,5 @@ class FeatureSettings:
             text_width=clip.text_width,
             image_tokens=self.image_tokens,
             clip_score=self.clip_score,
+            by_picture=self.by_picture,
         )

@@ -27,7 +27,7 @@ IntArray = NDArray[np.int64]
 class Block:
     """One record batch of a features shard: R rows as NumPy views, nothing copied.
 
-    Letters: R rows, V views, H W pixels, P image tokens, D vision width, T text width.
+    Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width, T text width.
     """
 
     def __init__(self, batch: pa.RecordBatch, settings: FeatureSettings) -> None:
@@ -45,21 +45,34 @@ class Block:
         return bytes(self._batch.column("jpg")[row].as_py())
 
     @cached_property
-    def pixels_RVHWC(self) -> NDArray[np.uint8]:
+    def picture_R(self) -> IntArray:
+        """Which of the block's K pictures each row has; rows of several captions share one."""
+        if not self._settings.by_picture:
+            return np.arange(self.rows)
+        column = self._batch.column("pixels")
+        places: IntArray = column.offsets.to_numpy() // column.sizes.to_numpy()
+        return places
+
+    @cached_property
+    def pixels_KVHWC(self) -> NDArray[np.uint8]:
         """RGB pixels 0..255 of the stored views."""
         S = self._settings.clip.image_size
-        return self._fixed("pixels").reshape(self.rows, self._settings.views, S, S, 3)
+        return self._fixed("pixels").reshape(-1, self._settings.views, S, S, 3)
 
     @cached_property
-    def image_tokens_RVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
+    def image_tokens_KVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
         """Trunk output (METHOD §2.1), fp16 or int8."""
-        V, D = self._settings.views, self._settings.clip.width
-        return self._fixed("image_tokens").reshape(self.rows, V, -1, D)
+        clip = self._settings.clip
+        return self._fixed("image_tokens").reshape(
+            -1, self._settings.views, clip.tokens, clip.width
+        )
 
     @cached_property
-    def image_scales_RVP(self) -> NDArray[np.float32]:
+    def image_scales_KVP(self) -> NDArray[np.float32]:
         """What an int8 token is to be multiplied with."""
-        return self._fixed("image_scales").reshape(self.rows, self._settings.views, -1)
+        return self._fixed("image_scales").reshape(
+            -1, self._settings.views, self._settings.clip.tokens
+        )
 
     def values(self, name: str, row: int) -> NDArray[Any]:
         """Return what a list column holds of a row.

@@ -21,7 +21,7 @@ from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder
 from codeseg.pipeline.stream.region_table import RegionTable
 from codeseg.pipeline.stream.vocabulary_table import MergedVocabulary, Vocabulary
 
-MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained")
+MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained", "clip_score", "by_picture")
 """Settings of features that rows of different roots need not share."""
 
 

@@ -1,15 +1,17 @@
-"""Download through the real img2dataset machinery from a loopback server."""
+"""Download through the real img2dataset resizer from a loopback server."""
 
 import hashlib
 import io
 from dataclasses import asdict
 
-import pyarrow as pa
+import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker, Img2dataset
+from codeseg.pipeline.download.fetch import Fetcher
+from codeseg.pipeline.download.pairs import DownloadSettings, DownloadWorker
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.cluster import Resources
@@ -82,13 +84,57 @@ def test_every_row_is_kept_in_order_with_its_image_or_its_reason(tmp_path, image
     assert gone["jpg"] is None and gone["width"] is None
 
 
-def test_a_fetch_that_raises_what_it_should_not_costs_one_row():
-    def fetch(url):
-        raise ValueError(url)
+def test_a_fetch_that_raises_what_it_should_not_costs_one_row(tmp_path, image_server, monkeypatch):
+    def fetch(self, url):
+        if url.endswith("0.jpg"):
+            raise ZeroDivisionError(url)
+        return honest(self, url)
 
-    urls = pa.table({"url": ["http://a/"], "caption": ["a"]})
-    rows = Img2dataset(settings(), fetch).run(0, urls, [0])
-    assert rows[0]["error"] == "internal"
+    honest = Fetcher.open
+    monkeypatch.setattr(Fetcher, "open", fetch)
+    root, do = prepare(tmp_path, [image_server.add_image(f"/{i}.jpg") for i in range(2)])
+    do()
+    assert [row["error"] for row in rows(root)] == ["internal", None]
+
+
+def noise(image_server, path, seed):
+    """Serve a picture that cannot be made small."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    image_server.pages[path] = (200, {}, content.getvalue())
+    return image_server.url + path
+
+
+def test_a_url_of_several_rows_is_fetched_once_and_its_picture_is_stored_once(
+    tmp_path, image_server
+):
+    encoded, second = (noise(image_server, f"/{i}%20.png", i) for i in range(2))
+    first, again = encoded.replace("%20", " "), encoded.replace("http", "HTTP") + "#part"
+    gone = image_server.url + "/gone"
+    root, do = prepare(tmp_path, [first, second, first, again, gone, gone], shard_size=6)
+    assert do().rejected == {"http_404": 2}
+    assert dict(image_server.hits) == {"/0%20.png": 1, "/1%20.png": 1, "/gone": 1}
+    found = rows(root)
+    assert [row["url"] for row in found] == [first, second, first, again, gone, gone]
+    assert [row["caption"] for row in found] == [f"caption {i}" for i in range(6)]
+    assert [row["jpg"] == found[0]["jpg"] for row in found] == [1, 0, 1, 1, 0, 0]
+    path = tmp_path / "data/pairs/00000.parquet"
+    each = len(found[0]["jpg"])
+    assert path.stat().st_size < 2 * each + 20_000 < 3 * each
+    query = f"SELECT list(octet_length(jpg) ORDER BY key) FROM '{path}'"
+    ((sizes,),) = duckdb.sql(query).fetchall()
+    assert sizes[:4] == [each, len(found[1]["jpg"]), each, each]
+    image_server.hits.clear()
+    assert do(retry_failed=True).output == do().output and not image_server.hits
+
+
+def test_a_shard_without_repeats_has_the_bytes_that_it_always_had(tmp_path, image_server):
+    _, do = prepare(tmp_path, [noise(image_server, f"/{i}.png", i) for i in range(3)])
+    do()
+    file = pq.ParquetFile(tmp_path / "data/pairs/00000.parquet")
+    column = file.metadata.row_group(0).column(PAIRS.names.index("jpg"))
+    assert not column.has_dictionary_page and not any("DICT" in e for e in column.encodings)
 
 
 def test_the_same_images_give_the_same_bytes(tmp_path, image_server):

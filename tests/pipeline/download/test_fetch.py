@@ -691,7 +691,7 @@ def test_large_bodies_wait_for_a_place_so_that_memory_holds(image_server, monkey
 
 def test_the_declared_memory_of_a_worker_holds_at_its_worst():
     settings = DownloadSettings()
-    waiting = 2 * settings.threads * SMALL_BYTES  # img2dataset queues twice its threads
+    waiting = settings.threads * SMALL_BYTES  # for their turn at the decoder
     large = (
         max(fetch_module.HELD_BYTES, settings.max_bytes) * 3 // 2
     )  # some are copied as they grow

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ def read(folder, form, content, extra="", ending=""):
     """Rows of a list as (url, caption)."""
     name = f"l.{form}{ending}"
     (folder / name).write_bytes(content)
-    batches = lists.read_rows(manifest(form, extra), Storage.open(folder), name)
+    batches = lists.read_rows(manifest(form, extra), Storage.open(folder), name, Counter())
     return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
 
 

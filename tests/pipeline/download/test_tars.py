@@ -7,6 +7,7 @@ import json
 import tarfile
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +25,9 @@ from codeseg.pipeline.download.tars import (
     read_samples,
 )
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.manifests import parse_manifest
 from codeseg.pipeline.schema import PAIRS
+from codeseg.stages.download import ready_source
 
 
 def jpeg(width, height):
@@ -262,6 +265,39 @@ def test_every_format_of_the_one_list_is_taken_and_others_are_unsupported(tmp_pa
         "avif": "unsupported",
         "tif": "unsupported",
     }
+
+
+def test_captions_of_one_picture_share_its_bytes(tmp_path):
+    (tmp_path / "tars").mkdir()
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(
+        content, "PNG"
+    )
+    captions = [f"caption {i}" for i in range(5)]
+    with webdataset.TarWriter(str(tmp_path / "tars/a.tar")) as tar:
+        tar.write({"__key__": "x", "png": content.getvalue(), "json": {"caption": captions}})
+    root, _ = convert(tmp_path)
+    path = root / "pairs/00000.parquet"
+    found = pq.read_table(path).to_pylist()
+    assert [row["caption"] for row in found] == captions
+    assert len({row["jpg"] for row in found}) == 1
+    assert len(found[0]["jpg"]) < path.stat().st_size < 1.5 * len(found[0]["jpg"])
+
+
+def test_a_folder_of_tars_is_listed_once(tmp_path, monkeypatch):
+    (tmp_path / "tars").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "tars/a.tar")) as tar:
+        tar.write({"__key__": "x", "jpg": jpeg(60, 40), "txt": "a field"})
+    listed, honest = [], Storage.sizes
+    monkeypatch.setattr(
+        Storage, "sizes", lambda self, f: (listed.append(self.uri), honest(self, f))[1]
+    )
+    for form in ("webdataset", "tsv"):  # of a manifest whose --urls may be a list or tars
+        text = f'name="t"\ntitle="T"\nurl_list="{tmp_path}/tars"\nformat="{form}"'
+        source = ready_source(parse_manifest(text.encode(), "t"), str(tmp_path / "tars"), 10)
+        assert isinstance(source, Tars) and listed.count(str(tmp_path / "tars")) == 1
+        listed.clear()
+    assert ready_source(parse_manifest(text.encode(), "t"), str(tmp_path / "no"), 10) is None
 
 
 def test_several_captions_are_a_row_each(tmp_path):

@@ -13,7 +13,9 @@ import pytest
 
 from codeseg.pipeline.download import lists, urls
 from codeseg.pipeline.download.urls import cut_shards
+from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import load_manifest, parse_manifest
 
@@ -95,6 +97,26 @@ def test_a_complete_cut_does_not_read_the_list_again(tmp_path, monkeypatch):
         "codeseg.pipeline.download.urls.read_rows", lambda *a: pytest.fail("the list was read")
     )
     assert cut(tmp_path) == before
+
+
+def test_how_many_lines_of_each_file_are_no_rows_is_kept(tmp_path):
+    place = tmp_path / "lists"
+    place.mkdir()
+    (place / "a.tsv").write_text("a\thttp://h/a\nodd\nb\thttp://h/b\nodd\n")
+    (place / "b.tsv").write_text("c\thttp://h/c\n")
+    root, source = (
+        Storage.open(tmp_path / "root"),
+        manifest("tsv", "header=false\ncolumns=['caption','url']"),
+    )
+    first = cut_shards(source, str(place), root, 10, None)
+    assert Ledger(root).read_settings("urls")["left_out"] == {"a.tsv": 2}
+    assert read_overview(root)[0].left_out == {"a.tsv": 2}
+    assert first[0].settings == stage.URLS.fingerprint(Ledger(root).read_settings("urls"))
+    assert cut_shards(source, str(place), root, 10, None) == first
+    with (place / "b.tsv").open("a") as file:
+        file.write("odd\nd\thttp://h/d\n")
+    cut_shards(source, str(place), root, 10, None)
+    assert Ledger(root).read_settings("urls")["left_out"] == {"a.tsv": 2, "b.tsv": 1}
 
 
 def test_an_interrupted_cut_goes_on(tmp_path):

@@ -1,5 +1,6 @@
 """Features and vocabulary: what is written is what the CLIP says, and nothing is lost."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +21,10 @@ from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
+from codeseg.pipeline.features.encoder import FAULTS, Encoder, find_faults, to_int8
 from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, make_plan, resolve_settings
 from codeseg.pipeline.features.vocabulary import VocabularyWorker
-from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema, regroup
+from codeseg.pipeline.features.worker import FeaturesWorker, cut, features_schema
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -55,7 +56,8 @@ def options(root: Path | str, **wishes) -> dict:
     storage = Storage.open(root)
     facts = clip_facts(storage, WISHES["clip"], WISHES["pretrained"])
     settings = resolve_settings(FeatureOptions(**(WISHES | wishes)), facts)
-    return {"features": settings, "device": "cpu", "threads": 1, "shards": [0, 1]}
+    shards = sorted(Ledger(storage).records("nouns"))
+    return {"features": settings, "device": "cpu", "threads": 1, "shards": shards}
 
 
 def run(root: Path | str, **wishes) -> dict:
@@ -144,9 +146,93 @@ def test_clip_score_is_what_open_clip_says_of_the_stored_view_and_the_caption(ro
 
 def test_an_older_root_without_scores_reads_as_it_was_written(root):
     whole = options(root)["features"].to_json()
-    older = {name: value for name, value in whole.items() if name != "clip_score"}
+    later = ("clip_score", "by_picture")
+    older = {name: value for name, value in whole.items() if name not in later}
     read = from_json(FeatureSettings, older)
     assert read.to_json() == older and read.fingerprint() == FEATURES.fingerprint(older)
+
+
+REPEATS = {4: 2, 5: 2, 6: 3, 9: 3, 10: 2, 11: 8}  # row -> the row whose picture it has
+DISTINCT = [2, 3, 7, 8]  # of the trainable rows
+
+
+@pytest.fixture
+def repeating(root, source):
+    """The root's first shard, where one picture is of several rows, side by side and far apart."""
+    for name in ("pairs", "ledger/pairs", "nouns", "ledger/nouns"):
+        (root / name).unlink()
+        (root / name).mkdir()
+    pairs = pq.read_table(source / "pairs/00000.parquet").to_pylist()
+    for i, pair in enumerate(pairs):
+        pair["jpg"] = pairs[REPEATS.get(i, i)]["jpg"]
+        pair["sha256"] = pair["jpg"] and hashlib.sha256(pair["jpg"]).hexdigest()
+    write_table(Storage.open(root), "pairs", 0, pairs, schema.PAIRS, input="urls")
+    nouns = pq.read_table(source / "nouns/00000.parquet").to_pylist()
+    write_table(Storage.open(root), "nouns", 0, nouns, schema.NOUNS)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_a_picture_of_several_rows_is_encoded_and_stored_once(repeating, monkeypatch, kind):
+    encoded = []
+    honest = Encoder.image_tokens
+    monkeypatch.setattr(
+        Encoder, "image_tokens", lambda self, p: encoded.extend(p.numpy()) or honest(self, p)
+    )
+    settings = run(repeating, views=2, image_tokens=kind, batch_size=3)
+    rows = list(rows_of(repeating).values())
+    assert [int(row["key"][5:]) for row in rows] == list(range(2, 12))
+    assert len(encoded) == len(DISTINCT)
+    path = repeating / FEATURES.path(0)
+    pixels = 2 * 64 * 64 * 3
+    for i, row in zip(range(2, 12), rows, strict=True):
+        first = rows[REPEATS.get(i, i) - 2]
+        tensors = ("pixels", "image_tokens", *(["image_scales"] if kind == "int8" else []))
+        assert all(row[name] == first[name] for name in tensors)
+        assert (row["clip_score"] == first["clip_score"]) == (row["key"] == first["key"])
+        shown = np.array(row["pixels"], np.uint8).reshape(2, 64, 64, 3)
+        assert (shown == encoded[DISTINCT.index(REPEATS.get(i, i))]).all()
+    reader = pa.ipc.open_file(path)
+    stored = [len(reader.get_batch(b)["pixels"].values) // pixels for b in range(4)]
+    assert stored == [2, 3, 3, 1] and [reader.get_batch(b).num_rows for b in range(4)] == [
+        3,
+        3,
+        3,
+        1,
+    ]
+    stream = FeatureStream(repeating, batch_size=10)
+    batch = next(iter(stream))
+    for key, view in zip(batch.keys, batch.pixels_BCHW, strict=True):
+        options = np.array(rows[int(key[5:]) - 2]["pixels"]).reshape(2, 64, 64, 3)
+        assert any((view.permute(1, 2, 0).numpy() == option).all() for option in options)
+    assert stream.settings == settings
+
+
+def test_views_of_a_picture_do_not_depend_on_which_of_its_rows_have_nouns(repeating):
+    run(repeating)
+    before = rows_of(repeating)
+    nouns = pq.read_table(repeating / "nouns/00000.parquet").to_pylist()
+    nouns[1]["rejected"] = "no_nouns"  # of the row that names the picture
+    write_table(Storage.open(repeating), "nouns", 0, nouns, schema.NOUNS)
+    run(repeating)
+    after = rows_of(repeating)
+    assert len(after) == len(before) - 1
+    assert all(after[key]["pixels"] == before[key]["pixels"] for key in after)
+
+
+def test_all_rows_of_a_faulty_picture_are_rejected(repeating, monkeypatch):
+    honest = Encoder.image_tokens
+
+    def spoiled(self, pixels):
+        tokens = honest(self, pixels).clone()
+        if len(tokens) == 3:
+            tokens[0] = torch.inf
+        return tokens
+
+    monkeypatch.setattr(Encoder, "image_tokens", spoiled)
+    record = FeaturesWorker(str(repeating), options(repeating, batch_size=3)).process(0, "input")
+    assert record.rejected == {"non_finite": 4}
+    assert [int(key[5:]) for key in rows_of(repeating)] == [3, 6, 7, 8, 9, 11]
 
 
 def test_a_nouns_embedding_does_not_depend_on_its_corpus(root, tmp_path_factory):
@@ -375,16 +461,7 @@ def test_faults_are_found_by_row():
     tokens = torch.ones(3, 2, 4, 8, dtype=torch.float16)
     tokens[0, 1, 2, 3] = torch.nan
     tokens[2, 0, 1] = 0
-    assert find_faults(tokens) == ["non_finite", "", "zero_norm"]
-
-
-@pytest.mark.parametrize("sizes", [[4, 4, 2], [3, 4, 1, 4], [1, 1, 1], [], [9]])
-def test_uniform_batches_keep_rows_and_order(sizes):
-    numbers = iter(range(100))
-    batches = [pa.record_batch({"n": [next(numbers) for _ in range(size)]}) for size in sizes]
-    out = list(regroup(batches, 4))
-    assert [n for batch in out for n in batch["n"].to_pylist()] == list(range(sum(sizes)))
-    assert all(batch.num_rows == 4 for batch in out[:-1])
+    assert [FAULTS[i] for i in find_faults(tokens)] == ["non_finite", "", "zero_norm"]
 
 
 def test_a_caption_longer_than_the_context_keeps_eos_and_whole_nouns():

@@ -116,7 +116,7 @@ def test_regions_follow_the_features_of_their_own_view(root):
     clip = FrozenClip.load(TINY, "random:1")
     reader = pa.ipc.open_file(root.open_input(FEATURES.path(1)))
     block = Block(reader.get_batch(1), features)  # rows 4 and 5
-    tokens = torch.from_numpy(block.image_tokens_RVPD[1, 1].astype(np.float32))
+    tokens = torch.from_numpy(block.image_tokens_KVPD[1, 1].astype(np.float32))
     with torch.no_grad():
         keys = clip_keys(clip, tokens[None])[0]
     expected = group_patches(keys, (4, 4), SETTINGS.grouping)
@@ -147,7 +147,7 @@ def test_batches_carry_the_regions_of_the_view_they_chose(root):
         for number in range(reader.num_record_batches):
             block = Block(reader.get_batch(number), settings)
             for row in range(block.rows):
-                pictures[block.key(row)] = block.pixels_RVHWC[row].copy()
+                pictures[block.key(row)] = block.pixels_KVHWC[block.picture_R[row]].copy()
     table = RegionTable(root)
     stream = FeatureStream(root.uri, batch_size=3, regions=True, prefetch=0)
     seen = set()
