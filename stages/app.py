@@ -1,4 +1,4 @@
-"""`codeseg app`: a segmenter -> a page in the browser, on this machine alone unless told otherwise.
+"""`codeseg app`: a segmenter -> a page in the browser, by default only on this machine.
 
 In: a RUN, a checkpoint or a hub id; none: CLIP ViT-B-16. Out: a server until Ctrl-C.
 """
@@ -15,7 +15,7 @@ def app(
     method: Annotated[str | None, typer.Option(help="code | maskclip | naclip | scg …")] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
-    host: Annotated[str, typer.Option(help="Address; default: this machine only.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; 127.0.0.1: this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     device: Device = "auto",
 ) -> None:
@@ -30,6 +30,6 @@ def app(
     settings = prediction_settings(method, None)
     page = build(Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device=device))
     if host not in LOOPBACK:
-        typer.echo(f"warning: --host {host} lets everyone who reaches this machine use the page")
+        typer.echo(f"warning: --host {host} lets anyone who can reach this machine use the page")
     typer.echo(f"open {serve(page, host, port)} (Ctrl-C ends it)")
     page.block_thread()

@@ -68,10 +68,10 @@ def audit(
         bool, typer.Option("--hashes", help="Read every file and compare its SHA-256.")
     ] = False,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Pictures to decode and compare, about; 0 = all.")
+        int, typer.Option(min=0, help="Decode and compare about this many pictures; 0 = all.")
     ] = 20_000,
     feature_rows: Annotated[
-        int, typer.Option(min=0, help="Rows to measure in each features shard; 0 = all.")
+        int, typer.Option(min=0, help="Rows to measure per features shard; 0 = all.")
     ] = 0,
     limit: Annotated[
         list[str] | None,
@@ -130,7 +130,7 @@ def benchmark_folders(names: list[str], data: list[Path]) -> tuple[tuple[str, Pa
     """Pair --benchmark with --data: one folder each, or none at all."""
     if data and len(data) != len(names):
         raise ValueError(
-            f"{len(names)} --benchmark and {len(data)} --data: give one data folder a benchmark"
+            f"{len(names)} --benchmark and {len(data)} --data: give one data folder per benchmark"
         )
     folders: list[Path | None] = [*data] or [None] * len(names)
     return tuple(zip(names, folders, strict=True))
@@ -145,11 +145,11 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _check(opened: "Audit") -> list[Finding]:
-    """Make every check."""
+    """Run every check."""
     findings = []
     with Console().status("opening") as status:
         for name in check_names():
-            status.update(f"asking {name}")
+            status.update(f"checking {name}")
             findings.append(opened.check(name))
     return findings
 
@@ -176,7 +176,7 @@ def _write_page(path: Path, root: str, opened: "Audit", findings: list[Finding])
 
 
 def _answers(opened: "Audit") -> Iterator[Answer]:
-    """Ask what the page shows besides the checks; nothing where there are no rows."""
+    """Yield what the page shows besides the checks; skip questions without rows."""
     for name, question in questions().items():
         if name.startswith("show_") and (rows := opened.figures(question)):
             pictured = question.chart == "pictures"
@@ -190,7 +190,7 @@ def _write_json(path: Path, root: str, findings: list[Finding]) -> None:
 
 
 def _gate(findings: list[Finding], gates: list[str]) -> None:
-    """Exit 1 when a named check failed or could not be made."""
+    """Exit with 1 if a named check failed or could not run."""
     short = [
         finding.check
         for finding in findings
@@ -198,7 +198,7 @@ def _gate(findings: list[Finding], gates: list[str]) -> None:
         or (ANY in gates and finding.verdict == "fail")
     ]
     if short:
-        typer.echo(f"fell short: {', '.join(short)}", err=True)
+        typer.echo(f"failed: {', '.join(short)}", err=True)
         raise typer.Exit(1)
 
 
@@ -213,7 +213,7 @@ def _show(rows: pa.Table) -> None:
 
 
 def _converse(opened: "Audit") -> None:
-    """Read SELECTs, one a line or until a semicolon, answer them; Ctrl-D ends."""
+    """Read SELECTs up to a semicolon and print their answers; Ctrl-D ends."""
     from codeseg.pipeline.audit.database import VIEWS
 
     if sys.stdin.isatty():

@@ -1,8 +1,8 @@
 """`codeseg`: the list of commands, loaded one at a time, and the exit codes.
 
-In: sys.argv. Out: exit code 0 (ok), 1 (the work failed or a check fell short), 2 (wrong use).
+In: sys.argv. Out: exit code 0 (ok), 1 (the work or a check failed), 2 (wrong use).
 A command is the function of its own name in `stages/<name>.py`; only the one that is called is
-imported, so `codeseg --help` loads neither torch nor any engine.
+imported, so `codeseg --help` loads neither torch nor Ray.
 """
 
 import importlib
@@ -48,14 +48,14 @@ def load_command(name: str) -> TyperCommand:
 
 
 class LazyCommands(TyperGroup):
-    """Lists commands from `COMMANDS`; imports one only to run it."""
+    """Commands listed from `COMMANDS` and imported only to be run."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return names in the order of the data flow."""
+        """Return the names in the order of the data flow."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the line `--help` shows; the command itself comes from `resolve_command`."""
+        """Return the line that `--help` shows; `resolve_command` returns the command itself."""
         if cmd_name in COMMANDS:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         return None
@@ -75,7 +75,7 @@ app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=False)
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and stop."""
+    """Print the version and exit."""
     if wanted:
         from importlib.metadata import version
 
@@ -90,7 +90,7 @@ def codeseg(
         typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Segmenters for any words, learned from image-caption pairs alone.
+    """Segment pictures by any words, with models trained on image-caption pairs alone.
 
     Data flows one way: download -> nouns -> features -> train -> evaluate / segment;
     audit and status inspect it at any time. `codeseg demo` shows all of it in minutes.
@@ -98,7 +98,7 @@ def codeseg(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line, not a traceback."""
+    """Run the command line; print a user's mistake as one line, not a traceback."""
     guard_streams()
     command = typer.main.get_command(app)
     try:
@@ -110,7 +110,7 @@ def main() -> None:
         if not mistake and not isinstance(
             error, OSError | FloatingPointError | ModuleNotFoundError
         ):
-            raise  # ours to fix: the traceback is what a bug report needs
+            raise  # a bug of ours: the report needs the traceback
         line = visible(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             from codeseg.pipeline.engine.requirements import extra_of

@@ -1,13 +1,13 @@
 """`codeseg demo`: the whole pipeline on the embedded storybook, by the commands a user would run.
 
-In: nothing but this package. Out, below OUT (default demo-run):
-    world/                  what the web would hold: drawn pictures, a URL list, two benchmarks
+In: only this package. Out, in OUT (default demo-run):
+    world/                  in place of the web: drawn pictures, a URL list, two benchmarks
     data/                   the dataset root: pairs, nouns, vocabulary, features, ledger
     runs/{baseline,code}/   two trained RUNs
     evaluation/BENCHMARK/METHOD/   predicted label maps and their scores
-    segments/               held-out pictures segmented by words of one's own
+    segments/               held-out pictures segmented by chosen words
     audit.json  results.json  report.html
-Every step resumes, so the same command after Ctrl-C, a crash or a finished run does what is left.
+Every step resumes, so the same command completes an interrupted or crashed demo.
 """
 
 import contextlib
@@ -36,23 +36,23 @@ RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
 BENCHMARKS = ("storybook_things", "storybook_scenes")
 WORDS = ("blue house", "red flower", "yellow car", "blue umbrella", "white cat", "green grass")
-PICTURES = ("000000", "000008", "000012", "000019")  # of BENCHMARKS' last, for these words
+PICTURES = ("000000", "000008", "000012", "000019")  # of the last benchmark, for these words
 VIEWS = 2
 PORT = 8377  # URLs are data: with a fixed port two demos write the same tables
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does."""
+    """The size of a demo."""
 
     scenes: int
     """Captioned pictures."""
     shard_size: int
-    """Rows of a shard."""
+    """Rows per shard."""
     benchmark_scenes: int
     """Held-out scenes of each benchmark."""
     train: tuple[str, ...] = ()
-    """What is added to the train commands."""
+    """Options added to the train commands."""
 
 
 FULL = Size(scenes=2000, shard_size=512, benchmark_scenes=200)
@@ -65,10 +65,10 @@ QUICK = Size(
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files without a line a request."""
+    """A file server that logs no requests."""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def demo(
@@ -78,7 +78,7 @@ def demo(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="A tenth of the work: shows that everything runs, not how well."
+            "--quick", help="Do a tenth of the work: shows that everything runs, not how well."
         ),
     ] = False,
     port: Annotated[
@@ -90,8 +90,8 @@ def demo(
 ) -> None:
     """Run the whole pipeline on generated pictures.
 
-    Ends with a table of mIoU and a report. About ten minutes on two cores the first time; the same
-    command again resumes whatever was interrupted, or shows the results in seconds.
+    Ends with a table of mIoU and a report. The first run takes about ten minutes on two cores;
+    rerunning it resumes an interrupted demo, or shows the results in seconds.
     """
     started = time.monotonic()
     world, data = out / "world", out / "data"
@@ -125,10 +125,10 @@ def demo(
 
 
 def draw_world(world: Path, port: int, size: Size) -> None:
-    """Draw what the web would hold, once; the URL list is written last and says it is all there.
+    """Draw the pictures and benchmarks, once; the URL list, written last, marks them complete.
 
     Raises:
-        ValueError: it was drawn at another size or for another port.
+        ValueError: they were drawn at another size or for another port.
     """
     from codeseg.pipeline.storybook import scenes as storybook
 
@@ -143,7 +143,7 @@ def draw_world(world: Path, port: int, size: Size) -> None:
         return
     world.mkdir(parents=True, exist_ok=True)
     write_json(begun, asked)
-    typer.echo(f"drawing {size.scenes} captioned scenes and two benchmarks below {world}")
+    typer.echo(f"drawing {size.scenes} captioned scenes and two benchmarks in {world}")
     captions = storybook.write_world(world / "images", size.scenes)
     for name in BENCHMARKS:
         storybook.write_benchmark(world / name, name, size.benchmark_scenes)
@@ -174,9 +174,9 @@ def serving(folder: Path, port: int) -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """In a child: be killed when the demo is, kill -9 included, so that no two demos ever write.
+    """In a child: end when the demo is killed, even by -9, so that two demos never write at once.
 
-    Linux only (PR_SET_PDEATHSIG = 1); elsewhere the command of a killed demo runs to its own end.
+    Linux only (PR_SET_PDEATHSIG = 1); elsewhere the command of a killed demo runs to its end.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -198,7 +198,7 @@ def run_command(*arguments: str | int | Path) -> None:
 
 
 def is_scored(out: Path) -> bool:
-    """Return whether results.json, written last of all, is newer than every checkpoint."""
+    """Return whether results.json, the last file written, is newer than every checkpoint."""
     results = out / "results.json"
     models = out.glob("runs/*/checkpoints/*/model.safetensors")
     return results.exists() and all(
@@ -216,7 +216,7 @@ def evaluate_method(out: Path, benchmark: str, method: str) -> None:
 
 
 def segment_pictures(out: Path) -> None:
-    """Segment some held-out pictures by words of one's own, as one would with photos."""
+    """Segment some held-out pictures by chosen words, as a user would with photos."""
     images = out / "world" / BENCHMARKS[-1] / "images"
     found = [path for name in PICTURES if (path := images / f"{name}.png").exists()]
     words = [word for text in WORDS for word in ("--text", text)]

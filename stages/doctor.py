@@ -1,6 +1,6 @@
-"""`codeseg doctor [ROOT]`: check this machine before anything runs; a line and a fix each. Light.
+"""`codeseg doctor [ROOT]`: check this machine; print a line and a fix for each finding. Light.
 
-What may hang is asked in a process of its own: python -m codeseg.stages.doctor ask_host ADDRESS
+Checks that may hang run in their own process: python -m codeseg.stages.doctor ask_host ADDRESS
 """
 
 import logging
@@ -58,7 +58,7 @@ def doctor(
 ) -> None:
     """Check this machine for missing requirements and print fixes.
 
-    Exits with 1 when anything is missing; a warning is no failure.
+    Exits with 1 if anything is missing; warnings do not count.
     Example: codeseg doctor data/cc3m --rows 3318333 --ray-address auto
     """
     options = FeatureOptions(
@@ -80,19 +80,19 @@ def doctor(
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check."""
+    """The result of one check."""
 
     state: Literal["ok", "warn", "missing"]
-    """missing: something will fail; warn: something is slower, or fails only if it is used."""
+    """missing: something will fail; warn: something is slower, or only an unused part fails."""
     found: str
     fix: str = ""
-    """The command that fixes it, or what to do where no command can."""
+    """The command that fixes it, or what to do if no command can."""
 
 
 def examine(
     options: FeatureOptions, root: str | None, rows: int | None, tagger: str | None, ray: str | None
 ) -> Iterator[tuple[str, Finding]]:
-    """Run the checks one after the other; an error in a check is a finding, too."""
+    """Run the checks one after another; an error in a check is also a finding."""
     checks: dict[str, Callable[[], Finding]] = {"Python": check_python}
     for extra, group in read_requirements().items():
         what, needed = f"packages [{extra}]" if extra else "packages", extra in ("", "pipeline")
@@ -100,7 +100,7 @@ def examine(
     checks["tagger"] = partial(check_tagger, tagger)
     checks[f"CLIP {options.clip}"] = partial(check_clip, options.clip, options.pretrained)
     checks["GPUs"] = check_gpus
-    fix = "name a resolver in /etc/resolv.conf, a local one (unbound) for many downloads"
+    fix = "set a resolver in /etc/resolv.conf; for large downloads, a local one (unbound)"
     checks["name resolution"] = partial(ask, ask_host, "huggingface.co", fix, 5, "warn")
     if root is not None and "://" in root:
         fix = "aws configure (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and check the URI"
@@ -113,12 +113,12 @@ def examine(
     for what, check in checks.items():
         try:
             yield what, check()
-        except Exception as error:  # the doctor answers whatever state the machine is in
+        except Exception as error:  # the doctor must answer in any state of the machine
             yield what, Finding("missing", one_line(error))
 
 
 def check_python(running: tuple[int, int] = sys.version_info[:2]) -> Finding:
-    """Warn of a Python that img2dataset does not import on."""
+    """Warn about a Python on which img2dataset cannot be imported."""
     found = ".".join(map(str, running))
     if running < (3, 13):
         return Finding("ok", found)
@@ -127,7 +127,7 @@ def check_python(running: tuple[int, int] = sys.version_info[:2]) -> Finding:
 
 
 def check_packages(requirements: Sequence[Requirement], *, needed: bool) -> Finding:
-    """Compare requirements with what is installed, without importing any of it."""
+    """Compare requirements with the installed packages, without importing any."""
     short = {}
     for requirement in requirements:
         wanted = str(requirement).partition(";")[0]
@@ -151,7 +151,7 @@ def check_tagger(name: str | None = None) -> Finding:
 
 
 def check_clip(model: str, pretrained: str) -> Finding:
-    """Find the CLIP's weights on this machine; a known tag is only fetched by the first use."""
+    """Find the CLIP's weights on this machine; a known tag is fetched only on first use."""
     import open_clip
 
     from codeseg.model.clip.hub import hub_or_cache
@@ -172,9 +172,9 @@ def check_clip(model: str, pretrained: str) -> Finding:
 
 
 def check_gpus(query: Sequence[str] = NVIDIA_SMI) -> Finding:
-    """List the GPUs with their free memory, and see whether torch can use them."""
+    """List the GPUs with their free memory, and check whether torch can use them."""
     if shutil.which(query[0]) is None:
-        reason = "no NVIDIA GPU: everything runs on the CPU, training at real size too slowly"
+        reason = "no NVIDIA GPU: everything runs on the CPU, too slowly for full-size training"
         return Finding("warn", reason, "train on a machine with a GPU and its driver")
     asked = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     if asked.returncode or not asked.stdout.strip():
@@ -190,7 +190,7 @@ def check_gpus(query: Sequence[str] = NVIDIA_SMI) -> Finding:
 
 
 def check_disk(root: str, options: FeatureOptions, rows: int | None = None) -> Finding:
-    """Compare free space with pairs and features still to be written; None: rows of the ledger."""
+    """Compare free space with pairs and features still to write; rows: None = the ledger's."""
     storage = Storage.open(root)
     free, ledger = storage.free_bytes() or 0, Ledger(storage)
     pairs, nouns, features = (ledger.records(s).values() for s in ("pairs", "nouns", "features"))
@@ -220,10 +220,10 @@ def ask(
     probe: Callable[[str], str],
     address: str,
     fix: str,
-    seconds: float = 60,  # S3 and Ray retry for long before they give up by themselves
+    seconds: float = 60,  # S3 and Ray retry for a long time before they give up
     otherwise: Literal["warn", "missing"] = "missing",
 ) -> Finding:
-    """Run a probe in a process of its own and end it when it gives no answer in time."""
+    """Run a probe in its own process and end it if it does not answer in time."""
     command = [sys.executable, "-m", "codeseg.stages.doctor", probe.__name__, address]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
@@ -240,7 +240,7 @@ def ask_host(name: str) -> str:
 
 
 def ask_storage(uri: str) -> str:
-    """List an object store's folder, write a small file in it and delete it again."""
+    """List an object store's folder, write a small file to it and delete the file."""
     storage = Storage.open(uri)
     storage.names("")
     name = f".doctor-{uuid4().hex}"  # names that begin with a dot are never listed
@@ -254,12 +254,12 @@ def ask_storage(uri: str) -> str:
 def ask_ray(address: str) -> str:
     """Join a cluster, which compares the versions of Ray and Python, and leave it."""
     parts = urlsplit(address if "://" in address else f"ray://{address}")
-    if parts.hostname and parts.port:  # refused at once, where Ray would retry for minutes
+    if parts.hostname and parts.port:  # fails at once; Ray would retry for minutes
         socket.create_connection((parts.hostname, parts.port), 5).close()
     import ray
 
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    cluster: Any = ray  # these two of its functions have no types
+    cluster: Any = ray  # two of its functions have no types
     have, nodes = cluster.cluster_resources(), sum(node["Alive"] for node in cluster.nodes())
     ray.shutdown()
     return (

@@ -94,9 +94,9 @@ def download(
     memory: Memory = None,
     take_over: TakeOver = False,
 ) -> None:
-    """Download the images of a dataset and keep every row, failed ones with their reason.
+    """Download the images of a dataset; failed rows are kept with their reason.
 
-    Rerun it to resume: it redoes what is missing or stale. Next: codeseg nouns ROOT
+    Rerun to resume: only missing or stale shards are redone. Next: codeseg nouns ROOT
     """
     source = load_manifest(manifest)
     settings = DownloadSettings(
@@ -120,7 +120,7 @@ def download(
     )
     again = 0 if retry_failed else _worth_another_try(storage, allow_private_hosts)
     if again:
-        typer.echo(f"pairs: {again:,} failed rows may succeed now: add --retry-failed to try them")
+        typer.echo(f"pairs: {again:,} failed rows may succeed now: retry them with --retry-failed")
     conclude(storage, PAIRS, [report])
 
 
@@ -133,20 +133,20 @@ def run_download(
     urls: str | None = None,
     limit: int | None = None,
 ) -> StageReport:
-    """Cut the list, plan, and download what is pending.
+    """Divide the list into shards and download the pending ones.
 
     Args:
         manifest: of the dataset.
         root: of the tables.
         settings: of the download.
         resources: of its workers.
-        urls: where the list lies, instead of the manifest's place.
+        urls: location of the list, instead of the manifest's.
         limit: rows to take; None = all.
     """
     place = _absolute(urls or manifest.url_list)
     if (source := ready_source(manifest, place, settings.shard_size)) is not None:
         if limit is not None:
-            raise ValueError("--limit counts URLs; pictures that are there are taken whole")
+            raise ValueError("--limit counts URLs; existing pictures are always taken whole")
         return _run_ready(manifest, source, root, settings, resources)
     with StageLock(root, "urls", take_over=resources.take_over):
         cut = cut_shards(manifest, place, root, settings.shard_size, limit)
@@ -155,7 +155,7 @@ def run_download(
     if settings.retry_failed:
         todo = with_retries(todo, settings.allow_private)
     resolved = _resolved(manifest, settings)
-    # the workers share each host's limits, so it must be known before they start how many they are
+    # the workers share each host's limits, so their number must be known before they start
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
             resources = fit_workers(resources, DownloadWorker.MEMORY)
@@ -165,7 +165,7 @@ def run_download(
 
 
 def ready_source(manifest: Manifest, place: str, shard_size: int) -> Source | None:
-    """Return the source of pictures that are there already; None for a URL list."""
+    """Return the source of existing pictures; None for a URL list."""
     if manifest.format == "imagefolder":
         return PictureFolder(place, shard_size)
     if manifest.format == "imageparquet":
@@ -185,7 +185,7 @@ def _run_ready(
     settings: DownloadSettings,
     resources: Resources,
 ) -> StageReport:
-    """Make pairs of pictures that are there already."""
+    """Make pairs from existing pictures."""
     todo = state(root, PAIRS, settings=settings.fingerprint(), inputs=source.inputs)
     resolved = {**_resolved(manifest, settings), "inputs": list(source.inputs.values())}
     work = {"source": source, "download": asdict(settings)}
@@ -193,14 +193,14 @@ def _run_ready(
 
 
 def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:
-    """Return what the ledger keeps of the settings."""
+    """Return the settings that the ledger records."""
     resolved = {**asdict(settings), "manifest": manifest.name}
-    del resolved["workers"]  # as many as there are this time
+    del resolved["workers"]  # their number does not affect the result
     return {**resolved, "fingerprint": settings.fingerprint()}
 
 
 def _worth_another_try(root: Storage, allow_private: bool) -> int:
-    """Rows that `--retry-failed` would try again."""
+    """Return the number of rows that `--retry-failed` would retry."""
     return sum(
         rows
         for record in Ledger(root).records("pairs").values()
@@ -210,9 +210,9 @@ def _worth_another_try(root: Storage, allow_private: bool) -> int:
 
 
 def with_retries(todo: StageState, allow_private: bool) -> StageState:
-    """Move current shards that hold rows worth another try to the stale ones."""
+    """Move current shards with rows worth a retry to the stale ones."""
     again = {
-        shard: "some rows are worth another try"
+        shard: "some rows are worth a retry"
         for shard in todo.current
         if any(worth_retrying(why, allow_private) for why in todo.records[shard].rejected)
     }

@@ -1,13 +1,13 @@
 """RUN (or a CLIP alone) + a benchmark -> predicted label maps, their score, a table.
 
-    OUT/settings.json    everything that decided the label maps; other settings need another OUT
-    OUT/labels/ID.png    one 8-bit palette PNG an image, written atomically: what is there is done
+    OUT/settings.json    every setting that affects label maps; other settings need another OUT
+    OUT/labels/ID.png    an 8-bit palette PNG per image, written atomically: existing ones are done
     OUT/scores.json …    see stages/score.py
-    OUT/cost.json        milliseconds an image and peak memory of the last call that predicted
+    OUT/cost.json        milliseconds per image and peak memory of the last run that predicted
 
-Predicting resumes image by image; under torchrun the images are dealt out to the ranks. An image's
-label map depends on nothing but the image, the model and the settings, so neither resuming nor the
-number of ranks changes a byte. A damaged image is counted, not fatal: exit code 1 at the end.
+Predicting resumes image by image; under torchrun the images are divided among the ranks. An image's
+label map depends only on the image, the model and the settings, so neither resuming nor the
+number of ranks changes a byte. Damaged images are counted; the exit code is then 1.
 """
 
 import functools
@@ -82,7 +82,7 @@ def evaluate(
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="Without RUN: the CLIP (default: storybook's own, else ViT-B-16)."),
+        typer.Option(help="CLIP to use without RUN (default: storybook's own, else ViT-B-16)."),
     ] = None,
     pretrained: Pretrained = None,
     assignments: Annotated[
@@ -104,8 +104,8 @@ def evaluate(
 ) -> None:
     """Predict the label maps of a benchmark and score them.
 
-    Rerun the same command to resume. Every setting that decides a label map is printed beside
-    the number and saved in OUT/settings.json.
+    Rerun the same command to resume. Every setting that affects a label map is printed with
+    the score and saved in OUT/settings.json.
     """
     console = Console()
     manifest = load_benchmark(benchmark)
@@ -149,7 +149,7 @@ def evaluate(
         if processes.is_main and cost:
             write_json(folder.root / "cost.json", cost)
             console.print(
-                f"{cost['milliseconds_an_image']:.0f} ms an image on {cost['device']}, "
+                f"{cost['milliseconds_an_image']:.0f} ms per image on {cost['device']}, "
                 f"peak memory {cost['peak_memory_bytes'] / 1e6:,.0f} MB"
             )
         if processes.is_main:
@@ -162,7 +162,7 @@ def evaluate(
 
 
 def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | None) -> None:
-    """Print what is there and what is wrong; exit code 1 if anything is."""
+    """Print what was found and what is wrong; exit with 1 if anything is wrong."""
     found = check_data(benchmark, data, limit, lambda ids: progress(ids, "checking", console))
     for line in found.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -177,7 +177,7 @@ def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | 
 def names_of_classes(
     segmenter: "Segmenter", protocol: Protocol, benchmark: Benchmark
 ) -> list[tuple[str, ...]]:
-    """Return the names to look for of every class that has any: no constant background."""
+    """Return the names of every class that is looked for; a constant background has none."""
     names, rule = protocol.class_names(benchmark), segmenter.settings.background
     if not benchmark.background or rule == "names":
         return names
@@ -188,7 +188,7 @@ def names_of_classes(
 
 
 def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
-    """Return everything that decides the label maps, by name and by hash."""
+    """Return everything that affects the label maps, by name and by hash."""
     from codeseg.model.checkpoint import MODEL, locate
     from codeseg.model.clip.dense import VARIANTS
 
@@ -208,7 +208,7 @@ def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dic
 
 
 def default_out(run: str | None, settings: dict[str, Any]) -> Path:
-    """Return evaluations/BENCHMARK/METHOD, below the RUN where there is one."""
+    """Return evaluations/BENCHMARK/METHOD, inside the RUN if there is one."""
     place = Path("evaluations", settings["benchmark"], settings["method"])
     return Path(run) / place if run is not None and Path(run).is_dir() else place
 
@@ -223,9 +223,9 @@ def predict(
     console: Console,
     oracle: bool = False,
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write the label maps that are not there yet; return what failed, id -> reason, and the cost.
+    """Write the missing label maps; return the failures, id -> reason, and the cost.
 
-    The cost is the time and memory of this process and this call, for as many images as it did.
+    The cost is the time and memory of this process in this call.
     """
     share = ids[processes.rank :: processes.world_size]
     pending = folder.pending(share)
@@ -258,9 +258,9 @@ def predict(
 
 
 def cost_of(segmenter: "Segmenter", images: int, seconds: float) -> dict[str, Any]:
-    """Return milliseconds an image, reading and writing left out, and this process's peak memory.
+    """Return milliseconds per image without reading and writing, and this process's peak memory.
 
-    On a GPU the label map's way to the CPU ends an image's time; memory is what torch allocated.
+    On a GPU an image's time ends with the label map's copy to the CPU; memory is torch's peak.
     """
     import resource
 
@@ -285,7 +285,7 @@ def oracle_map(
     benchmark: Benchmark,
     label: LabelMap,
 ) -> LabelMap:
-    """Predict with the names of the classes that the image's label map holds, and no others."""
+    """Predict with only the names of the classes in the image's label map."""
     present = [k for k in np.unique(label).tolist() if k < len(benchmark.classes)]
     shift = len(benchmark.classes) - len(embeddings.names)  # 1: the background has no name
     things = [k - shift for k in present if k >= shift]
@@ -299,7 +299,7 @@ def oracle_map(
 
 
 def read_image(data: BenchmarkData, image_id: str) -> "Pixels":
-    """Read a benchmark's image, lying as its label map lies; raises as `rgb_pixels`."""
+    """Read a benchmark's image, oriented like its label map; raises as `rgb_pixels`."""
     from codeseg.model.pictures.pixels import rgb_pixels
 
     turned = functools.partial(data.is_turned, image_id)
@@ -307,7 +307,7 @@ def read_image(data: BenchmarkData, image_id: str) -> "Pixels":
 
 
 def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | str"]:
-    """Decode images in a thread while others are segmented; a damaged one gives its reason."""
+    """Decode images in a thread while others are segmented; yield the reason for a damaged one."""
 
     def read(image_id: str) -> "Pixels | str":
         try:
@@ -326,7 +326,7 @@ def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | st
 
 
 def places(run: str | None, data: BenchmarkData, out: Path) -> dict[str, str | None]:
-    """Where everything lies as seen from `out`, for the report; right after a move as a whole."""
+    """Return the paths relative to `out`, for the report; they survive moving the whole folder."""
     manifest = data.benchmark.source
     return {
         "data": os.path.relpath(data.folder, out),
@@ -344,7 +344,7 @@ def score_and_show(
     origin: dict[str, Any],
     json_file: Path | None,
 ) -> SplitScores:
-    """Score what was predicted, write it into OUT and print it."""
+    """Score the predictions, write the scores into OUT and print them."""
     predicted = [image_id for image_id in ids if image_id not in failed]
     result = score_folder(
         data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False

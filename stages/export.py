@@ -1,8 +1,8 @@
 """`codeseg export [RUN] --out FILE.onnx`: a segmenter's networks for programs without codeseg.
 
 FILE.onnx   or FILE.pt2: the graph of `model/export.py`, checked against the segmenter it came from
-FILE.json   what runs it: sizes, mean and deviation, inputs, settings, texts, how well it agreed
-FILE.npz    `classes` and `templates`, float32 (K, C): the embeddings of the texts asked for
+FILE.json   how to run it: sizes, mean and deviation, inputs, settings, texts, agreement
+FILE.npz    `classes` and `templates`, float32 (K, C): the embeddings of the given texts
 """
 
 import io
@@ -64,7 +64,7 @@ def export(
     asked = text or text_file or classes_from
     things = wanted_words(text, text_file, classes_from) if asked else ()
     texts = [name for thing in things for name in thing]  # the graph has a mask for every name
-    # PAMR is no network: off unless asked for, and then refused by its name.
+    # PAMR is not a network: off by default, and refused by name if it is asked for.
     settings = {"refinement": "none"} | ({} if run else {"method": "naclip"})
     settings |= prediction_settings(method, assignments)
     segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
@@ -77,14 +77,14 @@ def export(
             raise typer.Exit(1)
         publish(out, made, embeddings, describe(segmenter, texts, agreement))
     beside = " and ".join(f"{out.stem}{end}" for end in (".json", ".npz")[: 1 + bool(texts)])
-    console.print(f"{out}, beside it {beside}")
+    console.print(f"{out}, with {beside} beside it")
 
 
 def refuse_what_cannot_be(out: Path) -> None:
-    """Look before anything is loaded.
+    """Check the arguments before anything is loaded.
 
     Raises:
-        ValueError: the file's name says no known format.
+        ValueError: the file's name has no known suffix.
         ModuleNotFoundError: a package of the extra is not installed.
     """
     if out.suffix not in SUFFIXES:
@@ -95,25 +95,25 @@ def refuse_what_cannot_be(out: Path) -> None:
 
 
 def embed(segmenter: "Segmenter", texts: list[str]) -> dict[str, "Tensor"]:
-    """Return the embeddings that go to the graph, by the names of its inputs; {} without texts."""
+    """Return the graph's embeddings by the names of its inputs; {} without texts."""
     from codeseg.model.export import SegmenterNetworks, inputs_of
 
-    networks = SegmenterNetworks(segmenter)  # also refuses a method that is no network
+    networks = SegmenterNetworks(segmenter)  # also refuses a method that is not a network
     return inputs_of(networks, segmenter.embed_texts(texts)) if texts else {}
 
 
 def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[str, Any] | None:
-    """Write the graph, run it, hold it against the segmenter and say how they compare.
+    """Write the graph, run it, and print how it compares with the segmenter.
 
     Returns:
-        What was measured; None when they differ too much.
+        The measurements; None if the two differ too much.
     """
     import torch
 
     from codeseg.model import export, export_check
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
         program = export.trace(segmenter)
         if path.suffix == ".onnx":
             export.write_onnx(program, path)
@@ -137,7 +137,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
     side = f"{sizes[-1][0] * patch}×{sizes[-1][1] * patch}"
     console.print(
         f"an image of {side}: eager {eager:.0f} ms, {engine} {other:.0f} ms, "
-        f"{threads} threads of the CPU each"
+        f"{threads} CPU threads each"
     )
     return {
         "largest_difference": difference,
@@ -148,7 +148,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
 
 
 def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]) -> dict[str, Any]:
-    """Return what a program needs to know to run the file."""
+    """Return what a program needs to run the file."""
     from codeseg.model.export import OUTPUTS, SegmenterNetworks
     from codeseg.stages.training.run import codeseg_version
 
@@ -170,7 +170,7 @@ def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]
 def publish(
     out: Path, made: Path, embeddings: dict[str, "Tensor"], description: dict[str, Any]
 ) -> None:
-    """Put the files in place, each whole or not at all, the graph last."""
+    """Move the files into place, each whole or not at all, the graph last."""
     folder = Storage.open(out.parent)
     if embeddings:
         packed = io.BytesIO()

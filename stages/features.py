@@ -1,4 +1,4 @@
-"""`codeseg features ROOT`: pairs + nouns -> vocabulary, features: what the frozen CLIP says."""
+"""`codeseg features ROOT`: pairs + nouns -> vocabulary, features: the frozen CLIP's outputs."""
 
 import os
 from typing import Annotated
@@ -86,7 +86,7 @@ def features(
 ) -> None:
     """Precompute the frozen CLIP's features for every pair.
 
-    Rerun it to resume: it redoes what is missing or stale. Next: codeseg train ROOT
+    Rerun to resume: only missing or stale shards are redone. Next: codeseg train ROOT
     """
     options = FeatureOptions(
         clip=clip,
@@ -109,12 +109,12 @@ def features(
 def run_features(
     root: Storage, options: FeatureOptions, resources: Resources, *, force: bool = False
 ) -> list[StageReport]:
-    """Plan, say what it takes, make the vocabulary and the pending shards.
+    """Announce the work, then make the vocabulary and the pending shards.
 
     Raises:
-        ValueError: wrong options, no nouns, or too small a disk (unless `force`).
+        ValueError: wrong options, no nouns, or (without `force`) too small a disk.
     """
-    read_nouns(root)  # refuses a root without them before any CLIP is fetched
+    read_nouns(root)  # refuses a root without nouns before any CLIP is fetched
     settings = resolve_settings(options, clip_facts(root, options.clip, options.pretrained))
     work = make_plan(root, settings)
     if not work.vocabulary.pending and not work.features.pending:
@@ -145,17 +145,17 @@ def run_features(
 
 
 def announce(root: Storage, work: Work, resources: Resources, device: str, *, force: bool) -> None:
-    """Say how much and how long; refuse what cannot fit.
+    """Print the size and time of the work; refuse work that does not fit on the disk.
 
     Raises:
-        ValueError: the estimate is larger than the free space, and not `force`.
+        ValueError: without `force`, if the estimate exceeds the free space.
     """
     rows, free = sum(work.rows.values()), root.free_bytes()
     speed = known_speed(work.features, work.settings)
     nouns, where, time = new_nouns(root, work), "as measured before", "time unknown"
     nouns_a_second = 1.0
     if (nouns or speed is None) and not resources.ray_address:
-        where = "as measured on a few" if speed is None else where
+        where = "as measured on a few images" if speed is None else where
         images_a_second, nouns_a_second = probe_speed(work.settings, device, int(resources.cpus))
         speed = speed or images_a_second
     if speed and not (nouns and resources.ray_address):
@@ -174,12 +174,12 @@ def announce(root: Storage, work: Work, resources: Resources, device: str, *, fo
 
 
 def _refuse_missing_gpu(resources: Resources) -> None:
-    """Without this Ray would wait for a GPU for ever."""
+    """Refuse a missing GPU, for which Ray would wait forever."""
     if resources.gpus and not resources.ray_address:
         import torch
 
         if not torch.cuda.is_available():
             raise ValueError(
                 "--gpus needs a CUDA GPU but this machine has none; leave it out, or name a "
-                "cluster by --ray-address"
+                "cluster with --ray-address"
             )

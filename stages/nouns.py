@@ -47,7 +47,7 @@ def nouns(
 ) -> None:
     """Find the nouns of each caption and their CLIP tokens.
 
-    Rerun it to resume: it redoes what is missing or stale. Next: codeseg features ROOT
+    Rerun to resume: only missing or stale shards are redone. Next: codeseg features ROOT
     """
     settings = replace(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
@@ -60,11 +60,7 @@ def nouns(
 
 
 def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> StageReport:
-    """Plan and do what is pending.
-
-    Raises:
-        ValueError: when nothing was downloaded yet.
-    """
+    """Find the nouns of the pending shards; ValueError if nothing was downloaded yet."""
     todo = state(root, NOUNS, settings=settings.fingerprint())
     if todo.inputs is None:
         raise ValueError(f"{root.uri} has no pairs yet: run codeseg download first")

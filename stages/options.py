@@ -1,4 +1,4 @@
-"""What several commands share: options that mean the same everywhere, and how stages end. Light."""
+"""Options that several commands share, and the end of a stage. Light to import."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ Memory = Annotated[
     typer.Option(
         min=0.1,
         help="GB of memory per worker, which limits the workers per node "
-        "(default: what the stage is known to need).",
+        "(default: the stage's usual need).",
     ),
 ]
 TakeOver = Annotated[
     bool,
     typer.Option(
         "--take-over",
-        help="Take the stage from another run that is surely dead; what that run still commits is "
+        help="Take the stage over from a run that is certainly dead; its later commits are "
         "refused.",
     ),
 ]
 Clip = Annotated[
     str | None,
     typer.Option(
-        help="Without a RUN: the CLIP (default: ViT-B-16, fetched once; storybook: "
+        help="CLIP to use without a RUN (default: ViT-B-16, fetched once; storybook: "
         "the embedded one, for drawings)."
     ),
 ]
@@ -64,9 +64,9 @@ Text = Annotated[
     ),
 ]
 TextFile = Annotated[
-    Path | None, typer.Option(help="File with things to find, such as one per line.")
+    Path | None, typer.Option(help="File with things to find, for example one per line.")
 ]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")]
+Device = Annotated[str, typer.Option(help="Device: auto | cpu | cuda | mps.")]
 
 
 def make_resources(
@@ -78,7 +78,7 @@ def make_resources(
     cpus: float = 1,
     take_over: bool = False,
 ) -> Resources:
-    """Return the shared options as the scheduler takes them."""
+    """Return the shared options in the scheduler's form."""
     size = None if memory is None else int(memory * 1e9)
     return Resources(workers, cpus, gpus, size, ray_address, take_over)
 
@@ -91,7 +91,7 @@ def prediction_settings(method: str | None, assignments: Sequence[str] | None) -
 
 
 def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> None:
-    """Show what a stage did and the command that comes next; exit with 1 if it did not succeed.
+    """Show what a stage did and the next command; exit with 1 if the stage did not succeed.
 
     A stage succeeds when no shard failed and its whole table holds at least one row.
     """
@@ -99,17 +99,17 @@ def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> Non
         show_report(report)
     records = Ledger(root).records(stage.table).values()
     if failed := sum(len(report.failed) for report in reports):
-        fault = f"{failed} shards failed; the same command does them again"
+        fault = f"{failed} shards failed; rerun the same command to redo them"
     elif not any(record.rows_out for record in records):
         reasons: Counter[str] = Counter()
         for record in records:
             reasons.update(record.rejected)
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
-        fix = stage.empty if why else f"the stage before kept none: codeseg status {root.uri}"
-        fault = f"no row of {stage.table} was kept ({why or 'none went in'}): {fix}"
+        fix = stage.empty if why else f"the previous stage kept none: codeseg status {root.uri}"
+        fault = f"no row of {stage.table} was kept ({why or 'it had no input'}): {fix}"
     else:
         if waiting := len(state(root, stage).missing):
-            typer.echo(f"{waiting} shards of {stage.table} are not made yet: run this again later")
+            typer.echo(f"{waiting} shards of {stage.table} are not made yet: rerun this later")
         typer.echo(f"next: codeseg {stage.next.format(root.uri)}")
         return
     typer.echo(f"error: {fault}", err=True)

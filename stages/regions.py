@@ -1,4 +1,4 @@
-"""`codeseg regions ROOT`: features/ -> regions/, and a picture of them."""
+"""`codeseg regions ROOT`: features/ -> regions/ and, with --show, a contact sheet."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def regions(
     root: Annotated[str, typer.Argument(help="Dataset root with features.")],
     group_by: Annotated[
         str,
-        typer.Option(help="clip (the frozen CLIP's own keys), or a self-supervised ViT of timm."),
+        typer.Option(help="Features: clip (the frozen CLIP's own keys) or a ViT of timm."),
     ] = CLIP,
     weights: Annotated[
         str | None, typer.Option(help="File with that ViT's weights, instead of the hub's.")
@@ -58,7 +58,7 @@ def regions(
 ) -> None:
     """Group each picture's patches into part-like, connected regions (SCG).
 
-    Rerun it to resume: it redoes what is missing or stale. Training with SCG reads
+    Rerun to resume: only missing or stale shards are redone. Training with SCG reads
     the regions: codeseg train ROOT RUN --recipe scg_vitb16
     """
     settings = RegionSettings(
@@ -78,12 +78,7 @@ def regions(
 
 
 def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -> StageReport:
-    """Plan, and group what is pending.
-
-    Args:
-        root: of the tables.
-        settings: of the regions; the number of views is the features'.
-        resources: of the workers.
+    """Group the pending shards; the number of views comes from the features.
 
     Raises:
         ValueError, FileNotFoundError: the features cannot be grouped, or not with these weights.
@@ -103,7 +98,7 @@ def write_sheet(root: Storage, file: Path, pictures: int) -> None:
     """Write a contact sheet of the first pictures that have regions.
 
     Raises:
-        ValueError, FileNotFoundError: there is nothing to show.
+        ValueError, FileNotFoundError: there are no regions to show.
     """
     from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures
 

@@ -1,13 +1,13 @@
-"""Everything below a folder that was measured -> one offline page, report.html.
+"""All results found in a folder -> one offline page, report.html.
 
     FOLDER/**/scores.json …      evaluations (stages/evaluate.py), in groups that compare
     FOLDER/**/segments.json …    pictures segmented by any words (stages/segment.py)
     FOLDER/**/metrics.parquet    training runs: loss curves
-    FOLDER/**/ledger/            what became of every caption
-    FOLDER/**/audit.json         what the data checks said
+    FOLDER/**/ledger/            rows kept and rejected by each stage
+    FOLDER/**/audit.json         findings of the audit
 
-Whatever is missing is left out; the page says so. Works on a demo folder and on a RUN alike. It
-shows what is stored: nothing is predicted again, and torch is not loaded.
+Missing parts are left out; the page says so. The folder may be a demo folder or a RUN. The page
+shows stored results: nothing is predicted again, and torch is not loaded.
 """
 
 from pathlib import Path

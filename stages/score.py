@@ -1,10 +1,10 @@
 """Label maps + predicted label maps -> confusion matrix, IoU, mIoU; a table, JSON and Parquet.
 
-    OUT/scores.json      the numbers (percent) with a 95 % interval, the settings, the worst classes
+    OUT/scores.json      the scores (percent) with a 95 % interval, settings and worst classes
     OUT/scores.parquet   a row per class: IoU, pixels, its row of the confusion matrix
     OUT/images.parquet   a row per image: its own mIoU, and its counts per class
 
-CPU; no torch. `score_folder` is what `evaluate` calls after predicting.
+CPU; no torch. `evaluate` calls `score_folder` after predicting.
 """
 
 import json
@@ -41,30 +41,30 @@ WORST_SHOWN = 5
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The score of a split, and of each of its images."""
+    """The score of a split and of each of its images."""
 
     benchmark: Benchmark
     scores: Scores
     images: dict[str, ImageScore]
     failed: dict[str, str]
-    """Id -> why it could not be scored."""
+    """Id -> the reason why the image could not be scored."""
     details: Details | None = None
-    """Boundaries and objects, where they were asked for."""
+    """Boundaries and objects, if requested."""
 
     @property
     def interval(self) -> Interval | None:
-        """MIoU's 95 % interval over images."""
+        """The 95 % interval of mIoU over images."""
         return miou_interval(list(self.images.values()), len(self.benchmark.classes))
 
     @property
     def worst(self) -> dict[str, float]:
-        """The worst of the classes that occur, worst first, in percent."""
+        """The lowest IoUs of the classes that occur, lowest first, in percent."""
         iou = self.scores.iou
         order = [int(k) for k in np.argsort(iou, kind="stable") if not np.isnan(iou[k])]
         return {self.benchmark.classes[k]: 100 * float(iou[k]) for k in order[:WORST_SHOWN]}
 
     def summary(self) -> dict[str, Any]:
-        """Return what is printed and written as JSON; IoU and accuracies in percent."""
+        """Return the printed and JSON form; IoU and accuracies in percent."""
         names, interval = self.benchmark.classes, self.interval
         return {
             "benchmark": self.benchmark.name,
@@ -82,7 +82,7 @@ class SplitScores:
 
 
 def percent(value: float) -> float | None:
-    """Return a share in percent; None for NaN, which JSON does not know."""
+    """Return a share in percent; None for NaN, which JSON does not have."""
     return None if np.isnan(value) else 100 * float(value)
 
 
@@ -113,8 +113,8 @@ def score(
 ) -> None:
     """Score label maps from any program against a benchmark.
 
-    The predictions are gray or palette PNGs with the images' names, with the class numbers of
-    the manifest (0 is background where the benchmark has one).
+    The predictions are gray or palette PNGs with the images' names and the class numbers of
+    the manifest (0 is the background, if the benchmark has one).
     """
     console = Console()
     opened = load_benchmark(name).open(data)
@@ -141,7 +141,7 @@ def score(
 
 
 def recorded_protocol(predictions: Path) -> str | None:
-    """Return the protocol that `codeseg evaluate` recorded beside label maps, if it did."""
+    """Return the protocol that `codeseg evaluate` recorded beside label maps, if any."""
     try:
         protocol = json.loads((predictions / "settings.json").read_text()).get("protocol")
     except (OSError, ValueError, AttributeError):
@@ -152,7 +152,7 @@ def recorded_protocol(predictions: Path) -> str | None:
 def compare(
     ours: SplitScores, theirs: SplitScores, name: str, protocol: str | None
 ) -> dict[str, Any]:
-    """Return how two results on the same images differ, in percent, for JSON."""
+    """Return the difference of two results on the same images, in percent, for JSON."""
     interval, p = difference_interval(
         list(ours.images.values()), list(theirs.images.values()), len(ours.benchmark.classes)
     )
@@ -179,7 +179,7 @@ def print_comparison(console: Console, summary: dict[str, Any]) -> None:
     if summary["protocol"] != other["protocol"]:
         console.print(
             f"protocols differ: {summary['protocol'] or 'not recorded'} and "
-            f"{other['protocol'] or 'not recorded'}; the difference is not the methods' alone"
+            f"{other['protocol'] or 'not recorded'}; the difference is not due to the methods alone"
         )
 
 
@@ -199,8 +199,8 @@ def score_folder(
         predictions: Folder of ID.png files (or one with them under labels/).
         ids: The images to score.
         track: Wraps the ids, to show progress.
-        strict: Raise on the first image that cannot be scored; else count it as failed.
-        details: Count boundaries and objects too.
+        strict: Raise on the first image that cannot be scored, instead of counting it as failed.
+        details: Also count boundaries and objects.
 
     Raises:
         FileNotFoundError: Predictions are missing; says how many.
@@ -231,7 +231,7 @@ def score_folder(
 
 
 def image_score(confusion: Confusion) -> ImageScore:
-    """Keep what one image adds to the split."""
+    """Return one image's part of the split's score."""
     scores = Scores(confusion)
     classes = np.flatnonzero(scores.union)
     return ImageScore(
@@ -322,12 +322,12 @@ def _two_digits(value: float | None) -> str:
 
 
 def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) -> Table:
-    """Return our number above the published ones: the same protocol first, others grey.
+    """Return our score above the published ones: the same protocol first, others gray.
 
     Args:
         benchmark: The manifest.
-        method: What our row is called.
-        summary: With miou, miou_interval and, where they are known, protocol and settings.
+        method: The name of our row.
+        summary: With miou, miou_interval and, if known, protocol and settings.
     """
     protocol, interval = summary.get("protocol"), summary.get("miou_interval")
     table = Table(title=f"mIoU on {benchmark.name}")
@@ -347,13 +347,13 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
             parts = ", ".join(part for part in (row.clip, row.extra, row.refinement) if part)
             table.add_row(row.method, f"{row.miou:.1f}", row.protocol, parts or "–", style=style)
     if benchmark.published:
-        told = "other protocols, below the line, do not compare; sources: the manifest"
-        table.caption = told if same else f"no published row of this protocol: {told}"
+        told = "rows below the line use other protocols and do not compare; sources: the manifest"
+        table.caption = told if same else f"no published row has this protocol: {told}"
     return table
 
 
 def _made_with(summary: dict[str, Any]) -> str:
-    """Return CLIP, training and refinement of our own row, as far as they were recorded."""
+    """Return CLIP, training and refinement of our own row, if recorded."""
     settings = summary.get("settings", {})
     parts = [str(settings[key]) for key in ("clip", "pretrained") if key in settings]
     parts += ["trained on captions"] * ("checkpoint" in settings)
@@ -362,15 +362,15 @@ def _made_with(summary: dict[str, Any]) -> str:
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:
-    """Say so when images failed, class numbers look misplaced or the split is not the official."""
+    """Print a caveat if images failed, class numbers look shifted or the split is not official."""
     if hint := misplaced(result.scores.confusion, result.benchmark.classes):
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
     for image_id, reason in list(result.failed.items())[:FAILURES_SHOWN]:
         console.print(f"failed: {image_id}: {reason}", markup=False, soft_wrap=True)
     if result.failed:
-        console.print(f"{len(result.failed)} images failed and are not in the number")
+        console.print(f"{len(result.failed)} images failed and are not in the score")
     if len(result.images) != result.benchmark.images:
         console.print(
             f"{len(result.images)} images scored, {result.benchmark.images} in the official split: "
-            "this number does not compare with published ones"
+            "this score does not compare with published ones"
         )

@@ -1,6 +1,6 @@
-"""Pictures + words -> for each picture its segments, in files that other programs read.
+"""Pictures + words -> each picture's segments, in files that other programs can read.
 
-What lies in OUT is said by model/results/files.py.
+model/results/files.py describes the files in OUT.
 """
 
 from collections import deque
@@ -76,7 +76,7 @@ def segment(
     paths = find_images(images)
     settings = prediction_settings(method, assignments)
     if threshold is not None:
-        # Each holds for one kind of score: of a word alone, or among all words.
+        # Each applies to one kind of score: of a word alone, or among all words.
         settings |= {f"{kind}_threshold": str(threshold) for kind in ("background", "probability")}
     places = dict(zip(map(str, paths), folder_names(paths), strict=True))
     names, opened = [thing[0] for thing in things], deque[str]()
@@ -130,10 +130,10 @@ def wanted_words(
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
-    """Return files named, files of folders named, and files that match globs, in that order.
+    """Return the named files, those in named folders and those that match globs, in order.
 
     Raises:
-        FileNotFoundError: nothing is there, or a file that was named is not.
+        FileNotFoundError: there is no file, or a named one is missing.
         PermissionError: a file may not be read.
     """
     found = list(dict.fromkeys(path for name in given for path in _expand(name)))
@@ -168,7 +168,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
 
 
 def show(console: Console, rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Print a line a picture: the texts that were found, largest first."""
+    """Print a line per picture with the texts found, largest first."""
     for row in rows:
         if "error" in row:
             console.print(f"failed: {row['error']}", markup=False, soft_wrap=True)

@@ -12,8 +12,8 @@ def select(
     where: Annotated[
         str,
         typer.Option(
-            help="Keep the pairs that satisfy this SQL condition: columns of `trainable` and "
-            "subqueries over every view of docs/audit.md."
+            help="Keep the pairs that satisfy this SQL condition over the columns of `trainable`, "
+            "with subqueries over any view of docs/audit.md."
         ),
     ] = "true",
     top: Annotated[
@@ -50,7 +50,7 @@ def select(
     from codeseg.pipeline.stream.selection import selection_path
     from codeseg.stages.audit import benchmark_folders
 
-    selection_path(name)  # a name that does not do is refused before the work
+    selection_path(name)  # refuses a bad name before the work
     condition = Condition(where, top, sample, seed)
     condition.sql()
     storage = Storage.open(root)

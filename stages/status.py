@@ -25,7 +25,7 @@ def status(
     """Show each stage's progress, shard by shard, with rejections and the time left."""
     views = read_overview(Storage.open(root))
     console = Console()
-    # A log has no width of its own; 80 columns would cut every number.
+    # A log file has no width of its own; 80 columns would cut the numbers.
     show(views, console if console.file.isatty() else Console(width=120))
     if json_file is not None:
         write_json(json_file, [as_json(view) for view in views])
@@ -37,7 +37,7 @@ def as_json(view: StageView) -> dict[str, Any]:
 
 
 def show(views: list[StageView], console: Console) -> None:
-    """Print the matrix and, under it, rejections and what is out of date."""
+    """Print the matrix and, below it, rejections and stale shards."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("stage", no_wrap=True, min_width=10)
     table.add_column("shards (█ done ▓ some ░ stale · missing)", no_wrap=True)
@@ -74,7 +74,7 @@ def show(views: list[StageView], console: Console) -> None:
 
 
 def matrix(view: StageView) -> str:
-    """Return one character for a run of shards."""
+    """Return the matrix row: one character for each group of shards."""
     current, stale = set(view.current), set(view.stale)
     numbers = sorted({*range(view.shards), *current, *stale})
     step = max(1, -(-len(numbers) // CELLS))

@@ -1,8 +1,8 @@
-"""What passes between a command and its terminal: arguments, text, progress. Light.
+"""Terminal input and output: arguments, text, progress. Light to import.
 
-In: this process's streams and arguments. Out: streams that show control characters instead of
-obeying them, show what their encoding can, and outlive a closed pipe; arguments with ~ expanded;
-progress over a known number of items, a bar on a terminal, a plain line now and then else.
+In: this process's streams and arguments. Out: streams that escape control characters, replace
+characters outside their encoding, and survive a closed pipe; arguments with ~ expanded;
+progress over a known number of items: a bar on a terminal, otherwise an occasional plain line.
 """
 
 import io
@@ -26,18 +26,18 @@ HIDDEN = {
     for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
     if chr(code) not in "\n\t"
 }
-"""Control characters, and those that turn the direction of writing, -> how they are shown."""
+"""Control characters, and those that change the direction of writing -> their escapes."""
 
-HOME = re.compile(r"((?:--)?[\w.-]+=|)~(?=/|$)")  # a shell leaves a ~ behind "=" alone
+HOME = re.compile(r"((?:--)?[\w.-]+=|)~(?=/|$)")  # a shell does not expand ~ after "="
 
 
 def visible(text: str) -> str:
-    """Return the text with its control characters shown instead of obeyed."""
+    """Return the text with its control characters escaped."""
     return text.translate(HIDDEN)
 
 
 class _Stream(io.TextIOWrapper):
-    """A text stream that goes on silently when its reader has gone: the work is not the table."""
+    """A text stream that ignores a closed pipe: the work must go on without its output."""
 
     def write(self, text: str) -> int:
         try:
@@ -57,8 +57,8 @@ class _Stream(io.TextIOWrapper):
 
 
 def guard_streams() -> None:
-    """Put guarded streams in the place of stdout and stderr."""
-    # every text that rich shows goes through this table, which leaves ESC alone
+    """Replace stdout and stderr by guarded streams."""
+    # rich passes every text through this table, which does not escape ESC itself
     control._CONTROL_STRIP_TRANSLATE.update(HIDDEN)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -83,13 +83,7 @@ def expand_home(arguments: list[str]) -> list[str]:
 
 
 def progress(items: Sequence[str], what: str, console: "Console") -> Iterator[str]:
-    """Yield the items and show how far it is.
-
-    Args:
-        items: what is worked on.
-        what: the work, "segmenting".
-        console: where it is shown.
-    """
+    """Yield the items and show progress on the console; `what` names the work ("segmenting")."""
     if console.file.isatty():
         from rich.progress import track  # not for every command's start
 

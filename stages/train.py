@@ -20,7 +20,7 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Saved configuration instead: JSON or TOML, as RUN/config.json."),
+        typer.Option(help="Saved configuration to use instead: JSON or TOML, as RUN/config.json."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -44,7 +44,7 @@ def train(
     """Train the segmenters on precomputed features.
 
     Ctrl-C and SIGTERM save the current step first. Rerun the same command to resume from the last
-    checkpoint, and a finished run says so.
+    checkpoint.
     """
     shares = [f"train.weights={weights}"] if weights else []
     wanted = resolve(recipe, config, [*(set_ or ()), *shares])

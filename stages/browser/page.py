@@ -1,7 +1,7 @@
-"""A segmenter -> the Gradio page: its stock parts, and what each click makes of what was sent.
+"""A segmenter -> the Gradio page: its stock components, and the action of each click.
 
-Pictures come as files of the page's own folder (serve.py), words as text; masks, shares and files
-go back. Values arrive as sent, for Gradio would open a picture before its header is judged.
+In: pictures as files in the page's own folder (serve.py), words as text. Out: masks, shares and
+files. Values arrive unprocessed, since Gradio would open a picture before its header is checked.
 """
 
 import shutil
@@ -41,7 +41,7 @@ SHOW = "() => innerWidth < 768 && setTimeout(() => window.{}.scrollIntoView(), 4
 
 
 def told(action: Callable[..., Any], *sent: Any) -> Any:
-    """Run an action; a user's mistake becomes a message that changes nothing else on the page."""
+    """Run an action; show a user's mistake as a message that changes nothing else on the page."""
     with catch_warnings(record=True, action="always", category=UserWarning) as warned:
         try:
             made = action(*sent)
@@ -53,7 +53,7 @@ def told(action: Callable[..., Any], *sent: Any) -> Any:
 
 
 def read(picture: Any) -> Pixels:
-    """Return an upload's pixels, the longer side at most MAX_SIDE; PageBlocks judged its path."""
+    """Return an upload's pixels, the longer side at most MAX_SIDE; PageBlocks checked its path."""
     path = Path(str(picture.get("path")) if isinstance(picture, dict) else FOLDER)
     if not path.is_file():
         raise ValueError("choose a picture or an example first")
@@ -63,10 +63,10 @@ def read(picture: Any) -> Pixels:
 
 
 def split(sent: Any) -> tuple[Thing, ...]:
-    """Return the things that a text names; refuse more than a visitor may ask for."""
+    """Return the things that a text names; refuse more than the limits allow."""
     things = read_words(str(sent or "")[: MAX_TEXT + 1])
     if len(str(sent)) > MAX_TEXT or sum(map(len, things)) > MAX_WORDS:
-        raise ValueError(f"at most {MAX_WORDS} words and {MAX_TEXT} characters: take some out")
+        raise ValueError(f"at most {MAX_WORDS} words and {MAX_TEXT} characters: remove some")
     return things
 
 
@@ -81,7 +81,7 @@ def painted(result: Segmentation, title: str) -> Any:
 
 
 def propose(caption: Any, nouns: Any) -> str:
-    """Return the nouns that were typed, else those that the tagger finds in a caption."""
+    """Return the typed nouns; if there are none, those that the tagger finds in a caption."""
     with suppress(ImportError, ValueError):  # spaCy, or its English model, is not installed
         if not nouns:
             text = str(caption or "")[:MAX_TEXT].lower()
@@ -90,12 +90,14 @@ def propose(caption: Any, nouns: Any) -> str:
 
 
 def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation:
-    """Segment the picture that was sent by a method, with that method's own settings."""
+    """Segment the picture by a method, with that method's own settings."""
     picture, typed, background, threshold = sent
     pixels, things, settings = read(picture), split(typed), segmenter.settings
     if method != settings.method:
         settings = PredictionSettings.for_clip(segmenter.clip, method=method)
-    if settings.score == segmenter.settings.score:  # the slider is no measure of another score
+    if (
+        settings.score == segmenter.settings.score
+    ):  # the slider does not apply to another kind of score
         least = float(threshold)
         settings = replace(settings, background_threshold=least, probability_threshold=least)
     by = Segmenter(segmenter.clip, segmenter.code, settings)
@@ -103,7 +105,7 @@ def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation
 
 
 def segment(segmenter: Segmenter, *sent: Any) -> tuple[Any, Any]:
-    """Return the painted picture, and its files in every format that can be written, in a zip."""
+    """Return the painted picture, and a zip of its files in every available format."""
     result = look(segmenter, sent, segmenter.settings.method)
     folder = Path(mkdtemp(dir=FOLDER), "segments")
     result.save(folder, [name for name, needed in PACKAGES.items() if all(map(find_spec, needed))])
@@ -119,7 +121,7 @@ def compare(segmenter: Segmenter, left: Any, right: Any, *sent: Any) -> list[Any
 
 
 def decompose(segmenter: Segmenter, picture: Any, caption: Any, nouns: Any) -> tuple[Any, ...]:
-    """Return a caption's nouns, its words and the picture's regions, both by noun."""
+    """Return a caption's nouns, and its words and the picture's regions by noun."""
     pixels = read(picture)
     if not isinstance(caption, str) or not 0 < len(caption.strip()) <= MAX_TEXT:
         raise ValueError(f"type a caption of the picture, at most {MAX_TEXT} characters")
@@ -134,7 +136,7 @@ def decompose(segmenter: Segmenter, picture: Any, caption: Any, nouns: Any) -> t
 
 
 def example(index: int) -> list[str]:
-    """Draw a held-out scene into FOLDER; return its path, words, caption and no nouns yet."""
+    """Draw a held-out scene into FOLDER; return its path, words, caption and no nouns."""
     scene, path = draw_scene(DEV_SEED, index, EXAMPLE_SIDE), FOLDER / f"scene-{index}.png"
     scene.image.save(path)
     names = dict.fromkeys([*(thing.name for thing in scene.things), *scene.grounds])
@@ -142,7 +144,7 @@ def example(index: int) -> list[str]:
 
 
 def build(segmenter: Segmenter) -> PageBlocks:
-    """Make the page of a segmenter."""
+    """Build the page of a segmenter."""
     code, settings, clip = segmenter.code, segmenter.settings, segmenter.clip.name
     trained = code is not None and code.config.masks
     taught = trained and code is not None and code.config.co_decomposition
@@ -150,7 +152,9 @@ def build(segmenter: Segmenter) -> PageBlocks:
     methods = [name for name in METHODS if trained or not name.startswith("code")]
     model = f"{clip}, {'trained' if code else 'untrained'}, method {settings.method}"
     model += ": it knows drawn things only" if clip == "storybook" else ""
-    page = PageBlocks(title="codeseg", delete_cache=(60, 3600))  # each minute, what is an hour old
+    page = PageBlocks(
+        title="codeseg", delete_cache=(60, 3600)
+    )  # each minute, files older than an hour
     with page:
         gr.Markdown(f"# codeseg\nSegment a picture by any words. Model: {escape(model)}.")
         with gr.Row():
@@ -193,5 +197,5 @@ def build(segmenter: Segmenter) -> PageBlocks:
             done = gr.on(triggers, run, sent, shown, preprocess=False, **MODEL)
             done.success(None, js=SHOW.format(seen))
         caption.blur(propose, [caption, nouns], nouns, **MODEL)
-    page.queue(max_size=32, api_open=False)  # further requests are told to come back
+    page.queue(max_size=32, api_open=False)  # further requests are refused
     return page

@@ -1,6 +1,6 @@
-"""A page -> a server: what a visitor may send, read and load. On loopback by default.
+"""A page -> a server that limits what a visitor may send, read and load. On loopback by default.
 
-Gradio bounds uploads and serves one folder, here a private one that is deleted at the end. It would
+Gradio limits uploads and serves one folder, here a private one that is deleted at the end. It would
 also fetch an address that a request names, and open any path as a picture: both are refused here.
 """
 
@@ -26,7 +26,7 @@ os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)
 LOOPBACK = ("127.0.0.1", "localhost")  # hosts that only this machine reaches
 MAX_BYTES = 20_000_000  # of a picture's file
 MAX_EVENT = 64 << 10  # bytes of any other request: words, a caption, the name of an upload
-# What a browser may post to, and how many bytes; Gradio's other addresses are closed.
+# Addresses that a browser may post to, and how many bytes; Gradio's others are closed.
 BODIES = {f"/gradio_api/{to}": MAX_EVENT for to in ("queue/join", "run/predict", "cancel", "reset")}
 BODIES["/gradio_api/upload"] = MAX_BYTES + MAX_EVENT
 HEADERS = {  # a browser loads nothing from elsewhere
@@ -36,7 +36,7 @@ HEADERS = {  # a browser loads nothing from elsewhere
 
 
 def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
-    """Judge each request's host, address and size before Gradio, `app`, sees it."""
+    """Check each request's host, address and size before Gradio, `app`, sees it."""
 
     async def judged(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,9 +46,9 @@ def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
         origin = urlsplit(headers.get("origin", f"//{host}")).netloc
         refused = ""  # on loopback: other names (DNS rebinding) and other sites' scripts
         if loopback and (re.sub(r":\d+$", "", host) not in LOOPBACK or origin != host):
-            refused = "this page is bound to this machine alone"
+            refused = "this page answers only this machine"
         elif "//" in path or b"deep_link" in path.encode() + scope["query_string"]:
-            refused = "addresses are not fetched, and pages not stored"  # as Gradio would
+            refused = "addresses are not fetched, and pages are not stored"  # Gradio would
         elif scope.get("method") == "POST" and path not in BODIES:
             refused = "there is nothing here"
         if refused:
@@ -58,7 +58,7 @@ def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
             nonlocal arrived
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > BODIES.get(path, MAX_EVENT):  # a length need not be sent, or true
+            if arrived > BODIES.get(path, MAX_EVENT):  # the length may be missing or wrong
                 raise HTTPException(413, "the request is too large")
             return message
 
@@ -91,10 +91,10 @@ def _names_another_file(sent: Any) -> bool:
 
 
 def serve(page: gr.Blocks, host: str, port: int) -> str:
-    """Serve the page from a thread, return its address; `page.block_thread()` waits for Ctrl-C.
+    """Serve the page from a thread; return its address. `page.block_thread()` waits for Ctrl-C.
 
     Raises:
-        ValueError: the port is taken, or the host not this machine's.
+        ValueError: the port is taken, or the host is not this machine's.
     """
     try:
         _, address, _ = page.launch(
@@ -110,7 +110,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
             theme=gr.themes.Default(font="system-ui", font_mono="monospace"),  # no remote fonts
             app_kwargs={"middleware": [Middleware(guard, loopback=host in LOOPBACK)]},
         )
-    except OSError:  # Gradio says the same of a taken port and of a foreign address
+    except OSError:  # Gradio raises the same for a taken port and a foreign address
         line = f"{host}:{port} is taken or not this machine's: choose another --port or --host"
         raise ValueError(line) from None
     return str(address)

@@ -1,1 +1,1 @@
-"""What reports and audits are drawn with."""
+"""HTML pages of reports and audits."""

@@ -1,4 +1,4 @@
-"""The audit's findings and figures -> sections of a page: what failed first, what passed folded.
+"""The audit's findings and figures -> sections of a page: failures first, passed checks folded.
 
 findings + (question, rows, pictures) of an open Audit    ->  `codeseg audit --report`
 the findings in audit.json, as `codeseg audit --json` wrote them  ->  `codeseg report`
@@ -25,7 +25,7 @@ Answer = tuple[Question, Rows, Mapping[str, bytes]]
 
 
 def in_words(finding: Finding) -> str:
-    """Return a finding's figures as the sentence its question has for them, or name by name."""
+    """Return a finding's figures in its question's sentence, or name by name."""
 
     def value(found: re.Match[str]) -> str:
         name, share, noun = found.groups()
@@ -40,14 +40,14 @@ def in_words(finding: Finding) -> str:
 
 
 def checks_section(findings: Sequence[Finding], title: str = "Checks") -> Section:
-    """Return all findings: what needs a look first, skips and passes behind a line."""
+    """Return all findings: failures and warnings first, skips and passes folded."""
     groups = {v: [f for f in findings if f.verdict == v] for v in VERDICTS}
     form = '<span class="mark {}">{}</span>'
     counts = [fill(form, v, f"{len(groups[v])} {v}") for v in VERDICTS]
     parts = [fill('<p class="counts">{}</p>', join(counts))]
     if wrong := groups["fail"] + groups["warn"]:
         parts.append(_findings(wrong))
-    for verdict, told in (("skip", "had no rows to look at"), ("pass", "passed")):
+    for verdict, told in (("skip", "had no rows to check"), ("pass", "passed")):
         if found := groups[verdict]:
             parts.append(folded(f"{len(found)} checks {told}", _findings(found)))
     return Section(title, join(parts))
@@ -109,11 +109,13 @@ def audit_sections(findings: Sequence[Finding], answers: Iterable[Answer]) -> li
 
 
 def _charts(question: Question, rows: Rows) -> list[Html]:
-    """Return the chart that a question asks for: `bar`, `line [log]`, or `lines`, one a series."""
+    """Return a question's chart: `bar`, `line [log]`, or `lines`, one chart per series."""
     kind, *options = question.chart.split()
     fields = dict(option.split("=") for option in options if "=" in option)
     x, y = fields["x"], fields["y"]
-    if kind == "bar" and isinstance(rows[0][y], str):  # named bars lie, numbered ones stand
+    if kind == "bar" and isinstance(
+        rows[0][y], str
+    ):  # named bars are horizontal, numbered ones vertical
         return [figures.bars([row[y] for row in rows], {x: [row[x] for row in rows]}, x)]
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:

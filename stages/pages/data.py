@@ -18,7 +18,7 @@ SMOOTHED = 0.02  # share of a run's rows that a loss curve averages over
 
 
 def stage_sections(folder: Path) -> list[Section]:
-    """Return what became of every row of every dataset root, stage by stage."""
+    """Return the rows kept and rejected in every dataset root, stage by stage."""
     header = ["stage", "shards", "rows in", "rows out", "rejected, by reason"]
     note = "Rows in = rows out + rows rejected; a rejected row keeps its key and its reason."
     sections = []
@@ -65,7 +65,7 @@ def loss_section(folder: Path) -> Section | None:
 
 
 def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over a centred stretch, shorter at the ends; NaN where there is no value at all."""
+    """Return means over a centered window, shorter at the ends; NaN where it has no value."""
     width = max(1, round(len(values) * SMOOTHED))
     known = np.isfinite(values)
     kernel = np.ones(width)

@@ -1,8 +1,8 @@
-"""FOLDER/**/scores.json -> evaluations by name, in groups whose numbers compare.
+"""FOLDER/**/scores.json -> evaluations by name, in groups of comparable scores.
 
-Numbers compare where the benchmark and its class list, the protocol and the scored images are the
-same; the page never puts others into one table. A protocol is its name, its file and those of its
-settings that `--set` may have changed.
+Scores are comparable if benchmark, class list, protocol and scored images are the same; the page
+never puts others into one table. A protocol is identified by its name, its file and the settings
+that `--set` may change.
 """
 
 import json
@@ -28,7 +28,7 @@ PLAYED = ("short_side", "window", "stride", "score", "background")  # that `--se
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One method on one benchmark, as `codeseg evaluate` or `codeseg score` left it."""
+    """One method on one benchmark, as written by `codeseg evaluate` or `codeseg score`."""
 
     folder: Path
     summary: dict[str, Any]
@@ -38,20 +38,20 @@ class Evaluation:
     miou: float | None
     """Percent; None where no pixel was scored."""
     shown: str
-    """The same as it is written, with its 95 % interval where one was recorded."""
+    """The same as text, with its 95 % interval if one was recorded."""
     compared: str
     """The paired difference that `codeseg score --against` recorded; empty without."""
     name: str = ""
-    """What the page calls it: its method and, in a group, what tells it from the others."""
+    """The name on the page: the method and, in a group, what distinguishes it."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything recorded that decided the label maps; empty for somebody's own maps."""
+        """All recorded settings that affect the label maps; empty for maps made elsewhere."""
         return dict(self.summary.get("settings") or {})
 
     @property
     def method(self) -> str:
-        """The method's name as people write it."""
+        """The method's usual name."""
         recorded = self.settings.get("method", self.summary.get("method"))
         if recorded is None:
             return "label maps made elsewhere"
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """The protocol's name and its settings that may have been changed."""
+        """The protocol's name and those of its settings that `--set` may change."""
         recorded = self.summary.get("protocol") or self.settings.get("protocol")
         known = [k for k in PLAYED if k in self.settings]
         told = [f"{k.replace('_', ' ')} {said(self.settings[k])}" for k in known]
@@ -68,7 +68,7 @@ class Evaluation:
 
     @property
     def data(self) -> Path | None:
-        """The benchmark's data folder, if it is known and still there."""
+        """The benchmark's data folder, if it is known and still exists."""
         place = self.summary.get("data")
         return self.folder / place if place and (self.folder / place).is_dir() else None
 
@@ -83,7 +83,7 @@ class Evaluation:
 
 
 def find_evaluations(folder: Path) -> list[list[Evaluation]]:
-    """Return groups of evaluations that compare, each from the lowest mIoU to the highest.
+    """Return groups of comparable evaluations, each from the lowest mIoU to the highest.
 
     Raises:
         ValueError: a scores.json that is not what `codeseg evaluate` or `codeseg score` writes.
@@ -102,7 +102,7 @@ def find_evaluations(folder: Path) -> list[list[Evaluation]]:
 
 
 def _game(evaluation: Evaluation) -> tuple[Any, ...]:
-    """Return what two evaluations share whose numbers compare."""
+    """Return a key that is equal for evaluations with comparable scores."""
     manifest = evaluation.manifest
     names = str(evaluation.settings.get("protocol_sha256"))  # of the classes, too
     played = (evaluation.protocol, names, evaluation.images)
@@ -136,7 +136,7 @@ def _bounds(interval: dict[str, float] | None) -> str:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """Return what tells folders apart: their paths without what all begin and end with.
+    """Return distinguishing names of folders: their paths without the common beginning and end.
 
     Args:
         folders: all different; runs/a/evaluations/voc/code and runs/b/evaluations/voc/code become

@@ -1,8 +1,8 @@
-"""Numbers and pictures -> pieces of an offline page: tables, SVG charts, embedded pictures.
+"""Numbers and pictures -> parts of an offline page: tables, SVG charts, embedded pictures.
 
-No plotting library: a page must open anywhere, years later, from one file. Colours are Okabe and
-Ito's and a single-hue scale, which colour-blind people read; every axis has a name, and every mark
-carries its value as text or as a tooltip.
+No plotting library: a page must open anywhere, years later, from one file. The colors are Okabe and
+Ito's and a single-hue scale, which color-blind people can read; every axis has a name, and every
+mark has its value as text or as a tooltip.
 """
 
 import base64
@@ -19,8 +19,8 @@ from PIL import Image
 from codeseg.model.pictures.overlay import Colour, colours
 from codeseg.stages.pages.html import Html, fill, join, said
 
-WIDTH, HEIGHT = 430, 250  # of a chart, pixels: as wide as a telephone
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 40  # what a plot leaves for its axes
+WIDTH, HEIGHT = 430, 250  # of a chart, pixels: as wide as a phone
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 40  # margins of a plot, for its axes
 BAR = 15  # height of a bar, pixels
 NAMES = 150  # width left for the names of bars, pixels
 WIDEST = 60  # a column, pixels
@@ -65,12 +65,12 @@ def legend(names: Sequence[str], palette: Sequence[Colour]) -> Html:
 
 
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_name: str) -> Html:
-    """Return horizontal bars, a group of them (one a series) for each name.
+    """Return horizontal bars, a group of them (one per series) for each name.
 
     Args:
-        groups: what each group is, top to bottom.
-        series: name -> a value a group; None draws nothing.
-        x_name: what the values are.
+        groups: the groups' names, top to bottom.
+        series: name -> a value per group; None draws nothing.
+        x_name: the name of the values.
     """
     palette = colours(len(series)) if len(series) > 1 else [ALONE]
     step = BAR * len(series) + 8
@@ -95,14 +95,14 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_
 def plot(
     series: Series, x_name: str, y_name: str, *, log: bool = False, columns: bool = False
 ) -> Html:
-    """Return lines over a numbered axis, or columns where there is one series of counts.
+    """Return lines over a numbered axis, or columns for one series of counts.
 
     Args:
-        series: name -> (x values, y values); what is not finite is left out.
-        x_name: what x is.
-        y_name: what y is.
-        log: both axes logarithmic; what is not positive is left out.
-        columns: columns from zero in place of lines.
+        series: name -> (x values, y values); values that are not finite are left out.
+        x_name: the name of x.
+        y_name: the name of y.
+        log: both axes logarithmic; values that are not positive are left out.
+        columns: columns from zero instead of lines.
     """
     points = {name: _drawable(*values, log) for name, values in series.items()}
     xs = sorted({x for values in points.values() for x, _ in values})
@@ -170,9 +170,9 @@ def _tick(value: float, log: bool) -> str:
 
 
 def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
-    """Return a confusion matrix, each row in shares of the labelled pixels; darker is more.
+    """Return a confusion matrix, each row in shares of the labeled pixels; darker is more.
 
-    Only classes that occur are drawn, and of many those with most pixels.
+    Only classes that occur are drawn; if there are many, those with the most pixels.
     """
     pixels = matrix.sum(0) + matrix.sum(1)
     shown = sorted(k for k in np.argsort(-pixels, kind="stable")[:MOST_SHADED] if pixels[k])
@@ -185,7 +185,7 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
         parts.append(_text(116, 136 + CELL * i, names[label], "end"))
         for j, k in enumerate(shown):
             share = float(matrix[label, k] / matrix[label].sum())
-            shade = 1 - math.sqrt(share)  # the root shows small confusions
+            shade = 1 - math.sqrt(share)  # the square root makes small confusions visible
             colour = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
             told = f"{names[label]} as {names[k]}: {said(share, share=True)}"
             parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, colour, told))
@@ -196,16 +196,16 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
 def picture(
     pixels: npt.NDArray[np.uint8] | Image.Image, caption: str, width: int = 180, most: int = 640
 ) -> Html:
-    """Return an embedded picture, `width` pixels wide on the page, that opens large on a click."""
+    """Return an embedded picture, `width` pixels wide on the page, that a click enlarges."""
     form = (
-        '<figure style="width:{}px"><button type="button" title="show large"><img src="{}" '
+        '<figure style="width:{}px"><button type="button" title="enlarge"><img src="{}" '
         'width="{}" alt="{}"></button><figcaption>{}</figcaption></figure>'
     )
     return fill(form, width, embedded(pixels, most), width, caption, caption)
 
 
 def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
-    """Return a WebP as a data: URI; a side longer than `most` pixels is made smaller."""
+    """Return a WebP as a data: URI; a side longer than `most` pixels is reduced."""
     image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
     image.thumbnail((most, most))
     buffer = io.BytesIO()
@@ -214,7 +214,7 @@ def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, transform: str = "") -> Html:
-    """Return a line of text; a long one is cut, with all of it as a tooltip."""
+    """Return a line of text; a long one is cut and has a tooltip with all of it."""
     short = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
     form = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" transform="{}">{}<title>{}</title></text>'
     return fill(form, x, y, anchor, transform, short, text)

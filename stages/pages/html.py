@@ -1,6 +1,6 @@
-"""Templates and values -> HTML: the one place that escapes, and the number format of every page.
+"""Templates and values -> HTML: the only place that escapes, and the number format of all pages.
 
-Captions, host names, class names, file names and settings are other people's text. They become
+Captions, host names, class names, file names and settings are untrusted text. They become
 HTML only through `fill`, which escapes them; a string is never markup by itself.
 """
 
@@ -21,7 +21,7 @@ def fill(template: str, *values: object, **named: object) -> Html:
 
 
 def join(parts: Iterable[Html], between: str = "") -> Html:
-    """Return parts one after the other, `between` them escaped text."""
+    """Return the parts in order, with the escaped text `between` them."""
     return Html(escape(between).join(parts))
 
 
@@ -30,7 +30,7 @@ def _safe(value: object) -> Html | int | float:
 
 
 def said(value: Any, share: bool = False) -> str:
-    """Return a value as people read it: 1,200 · 0.25 · 59.7 % (a share) · a · b (a list)."""
+    """Return a value in readable form: 1,200 · 0.25 · 59.7 % (a share) · a · b (a list)."""
     if isinstance(value, list | tuple):
         return " · ".join(said(item) for item in value)
     if share and isinstance(value, int | float):

@@ -1,7 +1,7 @@
-"""Sections -> one HTML page that opens offline, years later, on a phone as well.
+"""Sections -> one HTML page that opens offline, years later, also on a phone.
 
-Styles, charts and pictures are inside, so it can be moved and mailed. The page's own script sorts
-tables and shows pictures large; the browser is told to run no other and to load nothing.
+It contains its styles, charts and pictures, so it can be moved and mailed. The page's own script
+sorts tables and enlarges pictures; its policy allows no other script and loads nothing.
 """
 
 import base64
@@ -46,10 +46,10 @@ def _section(number: int, section: Section) -> Html:
 
 
 def grid(cells: Sequence[Html]) -> Html:
-    """Return charts side by side where there is room."""
+    """Return charts side by side if there is room."""
     return fill('<div class="charts">{}</div>', join(fill("<div>{}</div>", c) for c in cells))
 
 
 def folded(summary: str, content: Html) -> Html:
-    """Return content behind a line that opens it."""
+    """Return content folded behind a summary line."""
     return fill("<details><summary>{}</summary>{}</details>", summary, content)

@@ -1,7 +1,7 @@
 """Stored label maps and segmented pictures -> pictures of the report.
 
-Best, median and worst images with every method beside the truth, in the benchmark's own colours;
-what `codeseg segment` left (FOLDER/**/segments.json).
+Best, median and worst images with every method beside the ground truth, in the benchmark's own
+colors; the results of `codeseg segment` (FOLDER/**/segments.json).
 """
 
 import json
@@ -22,7 +22,7 @@ from codeseg.stages.pages.html import Html, fill, join
 from codeseg.stages.pages.page import Section
 from codeseg.stages.pages.results import game
 
-TELLING = 3  # labelled classes that make a picture worth looking at
+TELLING = 3  # labeled classes that make a picture worth showing
 EACH = 2  # pictures of each kind: best, median, worst
 MOST_LISTED = 12  # classes of a picture that its legend names, the largest first
 MOST_PICTURES = 12  # of one segments.json
@@ -30,7 +30,7 @@ IGNORED: Colour = (224, 224, 192)  # as in VOC's own label maps
 
 
 def picture_section(group: Sequence[Evaluation]) -> Section | None:
-    """Return best, median and worst images by the best method's mIoU; None without the images."""
+    """Return best, median and worst images by the best method's mIoU; None without images."""
     best = group[-1]
     if best.data is None:
         return None
@@ -51,7 +51,7 @@ def picture_section(group: Sequence[Evaluation]) -> Section | None:
                 parts += [fill("<h3>{}</h3>", title), _side_by_side(data, group, row["id"])]
     note = (
         f"Chosen by {best.name}'s mIoU over the classes of the image ({game(best)}). Colors are "
-        "the benchmark's own; the background is not painted, beige is not scored."
+        "the benchmark's own; the background is unpainted, beige pixels are not scored."
     )
     return Section(f"{best.manifest.name}: pictures", join(parts), note)
 
@@ -76,7 +76,7 @@ def _side_by_side(data: BenchmarkData, group: Sequence[Evaluation], image_id: st
 
 
 def _largest(manifest: Benchmark, maps: Sequence[npt.NDArray[np.integer]]) -> list[int]:
-    """Return the classes that cover most of some label maps, background aside."""
+    """Return the classes with the largest area in some label maps, without the background."""
     classes = len(manifest.classes)
     counts = sum(np.bincount(label.ravel(), minlength=classes)[:classes] for label in maps)
     order = [int(k) for k in np.argsort(-np.asarray(counts), kind="stable")]
@@ -85,9 +85,9 @@ def _largest(manifest: Benchmark, maps: Sequence[npt.NDArray[np.integer]]) -> li
 
 
 def words_section(folder: Path) -> Section | None:
-    """Return every picture that `codeseg segment` left; None where nothing was segmented."""
+    """Return every picture that `codeseg segment` wrote; None if there are none."""
     parts = [_words(path) for path in sorted(folder.glob("**/segments.json"))]
-    note = "Pictures that `codeseg segment` was given, with the words it was asked for."
+    note = "Pictures segmented by `codeseg segment`, with the words that were given."
     return Section("Any words on any picture", join(parts), note) if parts else None
 
 

@@ -1,4 +1,4 @@
-"""Groups of evaluations that compare -> tables of scores, classes and confusions of the report."""
+"""Groups of comparable evaluations -> the report's tables of scores, classes and confusions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from codeseg.stages.pages.evaluations import Evaluation
 from codeseg.stages.pages.html import Html, fill, join, said
 from codeseg.stages.pages.page import Section, folded
 
-MOST_BARS = 24  # classes of the chart; of more, those that differ most are drawn
+MOST_BARS = 24  # classes of the chart; if there are more, those that differ most
 SCORES = (
     "method",
     "mIoU, % (95 % interval)",
@@ -28,7 +28,7 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
         tables = list(same)
         parts.append(fill("<h3>{}</h3>", title))
         if len(tables) > 1:
-            told = "Numbers of different tables do not compare: protocol, images or classes differ."
+            told = "Scores of different tables do not compare: protocol, images or classes differ."
             parts.append(fill('<p class="note">{}</p>', told))
         for group in tables:
             best = len(group) - 1 if len(group) > 1 else None
@@ -40,18 +40,18 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
             ours = {group[0].settings.get("protocol") for group in tables}
             rows = sorted(map(asdict, published), key=lambda row: row["protocol"] not in ours)
             table = figures.table(list(rows[0]), [list(row.values()) for row in rows])
-            parts.append(folded(f"{len(rows)} published numbers, ours' protocols first", table))
-    note = "A RUN is scored at its last checkpoint; none was picked on a benchmark."
+            parts.append(folded(f"{len(rows)} published scores, our protocols first", table))
+    note = "A RUN is scored at its last checkpoint; none was chosen on a benchmark."
     return Section("Results", join(parts), note)
 
 
 def game(evaluation: Evaluation) -> str:
-    """Return the protocol and the images that a number belongs to."""
+    """Return the protocol and the images of a score."""
     official, scored = evaluation.manifest.images, len(evaluation.images)
     if scored == official:
         return f"{evaluation.protocol}, all {said(scored)} images"
     images = f"{said(scored)} of {said(official)} images"
-    return f"{evaluation.protocol}, {images}: does not compare with published numbers"
+    return f"{evaluation.protocol}, {images}: does not compare with published scores"
 
 
 def _scores(evaluation: Evaluation) -> list[object]:
@@ -67,7 +67,7 @@ def _settings(group: Sequence[Evaluation]) -> Html:
     keys = list(dict.fromkeys(key for e in group for key in e.settings))
     rows = [[key, *(_short(e.settings.get(key)) for e in group)] for key in keys]
     table = figures.table(["setting", *(e.name for e in group)], rows)
-    return folded("settings of these numbers", table) if rows else Html()
+    return folded("settings of these scores", table) if rows else Html()
 
 
 def _short(value: object) -> object:
@@ -75,7 +75,7 @@ def _short(value: object) -> object:
 
 
 def class_section(group: Sequence[Evaluation]) -> Section:
-    """Return IoU of the classes that occur, for all methods, and what the best one confuses."""
+    """Return IoU of the classes that occur, for all methods, and the best one's confusions."""
     best, scores = group[-1], [e.per_class() for e in group]
     rows = {n: [s[n] for s in scores] for n in best.manifest.classes}
     rows = {n: row for n, row in rows.items() if any(value is not None for value in row)}

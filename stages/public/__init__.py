@@ -7,8 +7,8 @@ import importlib
 import os
 from typing import Any
 
-# Read when torch loads, which is later everywhere: in a command, a Ray worker, a user's program.
-# Threads that spin while they wait for each other cost 10 to 20 times under load.
+# Read when torch loads, which is later in every command, Ray worker and user's program.
+# Threads that spin while they wait for each other are 10 to 20 times slower under load.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 

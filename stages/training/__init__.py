@@ -1,1 +1,1 @@
-"""What `codeseg train` is made of."""
+"""The parts of `codeseg train`."""

@@ -1,4 +1,4 @@
-"""A configuration file as settings by dotted key, and what differs between two of them.
+"""Configuration files as settings by dotted key, and the differences between two of them.
 
 In: a JSON or TOML file, nested settings. Out: dotted keys with values; a line for each difference.
 """
@@ -14,7 +14,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read a JSON or TOML configuration file into nested dictionaries.
 
     Raises:
-        ValueError: when the file is missing, is neither JSON nor TOML, or does not parse.
+        ValueError: the file is missing, is neither JSON nor TOML, or does not parse.
     """
     try:
         if path.suffix == ".toml":
@@ -33,7 +33,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 5}} -> {"train.steps": 5}."""
+    """Return dotted keys: {"train": {"steps": 5}} -> {"train.steps": 5}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

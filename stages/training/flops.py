@@ -1,4 +1,4 @@
-"""Model FLOP utilisation: how much a step computes, and how much the device could.
+"""Model FLOP utilization: the FLOPs of a step and the peak rate of the device.
 
 In: a step to run, a device. Out: floating-point operations; FLOP/s.
 """
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 and fp16 tensor-core rates of the vendor's data sheets, FLOP/s, by the driver's name of
-# the device, matched whole: "H100" alone is three devices.
+# Dense bf16 and fp16 tensor-core rates from the vendor's data sheets, FLOP/s, by the driver's name
+# of the device, matched whole: "H100" alone is three devices.
 DATA_SHEET = {
     r"NVIDIA A100[ -].*": 312e12,
     r"NVIDIA H100 80GB HBM3": 989e12,
@@ -26,7 +26,7 @@ DATA_SHEET = {
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    """Operations of the products and convolutions that `step` runs (multiply-adds count two)."""
+    """Return the FLOPs of the products and convolutions of `step` (a multiply-add counts two)."""
     counter = FlopCounterMode(display=False)
     with counter:
         step()
@@ -34,10 +34,10 @@ def count_flops(step: Callable[[], None]) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return what the device can do, FLOP/s; None for a GPU whose data sheet is not at hand.
+    """Return the device's peak rate, FLOP/s; None for a GPU that is not listed here.
 
     Args:
-        device: where the model is; a CPU's rate is what a large matrix product reaches.
+        device: the model's device; a CPU's rate is measured with a large matrix product.
         precision: "fp32" (TF32 on a GPU), "bf16" or "fp16".
     """
     if device.type == "cuda":

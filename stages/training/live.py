@@ -29,7 +29,7 @@ def plain_line(row: Row, total: int) -> str:
 
 
 class LiveTable(Live):
-    """A progress bar under the last row's figures: loss terms left, all else right."""
+    """A progress bar below the last row's figures: loss terms left, all others right."""
 
     def __init__(self, console: Console, step: int, total: int) -> None:
         self._progress = Progress(

@@ -1,9 +1,9 @@
 """features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop of CoDe (METHOD §7).
 
 Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
-that was killed goes on from its last checkpoint and ends with the same bits (on a CPU with as many
-threads) as one that was not. Under torchrun every process reads its part of each batch
-(stages/training/processes.py).
+that was killed resumes from its last checkpoint and ends with the same bits (on a CPU, with the
+same number of threads) as one that was not. Under torchrun every process reads its part of each
+batch (stages/training/processes.py).
 """
 
 import math
@@ -43,7 +43,7 @@ from codeseg.stages.training.stepper import Stepper, hold_frozen
 
 @dataclass
 class Stop:
-    """Return whether this process was asked to stop, and by Ctrl-C."""
+    """A request to stop: whether there was one, and whether by Ctrl-C."""
 
     asked: bool = False
     by_keyboard: bool = False
@@ -58,7 +58,7 @@ def stop_when_asked() -> Iterator[Stop]:
         if number == signal.SIGINT:
             if stop.by_keyboard:
                 raise KeyboardInterrupt
-            # print may be the very call that was interrupted
+            # the interrupted call may be print itself
             os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
             stop.by_keyboard = True
         stop.asked = True
@@ -83,14 +83,14 @@ def fit(
         root: dataset root with features, or several.
         run: the run's folder; an existing one is resumed.
         recipe: all settings.
-        start_from: a RUN or checkpoint whose weights a new run begins with.
+        start_from: a RUN or checkpoint with whose weights a new run begins.
 
     Returns:
         Whether the run is finished; False after SIGTERM, with the last step saved.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, with the last step saved; at once after a second one.
-        ValueError: settings, data or folder do not fit; one line says which.
+        KeyboardInterrupt: after Ctrl-C, with the last step saved; immediately after a second one.
+        ValueError: settings, data or folder do not fit; the message names them.
         FloatingPointError: a loss or gradient was not finite.
         OSError: a checkpoint could not be written; earlier ones survive.
     """
@@ -120,7 +120,7 @@ def fit(
             hold_frozen(code, recipe.train.precision)
         state = initial_state(code, recipe.train, processes.device)
         resume(run, state, start_from)
-        processes.wait()  # for all to have looked at the folder before it changes
+        processes.wait()  # until all have checked the folder, before it changes
         if processes.is_main:
             write_config(run, recipe, data)
         processes.wait()
@@ -130,14 +130,14 @@ def fit(
                 log.say(f"shard {shard} is skipped: {reason}")
             finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
         if not finished and processes.is_main:
-            typer.echo(f"{run} was asked to stop and is saved; the same command goes on")
+            typer.echo(f"{run} was stopped and saved; rerun the same command to resume")
         if not finished and stop.by_keyboard:
             raise KeyboardInterrupt
         return finished
 
 
 def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
-    """A state at step 0 of everything that is trained in phase 1 or 2."""
+    """Return the state at step 0 of everything that is trained in phase 1 or 2."""
     code.set_phase(2)
     parameters = {name: p for name, p in code.named_parameters() if p.requires_grad}
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -147,10 +147,10 @@ def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State
 def open_stream(
     root: str | Path | Sequence[str | Path], recipe: Recipe, start: Position, processes: Processes
 ) -> FeatureStream:
-    """This process's part of the batches, from where the run stopped.
+    """Return this process's part of the batches, from where the run stopped.
 
     Raises:
-        ValueError: when a micro-batch does not divide among the processes, or the data do not fit.
+        ValueError: a micro-batch does not divide among the processes, or the data does not fit.
     """
     train = recipe.train
     parts = train.accumulation * processes.world_size
@@ -185,7 +185,7 @@ def train_steps(
     log: RunLog,
     stop: Stop,
 ) -> bool:
-    """The loop. Returns whether the last step is done; False if it was asked to stop before."""
+    """Run the loop; return whether the last step is done, False if it was stopped before."""
     train = recipe.train
     meter = Meter(processes.device, peak_flops(processes.device, train.precision))
     stepper = Stepper(state, train, processes)
@@ -203,7 +203,7 @@ def train_steps(
         logs = last or done % train.log_every == 0
         saves = last or done % train.checkpoint_every == 0
         figures: dict[str, float] = {}
-        # Reading waits for the GPU, so that it is done where something is to be told or kept.
+        # Reading waits for the GPU, so it is done only where a row is logged or a state is saved.
         if stepper.reads_each_step or logs or saves or (asked and processes.world_size == 1):
             step, figures = stepper.read()
             refuse_non_finite(run, state, step, figures, keys, processes)
@@ -226,7 +226,7 @@ def train_steps(
 
 
 def fetch(stream: Iterator[StreamBatch], count: int) -> tuple[list[StreamBatch], float]:
-    """The micro-batches of a step, and the seconds it waited for them."""
+    """Return the micro-batches of a step and the seconds spent waiting for them."""
     began = time.perf_counter()
     return [next(stream) for _ in range(count)], time.perf_counter() - began
 
@@ -239,13 +239,13 @@ def refuse_non_finite(
     keys: dict[int, list[list[str]]],
     processes: Processes,
 ) -> None:
-    """Stop before the optimizer moves, and keep what is needed to look into it.
+    """Stop before the optimizer updates the weights, and save the batch's keys for inspection.
 
-    Figures that are read later are of the first bad step, since which it has not moved. With fp16
-    an infinite gradient norm is the loss scaler's business, while its scale is above 1.
+    Figures read later are those of the first bad step; the weights have not changed since. With
+    fp16 the loss scaler handles an infinite gradient norm while its scale is above 1.
 
     Raises:
-        FloatingPointError: naming the loss terms, or the gradients, that are not finite.
+        FloatingPointError: names the loss terms, or the gradients, that are not finite.
     """
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if not bad or (

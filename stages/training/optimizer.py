@@ -17,7 +17,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], train: TrainConfig
 ) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on what has not exactly one dimension and is no layer's bias.
+    """Return AdamW without weight decay on one-dimensional parameters and layers' biases.
 
     Gates, mask scales, mask biases and log-temperatures have no dimension: the reference decays
     them, and so does this unless `train.decay_scalars` is off.
@@ -36,7 +36,7 @@ def build_optimizer(
         lr=train.peak_lr,
         betas=train.betas,
         eps=train.eps,
-        # One kernel for all, and the update can be called off without waiting for the GPU.
+        # One kernel for all parameters, and the update can be skipped without waiting for the GPU.
         fused=all(p.device.type == "cuda" for p in parameters.values()),
     )
 
@@ -51,7 +51,7 @@ def learning_rate(step: int, train: TrainConfig) -> float:
     """Return the rate of a step: linear warm-up to the peak, then a cosine to the final rate.
 
     The reference warms up from 0.0001 of the peak at step 0 to the peak at step `warmup_steps`;
-    with `warmup_start` none the first step has one part in `warmup_steps` of the peak.
+    with `warmup_start` none the first step has 1 / `warmup_steps` of the peak.
 
     Args:
         step: 0 for the first.
@@ -68,7 +68,7 @@ def learning_rate(step: int, train: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the rate."""
+    """Set the rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -76,7 +76,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The state as "parameter.moment" -> tensor; parameters that never had a gradient have none."""
+    """Return the state as "parameter.moment" -> tensor; parameters without gradients have none."""
     return {
         f"{name}.{moment}": torch.as_tensor(optimizer.state[parameter][moment])
         for name, parameter in parameters.items()
@@ -90,17 +90,17 @@ def restore_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Undo `optimizer_tensors`.
+    """Restore a state from `optimizer_tensors`.
 
     Raises:
-        ValueError: when a tensor belongs to no parameter.
+        ValueError: a tensor belongs to no parameter.
     """
     for key, value in tensors.items():
         name, _, moment = key.rpartition(".")
         if name not in parameters or moment not in MOMENTS:
             raise ValueError(f"optimizer state {key} belongs to no parameter of this model")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, unless fused; moments live where the parameter does.
+        # AdamW counts its steps on the CPU, unless fused; moments are on the parameter's device.
         on_cpu = moment == "step" and not optimizer.defaults["fused"]
         device = torch.device("cpu") if on_cpu else parameter.device
         optimizer.state[parameter][moment] = value.to(device)

@@ -1,7 +1,7 @@
-"""One process or many: what `torchrun` set up, as a rank, a device and a few collectives.
+"""The processes that `torchrun` started: rank, device and a few collectives.
 
-In: the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK), or none of it: one process.
-Out: a `Processes`; every method does the plain thing when there is one process.
+In: the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK); without it, one process.
+Out: a `Processes`; its collectives do nothing when there is one process.
 """
 
 import os
@@ -20,7 +20,7 @@ from codeseg.model.device import choose_device
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together; a context manager that closes the group."""
+    """This process in its group; a context manager that closes the group."""
 
     rank: int
     world_size: int
@@ -28,18 +28,11 @@ class Processes:
 
     @classmethod
     def start(cls, device: str) -> Self:
-        """Join the group that torchrun opened, if any.
-
-        Args:
-            device: see `choose_device`.
-
-        Raises:
-            ValueError: there is no such device.
-        """
+        """Join torchrun's group, if any; `device` and errors are those of `choose_device`."""
         chosen = choose_device(device)
         gpu = chosen.type == "cuda"
         if gpu:
-            # A scheduler may show each task its own GPU alone, which is then number 0 to all.
+            # A scheduler may show each task only its own GPU, which is then number 0 to all.
             alone = torch.cuda.device_count() == 1
             local = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
             chosen = torch.device("cuda", local)
@@ -63,7 +56,7 @@ class Processes:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over processes; for the parameters that train now."""
+        """Return the model with gradients averaged over processes, for its trainable parameters."""
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -72,14 +65,14 @@ class Processes:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over processes, in place; NaN anywhere is NaN everywhere."""
+        """Average over processes, in place; a NaN on one process becomes NaN on all."""
         if self.world_size > 1:
             dist.all_reduce(values)
             values /= self.world_size
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in the order of ranks."""
+        """Return the values of all processes, by rank."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -87,13 +80,13 @@ class Processes:
         return gathered
 
     def refuse_differences(self, seen: Mapping[str, Any]) -> None:
-        """Refuse to go on where processes do not see the same.
+        """Refuse to continue if processes do not see the same.
 
         Args:
-            seen: what every process must see alike, by the name that the message calls it.
+            seen: values that must be equal on every process, by their names in the message.
 
         Raises:
-            ValueError: on every process, naming the first that differs and in what.
+            ValueError: on every process; names the first process that differs, and the values.
         """
         first, *others = self.gather(dict(seen))
         for rank, other in enumerate(others, start=1):
@@ -104,13 +97,13 @@ class Processes:
                 )
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Skip the exchange of gradients but at a step's last micro-batch."""
+    """Skip the exchange of gradients except at a step's last micro-batch."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()

@@ -1,8 +1,8 @@
-"""Named runs: a recipe's name in, one complete frozen configuration of a training run out.
+"""Named runs: a recipe's name -> a complete frozen configuration of a training run.
 
-`code_vitb16` is the paper's run to the last constant (METHOD §6, §7). The others change what their
-docstring says and nothing else. Models that learn from a world of drawings need other constants
-than those that learn from the web: `storybook` and its ablations hold the demo's.
+`code_vitb16` has every constant of the paper's run (METHOD §6, §7). The others change only what
+their docstring says. Training on drawings needs other constants than training on the web:
+`storybook` and its ablations have those of the demo.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ PAPER_BATCH = 4096  # learning rates of METHOD §7 are given at this global batc
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """The frozen CLIP; must be the one that the feature table was made with."""
+    """The frozen CLIP; must be the one that made the feature table."""
 
     model: str = "ViT-B-16"
     """Architecture, an open_clip name."""
@@ -34,32 +34,32 @@ class TrainConfig:
     steps: int = 50_001
     """Optimizer steps (the paper's 50,000; the reference makes one more)."""
     batch_size: int = 64
-    """Images a step, over all processes and micro-batches."""
+    """Images per step, over all processes and micro-batches."""
     accumulation: int = 1
-    """Micro-batches a step; the contrastive losses see one micro-batch (of all processes) at a
-    time, so more of them is not the same as a larger batch."""
+    """Micro-batches per step; the contrastive losses see one micro-batch (of all processes) at a
+    time, so more of them do not equal a larger batch."""
     seed: int = 0
-    """Fixes sample order, noun choice, initial values and Gumbel noise."""
+    """Seed of sample order, noun choice, initial values and Gumbel noise."""
     base_lr: float = 3.2e-4
     """Peak learning rate at a global batch of lr_batch; scaled linearly with batch_size."""
     base_final_lr: float = 4e-5
-    """Learning rate at the last step, scaled as the peak is."""
+    """Learning rate at the last step, scaled like the peak."""
     lr_batch: int = PAPER_BATCH
-    """The global batch that base_lr and base_final_lr are given for."""
+    """The global batch to which base_lr and base_final_lr refer."""
     warmup_fraction: float = 0.3
     """Share of the steps with linear warm-up (the paper's 15,000 of 50,000); cosine follows."""
     warmup_start: float | None = 1e-4
-    """Share of the peak at the first step; none: one part in the warm-up's steps."""
+    """Share of the peak at the first step; none: 1 / number of warm-up steps."""
     phase1_fraction: float = 30_000 / 50_001
     """Share of the steps in which the last block's copy is frozen (the paper's 30,000)."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices, kernels and scalars; none on biases and one-dimensional parameters."""
+    """AdamW's weight decay, except on biases and one-dimensional parameters."""
     decay_scalars: bool = True
     """Decay gates, mask scales and biases and log-temperatures too, as the reference does."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's two moments."""
     eps: float = 1e-6
-    """AdamW's floor of the denominator."""
+    """AdamW's epsilon."""
     clip_norm: float = 5.0
     """Gradients are scaled down to this global L2 norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -71,19 +71,19 @@ class TrainConfig:
     prefetch: int = 4
     """Batches read ahead of the step."""
     weights: tuple[float, ...] | None = None
-    """Each root's share of the samples, where there are several; none: as many as it has rows."""
+    """Each root's share of the samples, if there are several; none: in proportion to its rows."""
     selection: str | None = None
-    """Name of a selection, made by `codeseg select`, whose pairs alone are trained on."""
+    """Name of a selection by `codeseg select`; only its pairs are trained on."""
     skip_corrupt: bool = False
-    """Go on without a shard that cannot be read, and count it, instead of stopping."""
+    """Skip and count a shard that cannot be read, instead of stopping."""
     log_every: int = 10
     """Steps between two rows of metrics.parquet."""
     checkpoint_every: int = 1_000
     """Steps between two checkpoints; one more is written at the end."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints to keep, the newest."""
     wandb: str | None = None
-    """Project of Weights & Biases to log to; none = do not."""
+    """Weights & Biases project to log to; none = do not log there."""
 
     @property
     def peak_lr(self) -> float:
@@ -108,10 +108,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A run, completely: what `RUN/config.json` holds."""
+    """The complete settings of a run, as in `RUN/config.json`."""
 
     name: str
-    """Of the function below that it started from."""
+    """Name of the function below that it started from."""
     clip: ClipConfig
     model: CoDeConfig
     train: TrainConfig
@@ -171,9 +171,9 @@ def code_vitl14() -> Recipe:
 def storybook() -> Recipe:
     """CoDe on the embedded tiny CLIP, with the demo's budget: a minute on two cores.
 
-    Chosen on the development world (seed 3), see docs/ablation.md. The paper's weights are for a
-    CLIP that knows nouns well; here the contrastive terms lead, and empty masks on other pictures'
-    nouns are asked for firmly, without which most of the ground is taken for things.
+    Chosen on the development scenes (seed 3), see docs/ablation.md. The paper's weights suit a
+    CLIP that knows nouns well; here the contrastive terms and the empty masks on other pictures'
+    nouns have larger weights, without which most of the ground is taken for things.
     """
     return Recipe(
         "storybook",
@@ -254,16 +254,16 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def resolve(
     name: str | None = None, file: Path | None = None, assignments: Iterable[str] = ()
 ) -> Recipe:
-    """The recipe that the command line asks for.
+    """Return the recipe that the command line asks for.
 
     Args:
-        name: of a recipe; `code_vitb16` when neither it nor a file is given.
-        file: a JSON or TOML file, such as another run's config.json; what it leaves out comes from
-            the recipe that its `name` says.
-        assignments: "key=value" strings that have the last word.
+        name: of a recipe; `code_vitb16` if neither it nor a file is given.
+        file: a JSON or TOML file, such as another run's config.json; settings that it leaves out
+            come from the recipe of its `name`.
+        assignments: "key=value" strings that override both.
 
     Raises:
-        ValueError: one line that names the setting and what is wrong with it.
+        ValueError: one line that names the setting and its fault.
     """
     if name and file:
         raise ValueError("give --recipe or --config, not both")
@@ -285,7 +285,7 @@ def _named(name: str) -> Recipe:
 
 
 def _settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config.json also records the version and the data, which are no settings."""
+    """Return only the settings: a saved config.json also records the version and the data."""
     return {key: value for key, value in saved.items() if key not in ("codeseg", "data")}
 
 

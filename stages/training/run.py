@@ -1,6 +1,6 @@
-"""A run's folder: whose it is, where it stopped, how it is saved.
+"""A run's folder: its settings, its last step, its checkpoints.
 
-    RUN/config.json                the resolved recipe and what identifies its data
+    RUN/config.json                the resolved recipe and its data's identity
     RUN/checkpoints/step-NNNNNN/   model/checkpoint.py's files, optimizer and data position included
     RUN/metrics.parquet            stages/training/runlog.py
 
@@ -57,7 +57,7 @@ LONGER = (
 
 
 class OtherRunError(ValueError):
-    """The run directory belongs to other settings or data; `lines` holds what differs."""
+    """The run folder belongs to other settings or data; `lines` has the differences."""
 
     def __init__(self, run: Path, recipe: str, lines: list[str]) -> None:
         self.lines = lines
@@ -72,14 +72,14 @@ class OtherRunError(ValueError):
 
 @dataclasses.dataclass
 class State:
-    """All that a step changes; what a checkpoint holds."""
+    """Everything that a step changes and a checkpoint saves."""
 
     code: CoDe
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     step: int = 0
-    """Steps that are done."""
+    """Number of completed steps."""
     position: Position = START
     """Where the next batch begins."""
 
@@ -89,12 +89,12 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
 
     Args:
         run: the folder; need not exist.
-        recipe: today's.
-        data: what identifies today's data.
+        recipe: the current one.
+        data: the current data's identity.
 
     Raises:
-        OtherRunError: when it belongs to other settings or data.
-        ValueError: when it holds something else.
+        OtherRunError: it belongs to other settings or data.
+        ValueError: it contains something else.
     """
     if (run / CONFIG).is_file():
         saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
@@ -111,7 +111,7 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
 
 
 def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple[str, ...]:
-    """Settings of the schedule, if today's gives the steps already done what they were given."""
+    """Return the schedule's settings if the current ones fit the steps that are already done."""
     before, after = override(recipe, flatten({"train": saved["train"]})).train, recipe.train
     if after.steps < done or any(
         learning_rate(step, before) != learning_rate(step, after)
@@ -124,7 +124,7 @@ def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple
 
 
 def seen(run: Path) -> str:
-    """Return a hash of the settings and the last checkpoint: what all processes must see alike."""
+    """Return a hash of settings and last checkpoint, which must be equal on all processes."""
     digest = hashlib.sha256()
     folders = [run, *(checkpoints(run)[-1:])]
     for path in sorted(path for folder in folders for path in folder.glob("*.*")):
@@ -140,14 +140,14 @@ def write_config(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
 
 
 def resolved(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what RUN/config.json holds, as it is read back (tuples are lists there)."""
+    """Return the content of RUN/config.json as it is read back (tuples are lists there)."""
     config = {"codeseg": codeseg_version(), **dataclasses.asdict(recipe), "data": dict(data)}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
 
 
 def codeseg_version() -> str:
-    """Return the installed version, or that it is a source tree."""
+    """Return the installed version, or a note that this is a source tree."""
     try:
         return version("codeseg")
     except PackageNotFoundError:
@@ -158,8 +158,8 @@ def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
     """Return the recipe's CLIP, which must be the one that made the features.
 
     Raises:
-        ValueError: when it cannot be had or is another one; before any weights are fetched when
-            its name says so.
+        ValueError: it is not available or is another one; if the name differs, this is raised
+            before any weights are fetched.
     """
     remedy = (
         f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
@@ -205,7 +205,7 @@ def save(run: Path, recipe: Recipe, state: State) -> None:
 
 
 def saved_progress(run: Path) -> tuple[int, Position]:
-    """Return steps of the last checkpoint and where its data went on; the start without one."""
+    """Return the last checkpoint's number of steps and data position; without one, the start."""
     saved = checkpoints(run)
     if not saved:
         return 0, START
@@ -214,15 +214,15 @@ def saved_progress(run: Path) -> tuple[int, Position]:
 
 
 def resume(run: Path, state: State, start_from: Path | None = None) -> None:
-    """Bring the state to the run's last checkpoint, if it has one; else take another's weights.
+    """Load the run's last checkpoint into the state; without one, another run's weights.
 
     Args:
         run: the folder.
         state: at step 0.
-        start_from: RUN or checkpoint whose weights a run begins with.
+        start_from: RUN or checkpoint with the weights of a new run.
 
     Raises:
-        ValueError: when a file of the checkpoint is damaged; names it.
+        ValueError: a file of the checkpoint is damaged; names it.
     """
     saved = checkpoints(run)
     if not saved:

@@ -1,15 +1,15 @@
-"""What a run says while it trains: metrics.parquet, TensorBoard, W&B, a live table or plain lines.
+"""The log of a training run: metrics.parquet, TensorBoard, W&B, a live table or plain lines.
 
 In: one row of figures per logged step. Out, in RUN:
 
-    metrics.parquet   one row a logged step, written whole or not at all with every checkpoint
+    metrics.parquet   one row per logged step, written whole or not at all with every checkpoint
     tensorboard/      the same, if TensorBoard is installed
 
 Columns: step, phase (1 or 2), loss (weighted sum), loss_<term> (weighted terms), lr, grad_norm
-(before clipping) depend on nothing but the run; seconds (since the process started),
+(before clipping) depend only on the run; seconds (since the process started),
 samples_per_second, data_wait_share (0..1), memory_bytes (peak) and mfu (achieved share of the
-device's peak FLOP/s) depend on the machine. All are of the step itself but the rates, which are
-means since the row before.
+device's peak FLOP/s) depend on the machine. All refer to the step itself except the rates, which
+are means since the previous row.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def read_metrics(run: Path) -> pa.Table:
     """Return a run's metrics.parquet.
 
     Raises:
-        ValueError: when it is missing or damaged.
+        ValueError: it is missing or damaged.
     """
     try:
         return pq.read_table(pa.BufferReader((run / METRICS).read_bytes()))
@@ -48,7 +48,7 @@ def read_metrics(run: Path) -> pa.Table:
 
 
 class Meter:
-    """Rates since the last row: samples a second, share of time spent waiting for data, MFU."""
+    """Rates since the last row: samples per second, share of time waiting for data, MFU."""
 
     def __init__(self, device: torch.device, peak_flops: float | None) -> None:
         self._device = device
@@ -69,7 +69,7 @@ class Meter:
         self._flops += flops
 
     def read(self) -> dict[str, float | None]:
-        """Return the rates, and start counting afresh."""
+        """Return the rates and reset the counts."""
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
         rates = {
@@ -85,7 +85,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return most bytes that were in use so far: the GPU's, or this process's without one."""
+    """Return the peak memory in bytes: the GPU's, or without one this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -93,10 +93,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 class RunLog:
-    """All places that a row goes to; a context manager. Silent in processes that do not lead."""
+    """All logs of a row; a context manager. Processes other than the main one log nothing."""
 
     def __init__(self, run: Path, recipe: Recipe, step: int, leads: bool) -> None:
-        """Read the rows up to `step`; those after it belong to steps that are done again."""
+        """Read the rows up to `step`; later ones belong to steps that are redone."""
         self._leads = leads
         self._total = recipe.train.steps
         self._storage = Storage.open(run)
@@ -144,7 +144,7 @@ class RunLog:
             self.say(plain_line(row, self._total))
 
     def save(self) -> None:
-        """Bring metrics.parquet up to date: before every checkpoint, so that it never lags one."""
+        """Write metrics.parquet, before every checkpoint so that it is never behind one."""
         if self._rows:
             names = dict.fromkeys(name for row in self._rows for name in row)
             kinds = [(n, pa.int64() if n in INTEGERS else pa.float64()) for n in names]
@@ -158,7 +158,7 @@ def _tag(name: str) -> str:
 
 
 def _tensorboard(run: Path, step: int) -> Any:
-    """A writer that hides what an earlier process logged after `step`; None if not installed."""
+    """Return a writer that hides rows logged after `step`; None if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -167,7 +167,7 @@ def _tensorboard(run: Path, step: int) -> Any:
 
 
 def _wandb(run: Path, recipe: Recipe) -> Any:
-    """Return a W&B run of this folder and its name; a resumed run goes on in the same chart."""
+    """Return the W&B run of this folder; a resumed run continues its chart."""
     try:
         import wandb
     except ImportError:

@@ -1,6 +1,6 @@
-"""What a training step does to the weights: forward, loss, backward, clip, step (METHOD §7).
+"""A training step: forward, loss, backward, clip, optimizer (METHOD §7).
 
-In: a run's State and its micro-batches. Out: moved weights, and the figures of the step.
+In: a run's State and its micro-batches. Out: updated weights and the figures of the step.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stepper:
-    """Forward, loss, backward, clip, step: what happens to the weights.
+    """Forward, loss, backward, clipping and update of the weights.
 
     Attributes:
         phase: 1 while the last block's copy is frozen, then 2.
@@ -34,13 +34,13 @@ class Stepper:
         self._model: nn.Module = state.code
         self._names: list[str] = []
         self._figures: Tensor | None = None
-        # Reading each step costs a CPU nothing, and a loss scaler must tell its infinities apart.
+        # On a CPU reading costs nothing; a loss scaler must recognize its infinities each step.
         self.reads_each_step = processes.device.type == "cpu" or state.scaler.is_enabled()
         self.phase: Literal[0, 1, 2] = 0
         self.flops = 0
 
     def enter_phase(self, batch: Batch) -> None:
-        """Switch what trains; DistributedDataParallel has to be told anew."""
+        """Switch the trainable parameters; DistributedDataParallel has to be rebuilt."""
         phase: Literal[1, 2] = 1 if self._state.step < self._train.phase1_steps else 2
         if phase == self.phase:
             return
@@ -54,7 +54,7 @@ class Stepper:
         self._model = self._processes.wrap(self._state.code)
 
     def forward_backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Add up gradients of the mean loss over micro-batches; returns the mean of each term."""
+        """Accumulate gradients of the mean loss over micro-batches; return each term's mean."""
         self._state.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
@@ -67,7 +67,7 @@ class Stepper:
         return sums
 
     def _loss(self, model: Callable[..., Losses], batch: Batch, micro: int) -> dict[str, Tensor]:
-        """The loss and its weighted terms; what is random depends on nothing but seed and step.
+        """Return the loss and its weighted terms; randomness depends only on seed and step.
 
         Args:
             model: CoDe, wrapped or compiled or plain.
@@ -85,14 +85,14 @@ class Stepper:
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:
-        """Return global L2 norm before clipping; NaN or infinite if any gradient is."""
+        """Return the global L2 norm before clipping; not finite if any gradient is not."""
         return torch.nn.utils.get_total_norm(self._gradients())
 
     def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> None:
-        """Average the step's figures over processes, on the device and unread.
+        """Average the step's figures over processes, on the device, without reading them.
 
-        Figures that are not finite stay until they are read, and the optimizer moves nothing
-        meanwhile: what follows them is of weights that should not have been used.
+        Figures that are not finite are kept until they are read, and the optimizer updates nothing
+        meanwhile: later figures come from weights that should not have been used.
         """
         device = self._processes.device
         marks = {"stop": float(stop), "step": float(self._state.step + 1)}
@@ -107,16 +107,16 @@ class Stepper:
         self._figures = figures
 
     def read(self) -> tuple[int, dict[str, float]]:
-        """Return the figures as numbers, and their step: this one, or the first not finite.
+        """Return a step and its figures as numbers: this step, or the first that was not finite.
 
-        Beside the terms stands `stop`, above 0 if any process was asked to.
+        The figures include `stop`, which is above 0 if any process was asked to stop.
         """
         assert self._figures is not None
         figures = dict(zip(self._names, self._figures.tolist(), strict=True))
         return int(figures.pop("step")), figures
 
     def update(self, norm: Tensor) -> float:
-        """Clip the gradients and move the weights; returns the learning rate."""
+        """Clip the gradients and update the weights; return the learning rate."""
         state = self._state
         weights = [p for p in state.parameters.values() if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(weights, self._train.clip_norm, norm)
@@ -131,13 +131,13 @@ class Stepper:
 
 
 def hold_frozen(code: CoDe, precision: str) -> None:
-    """Hold the frozen CLIP in the type of the step's products, as is best on a GPU."""
+    """Keep the frozen CLIP in the type of the step's products, which is fastest on a GPU."""
     if dtype := AUTOCAST.get(precision):
         code.clip.hold_in(dtype)
 
 
 def step_seed(seed: int, step: int, micro: int) -> int:
-    """63 bits for a step's noise: the same after a resume and on any number of ranks."""
+    """Return 63 bits for a step's noise: the same after resuming and on any number of ranks."""
     digest = hashlib.blake2b(f"{seed}/{step}/{micro}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

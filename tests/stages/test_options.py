@@ -40,7 +40,7 @@ def test_a_table_that_nothing_went_into_points_to_the_stage_before(tmp_path, cap
     commit(root, "nouns", 0, {})
     with pytest.raises(typer.Exit):
         conclude(root, NOUNS, [StageReport("nouns")])
-    assert f"the stage before kept none: codeseg status {tmp_path}" in capsys.readouterr().err
+    assert f"the previous stage kept none: codeseg status {tmp_path}" in capsys.readouterr().err
 
 
 def test_failed_shards_are_exit_1(tmp_path, capsys):

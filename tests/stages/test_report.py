@@ -147,7 +147,7 @@ def test_another_protocol_or_other_images_are_never_in_one_comparison(folder, ch
     assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
     page = (folder / "report.html").read_text()
     assert '<tr class="best">' not in page
-    assert "Numbers of different tables do not compare" in page
+    assert "Scores of different tables do not compare" in page
 
 
 def test_intervals_and_paired_differences_are_shown(folder):
@@ -165,7 +165,7 @@ def test_a_part_of_the_split_is_said_to_be_one(folder):
     (folder.parent / "data/toy.toml").write_text(text.replace("images = 1\n", "images = 1449\n"))
     assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
     page = (folder / "report.html").read_text()
-    assert "1 of 1,449 images: does not compare with published numbers" in page
+    assert "1 of 1,449 images: does not compare with published scores" in page
 
 
 def test_classes_that_never_occur_are_left_out(tmp_path):

@@ -90,7 +90,7 @@ def test_killed_and_terminated_run_ends_with_the_same_bits(root, undisturbed, tm
     process = start(root, run)
     rest = signal_at(process, 1, signal.SIGINT)
     assert process.returncode == 130, "a shell goes on to no next command"
-    assert "asked to stop and is saved" in rest and "Traceback" not in rest
+    assert "was stopped and saved" in rest and "Traceback" not in rest
     process = start(root, run)
     signal_at(process, 3, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -98,7 +98,7 @@ def test_killed_and_terminated_run_ends_with_the_same_bits(root, undisturbed, tm
     process = start(root, run)
     rest = signal_at(process, 4, signal.SIGTERM)
     assert process.returncode == 0
-    assert "asked to stop and is saved" in rest
+    assert "was stopped and saved" in rest
     process = start(root, run)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
