@@ -90,7 +90,7 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
             f"{root.uri} is not a dataset root: it has neither a ledger nor any table; "
             "give the folder that `codeseg download` filled"
         )
-    settings = {table: ledger.read_settings(table) or {} for table in schema.TABLES}
+    settings = {table: ledger.read_settings(table) or {} for table in STAGES}
     features = FeatureSettings.read(root) if settings["features"] else None
     jobs = [
         (table, path, recorded)

@@ -1,20 +1,20 @@
--- No picture occurs twice byte for byte, as served.
+-- No picture is in the data twice, byte for byte as served; captions that share a picture do not count.
 -- Needs: pairs
--- Figures: {repeats} of {pictures} pictures repeat another, in {groups} groups; largest group: {largest}
-WITH suspects AS (
-    SELECT key, sha256 FROM pairs
-    WHERE status = 'success' AND hash(sha256) IN (
-        SELECT hash(sha256) FROM pairs WHERE status = 'success' GROUP BY 1 HAVING count(*) > 1)
-), groups AS (
-    SELECT sha256, count(*) AS copies, min(key) AS first FROM suspects
-    GROUP BY sha256 HAVING count(*) > 1
-), total AS (SELECT count(*) AS pictures FROM pairs WHERE status = 'success')
+-- Figures: {repeats} of {pictures} pictures repeat another, in {groups} groups; largest group: {largest}; further captions of a picture: {captions}
+WITH groups AS (
+    SELECT sum(copies) AS copies, sum(rows - copies) AS further, min(key) AS first
+    FROM repeats GROUP BY sha256
+), total AS (
+    SELECT count(*) - (SELECT coalesce(sum(further), 0) FROM groups) AS pictures
+    FROM pairs WHERE status = 'success'
+)
 SELECT
-    verdict(share(sum(copies - 1), any_value(pictures)) > threshold('duplicate_share'), count(*) > 0)
+    verdict(share(sum(copies - 1), any_value(pictures)) > threshold('duplicate_share'), max(copies) > 1)
         AS verdict,
     (FROM total) AS pictures,
-    count(*) FILTER (copies IS NOT NULL) AS groups,
+    count(*) FILTER (copies > 1) AS groups,
     coalesce(sum(copies - 1), 0) AS repeats,
-    coalesce(max(copies), 0) AS largest,
-    list(first || ' ×' || copies ORDER BY copies DESC, first)[:5] AS keys
+    coalesce(max(copies) FILTER (copies > 1), 0) AS largest,
+    coalesce(sum(further), 0) AS captions,
+    list(first || ' ×' || copies ORDER BY copies DESC, first) FILTER (copies > 1)[:5] AS keys
 FROM groups, total

@@ -5,6 +5,20 @@ CREATE MACRO verdict(failed, warned) AS
 CREATE MACRO share(part, whole) AS round(coalesce(part, 0) / greatest(whole, 1), 4);
 CREATE MACRO host_of(url) AS split_part(split_part(url, '/', 3), ':', 1);
 CREATE MACRO shard_of(key) AS CAST(key[:5] AS INTEGER);
+-- where a picture is from: a tar's or folder's sample, or a URL as a fetch would ask for it
+CREATE MACRO sample_of(url) AS CASE WHEN regexp_matches(url, '^\s*https?:', 'i')
+    THEN lower(regexp_extract(url, '^\s*([^/]*//[^/?#]*)', 1))
+        || replace(trim(regexp_extract(url, '//[^/?#]*([^#]*)', 1)), ' ', '%20')
+    ELSE url END;
+-- one row for each place that a picture of several rows is from: its rows, how many of them are
+-- copies (the picture once, and rows whose caption it has already), and the first key
+CREATE VIEW repeats AS
+    SELECT sha256, sample_of(url) AS sample, min(key) AS key, count(*) AS rows,
+        1 + count(*) - count(DISTINCT coalesce(caption, '')) AS copies
+    FROM pairs
+    WHERE status = 'success' AND hash(sha256) IN (
+        SELECT hash(sha256) FROM pairs WHERE status = 'success' GROUP BY 1 HAVING count(*) > 1)
+    GROUP BY sha256, sample;
 -- shards whose records are there, made from today's input, and whose files can be read
 CREATE VIEW sound_shards AS
     SELECT stage, shard

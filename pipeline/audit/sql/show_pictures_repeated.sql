@@ -1,9 +1,5 @@
--- The pictures repeated most often, byte for byte.
+-- The most repeated byte for byte, their further captions aside.
 -- Chart: pictures
 -- Needs: pairs
-WITH repeated AS (
-    SELECT hash(sha256) AS h FROM pairs WHERE status = 'success' GROUP BY h HAVING count(*) > 1
-)
-SELECT min(key) AS key, '×' || count(*) AS note FROM pairs
-WHERE status = 'success' AND hash(sha256) IN (FROM repeated)
-GROUP BY sha256 HAVING count(*) > 1 ORDER BY count(*) DESC, key LIMIT 8
+SELECT min(key) AS key, '×' || sum(copies) AS note FROM repeats
+GROUP BY sha256 HAVING sum(copies) > 1 ORDER BY sum(copies) DESC, key LIMIT 8

@@ -12,7 +12,7 @@ from codeseg.pipeline.audit.questions import check_names, questions
 from codeseg.pipeline.audit.views import AuditOptions
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.cli import app
-from tests.helpers.audit_data import Spoils, make_root
+from tests.helpers.audit_data import Rows, Spoils, make_root
 
 NOT_PERFECT = {"noun_coverage": "pass", "leakage_exact": "skip", "leakage_near": "skip",
                "metrics_finite": "skip"}  # fmt: skip
@@ -39,6 +39,43 @@ def test_a_sound_dataset_passes_every_check(tmp_path: Path, tokens: str) -> None
     assert {name: v for name, v in found.items() if v != "pass"} == {
         name: v for name, v in NOT_PERFECT.items() if v != "pass" and name in found
     }
+
+
+def share(rows: Rows, first: int, *others: int) -> None:
+    """Give rows another one's picture, and its URL."""
+    for other in others:
+        kept = ("url", "jpg", "sha256", "width", "height", "original_width", "original_height")
+        rows[other] |= {name: rows[first][name] for name in kept}
+
+
+def test_captions_of_one_picture_are_told_from_pictures_that_are_there_twice(
+    tmp_path: Path,
+) -> None:
+    def spoil(rows: Rows) -> None:
+        share(rows, 20, 21, 22)  # three captions, one URL
+        rows[22]["url"] = rows[22]["url"].replace("https://host2", "HTTPS://Host2") + "#part"
+        share(rows, 24, 25)  # the same caption again
+        rows[25]["caption"] = rows[24]["caption"]
+        share(rows, 26, 27)
+        rows[27]["url"] = "https://elsewhere.org/a.jpg"  # the same picture elsewhere
+        share(rows, 30, 31)
+        rows[30]["url"], rows[31]["url"] = "a.tar#x", "a.tar#y"  # two samples of a tar
+        rows[32]["url"] = rows[33]["url"] = "https://h.org/changes.jpg"  # which gave two pictures
+
+    root = make_root(tmp_path / "root", Spoils(pairs=spoil))
+    with Audit(Storage.open(root), AuditOptions()) as opened:
+        finding = opened.check("duplicates_exact")
+        shown = opened.figures(questions()["show_pictures_captions"])
+        repeated = opened.figures(questions()["show_pictures_repeated"])
+        near = opened.query("SELECT count(*) AS n FROM near_pictures").to_pylist()
+    assert finding.verdict == "warn"
+    assert finding.keys == [f"00000{row:04d} ×2" for row in (24, 26, 30)]
+    assert finding.figures == {
+        "pictures": 340 - 2, "groups": 3, "repeats": 3, "largest": 2, "captions": 2,
+    }  # fmt: skip
+    assert shown == [{"key": "000000020", "note": "3 captions"}]
+    assert [row["key"] for row in repeated] == [f"00000{row:04d}" for row in (24, 26, 30)]
+    assert near == [{"n": 0}]
 
 
 def test_every_question_says_what_it_proves() -> None:

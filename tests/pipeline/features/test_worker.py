@@ -17,6 +17,9 @@ from bench.make_nouns import make_nouns, write_table
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline import schema
+from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.audit.questions import check_names
+from codeseg.pipeline.audit.views import AuditOptions
 from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
@@ -206,6 +209,10 @@ def test_a_picture_of_several_rows_is_encoded_and_stored_once(repeating, monkeyp
         options = np.array(rows[int(key[5:]) - 2]["pixels"]).reshape(2, 64, 64, 3)
         assert any((view.permute(1, 2, 0).numpy() == option).all() for option in options)
     assert stream.settings == settings
+    with Audit(Storage.open(repeating), AuditOptions()) as audit:
+        checks = [n for n in check_names() if n.startswith(("feature", "keys", "ledger_schemas"))]
+        found = {finding.check: finding.verdict for finding in map(audit.check, checks)}
+    assert set(found.values()) == {"pass"} and len(found) > 5, found
 
 
 def test_views_of_a_picture_do_not_depend_on_which_of_its_rows_have_nouns(repeating):
