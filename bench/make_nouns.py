@@ -1,6 +1,6 @@
 """A small root of pairs and nouns without the stages before features, for tests.
 
-make_nouns(root) writes pairs/, nouns/ and their ledger records: coloured JPEGs, captions such as
+make_nouns(root) writes pairs/, nouns/ and their ledger records: colored JPEGs, captions such as
 "a red cat on grass" with the nouns' token spans, some failed and some rejected rows.
 """
 

@@ -1,7 +1,7 @@
 """A straightforward rendering of the reference's prediction (METHOD §8): what ours is held against.
 
 One window at a time; the image encoder runs once for the segmenter and once more for the knowledge
-branch; the decoder convolves at full resolution; PAMR stacks the 48 neighbours of all classes; all
+branch; the decoder convolves at full resolution; PAMR stacks the 48 neighbors of all classes; all
 classes are kept at full size until the argmax. Same numbers, no shortcut.
 """
 
@@ -85,7 +85,7 @@ def _pamr(masks_1KHW: Tensor, image: Tensor) -> Tensor:
 
 
 def _neighbours(x_1KHW: Tensor) -> Tensor:
-    """The 8 neighbours at every dilation, stacked: (1, K, 48, H, W)."""
+    """The 8 neighbors at every dilation, stacked: (1, K, 48, H, W)."""
     H, W = x_1KHW.shape[-2:]
     stacked = []
     for d in DILATIONS:

@@ -33,7 +33,7 @@ SOURCES = ("keys", "trunk")
 
 
 def edges(labels: NDArray[np.uint8]) -> torch.Tensor:
-    """Pixels whose right or lower neighbour has another label, (1, 1, H, W) float."""
+    """Pixels whose right or lower neighbor has another label, (1, 1, H, W) float."""
     found = np.zeros(labels.shape, dtype=np.float32)
     found[:, :-1] += labels[:, 1:] != labels[:, :-1]
     found[:-1] += labels[1:] != labels[:-1]

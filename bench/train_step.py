@@ -5,7 +5,7 @@
 
 Same random model, same batches from an Arrow stream, forward + backward + AdamW, fp32 and bf16
 autocast, rounds interleaved. Prints samples/s of both, the ratio of the medians, the share of time
-spent waiting for data and on a GPU the FLOP utilisation; `--profile` says where the time goes.
+spent waiting for data and on a GPU the FLOP utilization; `--profile` says where the time goes.
 Beside wall time stands the process's CPU time: with `--threads 1` it does not see a busy machine.
 """
 

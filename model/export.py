@@ -1,6 +1,6 @@
 """A segmenter's networks as one graph for other programs: Segmenter in, ONNX or .pt2 out.
 
-Inputs, all float32: `image` (1, 3, H, W) normalised, sides multiples of the patch size; `classes`
+Inputs, all float32: `image` (1, 3, H, W) normalized, sides multiples of the patch size; `classes`
 (K, C) unit embeddings of the texts; `templates` (K, C), only where the method mixes two sides.
 Outputs: `logits` (1, K, R, S) of the method's own masks; `masks` (1, K, R, S), 0..1, as
 `Segmenter.window_masks` gives them. H, W and K are free; R and S are 4 mask pixels a patch, or one

@@ -39,7 +39,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         values: dotted key -> value.
 
     Raises:
-        ValueError: for an unknown key (with its nearest neighbours) or a value of another type.
+        ValueError: for an unknown key (with its nearest neighbors) or a value of another type.
     """
     known = field_types(config)
     sections: dict[str, dict[str, Any]] = {}

@@ -90,7 +90,7 @@ def vocabulary(embed_dim: int) -> pa.Schema:
             pa.field("text", pa.string(), nullable=False),
             pa.field("count", pa.int64(), nullable=False),  # captions that name it
             pa.field("noun_tokens", pa.list_(pa.int32()), nullable=False),  # BPE ids, no SOS/EOS
-            # METHOD §3: un-normalised mean over the templates of unit embeddings
+            # METHOD §3: un-normalized mean over the templates of unit embeddings
             pa.field("knowledge_embedding", pa.list_(pa.float32(), embed_dim), nullable=False),
         ]
     )

@@ -26,7 +26,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.sc_clip import sc_clip
 
 NACLIP_SIGMA = 5.0
-"""Standard deviation of NACLIP's neighbourhood, in patches (the authors' value)."""
+"""Standard deviation of NACLIP's neighborhood, in patches (the authors' value)."""
 
 Variant = Callable[[ResidualAttentionBlock, Sequence[Tensor], int, int], Tensor]
 """The last block, the states before it (the last are its input), the grid -> tokens (B, P, D)."""
@@ -44,7 +44,7 @@ def dense_embedding(
         variant: a key of VARIANTS.
 
     Returns:
-        Patch embeddings (B, C, h, w), L2-normalised over C.
+        Patch embeddings (B, C, h, w), L2-normalized over C.
 
     Raises:
         ValueError: the variant is unknown.
@@ -83,7 +83,7 @@ def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w
 
 
 def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Return attention of keys with keys, nearby patches favoured; no residual, no MLP."""
+    """Return attention of keys with keys, nearby patches favored; no residual, no MLP."""
     _, k, v = heads(block.attn, block.ln_1(states[-1]))
     neighbours_PP = F.pad(neighbourhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))

@@ -1,8 +1,8 @@
 """The frozen CLIP (METHOD §1): pixels or token ids in, tokens and joint embeddings out.
 
 Letters: B images or texts, P = 1 + h*w image tokens (class token first), D vision width, L text
-tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalised with
-`normalise`; embeddings named (…, C) are L2-normalised. Nothing here has a gradient of its own, yet
+tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalized with
+`normalise`; embeddings named (…, C) are L2-normalized. Nothing here has a gradient of its own, yet
 gradients flow through to the input (METHOD §5 needs them).
 """
 
@@ -125,7 +125,7 @@ class FrozenClip(nn.Module):
         return self.clip.transformer.resblocks[-1]
 
     def normalise(self, pixels_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
-        """Turn uint8 RGB pixels into floats, normalised by the statistics of imagenet or clip."""
+        """Turn uint8 RGB pixels into floats, normalized by the statistics of imagenet or clip."""
         if statistics == "imagenet":
             return (pixels_BCHW.float() / 255 - self.mean) / self.std
         mean, std = (pixels_BCHW.new_tensor(v, dtype=torch.float32) for v in (CLIP_MEAN, CLIP_STD))
@@ -157,7 +157,7 @@ class FrozenClip(nn.Module):
         """Turn images into the tokens (B, P, D) that enter the first block.
 
         Args:
-            images_BCHW: normalised, sides multiples of the patch size.
+            images_BCHW: normalized, sides multiples of the patch size.
             by_factor: sample resized position embeddings at places that (side + 0.1)/native gives,
                 as SCLIP's family does; else by the size alone, as CLIP and the reference do.
         """
@@ -200,7 +200,7 @@ class FrozenClip(nn.Module):
         return F.normalize(self.project(token_BD).float(), dim=-1)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Apply ln_post and the projection: (…, D) to (…, C), not normalised."""
+        """Apply ln_post and the projection: (…, D) to (…, C), not normalized."""
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
         return projected
 
@@ -286,7 +286,7 @@ class FrozenClip(nn.Module):
             )
 
     def project_text(self, states: Tensor) -> Tensor:
-        """Apply ln_final and the text projection: (…, T) to (…, C), not normalised."""
+        """Apply ln_final and the text projection: (…, T) to (…, C), not normalized."""
         projected: Tensor = self.clip.ln_final(states) @ self.clip.text_projection
         return projected
 

@@ -54,7 +54,7 @@ def announce(place: str, name: str) -> None:
     """Say on stderr that weights will be fetched, and how large they are, unless they are here.
 
     Args:
-        place: "organisation/repository/" or with a file, as open_clip's tags have it.
+        place: "organization/repository/" or with a file, as open_clip's tags have it.
         name: what to call them.
     """
     repository, _, file = place.rpartition("/")

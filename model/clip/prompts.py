@@ -1,4 +1,4 @@
-"""What is learnt in front of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
+"""What is learned in front of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
 
 Noun tokens in, noun embeddings out; pixels or token embeddings and a mask in, highlighted ones out.
 Letters: U distinct nouns, M noun tokens, T text width, C joint width, N image–noun pairs, L caption
@@ -124,7 +124,7 @@ def template_embeddings(
 ) -> Tensor:
     """Embed names in every template: (U, K, C), unit.
 
-    Their mean over K, not normalised, is the vocabulary's knowledge embedding (METHOD §3); the
+    Their mean over K, not normalized, is the vocabulary's knowledge embedding (METHOD §3); the
     mean made unit again is the zero-shot class embedding (METHOD §8).
     """
     device = clip.mean.device
@@ -139,7 +139,7 @@ def highlight_region(images_NCHW: Tensor, mask_N1HW: Tensor, prompt_CHW: Tensor)
     """Keep what the mask keeps and put the prompt elsewhere: H^v = X·M + P^v·(1 − M).
 
     Args:
-        images_NCHW: normalised images.
+        images_NCHW: normalized images.
         mask_N1HW: 0..1, at any resolution; upsampled to the images' (nearest).
         prompt_CHW: P^v, resized to the images' size (bilinear) where it differs.
     """

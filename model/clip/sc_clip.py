@@ -1,11 +1,11 @@
 """SC-CLIP's last block (Bai et al., 2024): the outputs of every block in, patch tokens out.
 
-Tokens that stand out from their neighbours are repaired, the patches are averaged with those that
+Tokens that stand out from their neighbors are repaired, the patches are averaged with those that
 a middle block finds similar, and what earlier blocks knew is added. Published for twelve blocks;
 other depths take the blocks at the same share of the way.
 
 Letters: B images, P = 1 + Q tokens (class token first), Q = h·w patches, D width, H heads, d width
-of a head, N neighbours.
+of a head, N neighbors.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: 
 
 
 def outlier_scores(x_QD: Tensor) -> Tensor:
-    """Return how much farther each patch's neighbours are than theirs, about 1 in a crowd: (Q,).
+    """Return how much farther each patch's neighbors are than theirs, about 1 in a crowd: (Q,).
 
     Not the textbook's local outlier factor: its reach distance takes the patch's own k-distance.
     """
@@ -91,7 +91,7 @@ def outliers(x_QD: Tensor) -> Tensor:
 
 
 def repair(x_BQD: Tensor, flagged_BQ: Tensor, h: int, w: int) -> Tensor:
-    """Replace flagged patches by the mean of their unflagged neighbours, of 8; none: unchanged."""
+    """Replace flagged patches by the mean of their unflagged neighbors, of 8; none: unchanged."""
     D = x_BQD.shape[-1]
     good_BQ1 = (~flagged_BQ).to(x_BQD)[..., None]
     both_BQE = torch.cat([x_BQD * good_BQ1, good_BQ1], dim=2)  # sums and counts together

@@ -16,7 +16,7 @@ class Batch:
     """What `CoDe.forward` reads; what is None is computed, or not needed by the model at hand."""
 
     pixels_BCHW: Tensor
-    """uint8 RGB 0..255, or float already normalised."""
+    """uint8 RGB 0..255, or float already normalized."""
     caption_tokens_BL: Tensor
     """int64: SOS, words, EOS, zeros."""
     caption_lengths_B: Tensor
@@ -30,7 +30,7 @@ class Batch:
     noun_index_N: Tensor
     """int64 into U."""
     knowledge_UC: Tensor
-    """fp32: un-normalised mean of the template embeddings (METHOD §3)."""
+    """fp32: un-normalized mean of the template embeddings (METHOD §3)."""
     caption_states_BLT: Tensor | None = None
     """fp16: the frozen text encoder's hidden states before ln_final, zeros after EOS."""
     image_tokens_BPD: Tensor | None = None
@@ -53,7 +53,7 @@ class Batch:
         return Batch(**values)
 
     def trunk_tokens(self) -> Tensor | None:
-        """Return the trunk's output (B, P, D), dequantised; None when it is not stored."""
+        """Return the trunk's output (B, P, D), dequantized; None when it is not stored."""
         if self.image_tokens_int8_BPD is not None and self.image_token_scale_BP is not None:
             return self.image_tokens_int8_BPD.float() * self.image_token_scale_BP[..., None]
         return self.image_tokens_BPD

@@ -82,7 +82,7 @@ class CoDe(nn.Module):
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7).
 
-        The region recogniser has no decoder to wait for: its copy trains from the start.
+        The region recognizer has no decoder to wait for: its copy trains from the start.
         """
         if self.config.masks:
             self.image_segmenter.block.requires_grad_(phase == 2)
@@ -118,7 +118,7 @@ class CoDe(nn.Module):
         return embeddings
 
     def pixel_embedding(self, images_BCHW: Tensor, tokens_BPD: Tensor | None = None) -> Tensor:
-        """Return x^v (B, C, H, W), unit, from normalised images (or their trunk tokens)."""
+        """Return x^v (B, C, H, W), unit, from normalized images (or their trunk tokens)."""
         if tokens_BPD is None:
             with torch.no_grad():
                 tokens_BPD = self.clip.trunk(images_BCHW).float()

@@ -15,7 +15,7 @@ class Losses(dict[str, Tensor]):
 
     @property
     def total(self) -> Tensor:
-        """Return the sum of all terms: what is minimised."""
+        """Return the sum of all terms: what is minimized."""
         return torch.stack(list(self.values())).sum()
 
 

@@ -61,4 +61,4 @@ class CoDeConfig:
     """Reference's text segmenter: all positions of the context attend and are attended to."""
     clip_start: bool = False
     """Start the text segmenter's weights as CLIP starts its text transformer's; off, as in the
-    reference, with PyTorch's default initialisation, which adds half as much to the states."""
+    reference, with PyTorch's default initialization, which adds half as much to the states."""

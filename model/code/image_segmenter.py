@@ -62,7 +62,7 @@ class GatedUpsampling(nn.Module):
             phases: Tensor = _Interleave.apply(z)
             return (phases + x_BhwD[:, :, None, :, None]).view(B, 2 * h, 2 * w, D)
         same, rows, columns, both = kernels
-        # Differences of neighbours, the zero padding included: h + 1 of them along h rows.
+        # Differences of neighbors, the zero padding included: h + 1 of them along h rows.
         dr_BrwD = F.pad(y_BhwD, (0, 0, 0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 0, 0, 1, 0))
         dc_BhcD = F.pad(y_BhwD, (0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 1, 0))
         drc_BrcD = F.pad(dr_BrwD, (0, 0, 0, 1)) - F.pad(dr_BrwD, (0, 0, 1, 0))

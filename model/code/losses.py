@@ -23,7 +23,7 @@ def knowledge_distance(nouns_NC: Tensor, knowledge_NC: Tensor, *, squared: bool 
 
     Args:
         nouns_NC: learned-prompt embeddings, unit.
-        knowledge_NC: template embeddings, or their un-normalised mean over templates, which gives
+        knowledge_NC: template embeddings, or their un-normalized mean over templates, which gives
             the expectation over templates exactly in both forms.
         squared: the paper's form.
     """
@@ -50,7 +50,7 @@ def pooled_similarity(pixels_BCHW: Tensor, soft_BNHW: Tensor, nouns_NC: Tensor) 
 
 
 def total_variation(x_BNHW: Tensor) -> Tensor:
-    """Return the mean absolute difference of vertical plus that of horizontal neighbours."""
+    """Return the mean absolute difference of vertical plus that of horizontal neighbors."""
     if device.is_gpu(x_BNHW):
         varied: Tensor = _Variation.apply(x_BNHW)
         return varied

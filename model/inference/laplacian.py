@@ -1,8 +1,8 @@
 """Soft masks and an image -> masks that follow the image's edges: a sparse linear system on a grid.
 
 A far cheaper refinement than PAMR: every mask is brought to a grid of at most 80 × 80, where
-(1 + L) x = m is solved by conjugate gradients; L is the Laplacian of the grid's 8-neighbourhood,
-weighted by how alike two neighbours' colours are. Our rendering of the idea of PEARL's
+(1 + L) x = m is solved by conjugate gradients; L is the Laplacian of the grid's 8-neighborhood,
+weighted by how alike two neighbors' colors are. Our rendering of the idea of PEARL's
 propagation, not its code: weights and constants are our own.
 
 Letters: B images, K classes, H W mask rows and columns, h w rows and columns of the grid.
@@ -17,18 +17,18 @@ GRID = 80
 STEPS = 25
 """Of conjugate gradients."""
 STRENGTH = 16.0
-"""Weight of two neighbours of the same colour, beside 1 for a pixel's own mask."""
+"""Weight of two neighbors of the same color, beside 1 for a pixel's own mask."""
 CONTRAST = 0.1
-"""Difference of normalised colours (mean over channels) at which that weight falls to 1/e."""
+"""Difference of normalized colors (mean over channels) at which that weight falls to 1/e."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Let the masks spread between alike neighbours.
+    """Let the masks spread between alike neighbors.
 
     Args:
         masks_BKHW: soft masks or cosines.
-        images_BCHW: normalised images of any size.
+        images_BCHW: normalized images of any size.
 
     Returns:
         (B, K, H, W), within the range of each mask.

@@ -24,7 +24,7 @@ def segmenter_masks(
 
     Args:
         code: the trained model.
-        images_BCHW: normalised, sides multiples of the patch size.
+        images_BCHW: normalized, sides multiples of the patch size.
         class_KC: embeddings of the classes, unit.
         tokens_BPD: the trunk's output.
         cosines: return the cosines of pixels and classes in the masks' place.

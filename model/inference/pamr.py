@@ -1,6 +1,6 @@
 """Pixel-adaptive mask refinement (METHOD §8): an image and soft masks in, refined masks out.
 
-Letters: B images, K classes, H W mask rows and columns, S = 8 neighbours a dilation.
+Letters: B images, K classes, H W mask rows and columns, S = 8 neighbors a dilation.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ def refine(
     Args:
         masks_BKHW: soft masks.
         images_BCHW: images, resized (bilinear, align_corners) to the masks' size.
-        iterations: times that every mask pixel becomes the affinity-weighted sum of its neighbours.
-        dilations: how far the 3 x 3 neighbourhoods reach.
+        iterations: times that every mask pixel becomes the affinity-weighted sum of its neighbors.
+        dilations: how far the 3 x 3 neighborhoods reach.
 
     Returns:
         (B, K, H, W). The affinity is computed once; a pass adds one shifted view at a time, so
@@ -46,10 +46,10 @@ def refine(
 
 
 def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """Return how alike every pixel's neighbours are to it: (B, S, H, W), summing to 1 over S.
+    """Return how alike every pixel's neighbors are to it: (B, S, H, W), summing to 1 over S.
 
     softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is the
-    unbiased deviation of all the 3 x 3 neighbourhoods' values, 54 of six.
+    unbiased deviation of all the 3 x 3 neighborhoods' values, 54 of six.
     """
     padded = _pad(images_BCHW, dilations)
     offsets = _offsets(dilations)

@@ -45,9 +45,9 @@ def find_regions(
     Args:
         clip: the frozen CLIP.
         tokens_WPD: its trunk's output for the windows.
-        windows_WCHW: normalised, sides multiples of the patch size.
+        windows_WCHW: normalized, sides multiples of the patch size.
         grouping: how.
-        follow_edges: refine the regions by the picture's colours (PAMR), four rows a patch; off
+        follow_edges: refine the regions by the picture's colors (PAMR), four rows a patch; off
             leaves them made of whole patches.
     """
     grid = clip.grid(windows_WCHW)
@@ -64,7 +64,7 @@ def find_regions(
 def embed_regions(
     clip: FrozenClip, recogniser: RegionRecogniser | None, tokens_WPD: Tensor, regions: Regions
 ) -> Tensor:
-    """Region embeddings (W, R, C), unit: the trained recogniser's, else the frozen CLIP's own."""
+    """Region embeddings (W, R, C), unit: the trained recognizer's, else the frozen CLIP's own."""
     if recogniser is not None:
         trained: Tensor = recogniser(tokens_WPD, regions.patches_WRQ)
         return trained

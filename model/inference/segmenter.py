@@ -202,7 +202,7 @@ class Segmenter:
             pictures: as `segment` takes them; a tensor B×C×H×W is B pictures.
             words: as `segment` takes them.
             background: as `segment` takes it.
-            batch: at most so many neighbours of one size go through the network together: faster
+            batch: at most so many neighbors of one size go through the network together: faster
                 on a GPU, the masks equal up to rounding.
         """
         things = read_words(words, background)
@@ -404,7 +404,7 @@ class Segmenter:
         """Run the networks on padded windows.
 
         Args:
-            windows_WCHW: normalised, sides multiples of the patch size.
+            windows_WCHW: normalized, sides multiples of the patch size.
             embeddings: what to look for.
 
         Returns:
@@ -512,7 +512,7 @@ def _things(masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmb
 
 
 def _of_one_size(pictures: Iterable[Pixels], most: int) -> Iterator[list[Pixels]]:
-    """Yield groups of at most so many neighbours of one size."""
+    """Yield groups of at most so many neighbors of one size."""
     group: list[Pixels] = []
     for pixels in pictures:
         if group and pixels.shape != group[0].shape:

@@ -56,12 +56,12 @@ class PredictionSettings:
     stride: int = 224
     """Step of the sliding window, pixels."""
     refinement: str = "pamr"
-    """Refine maps by the picture's colours: pamr, laplacian (far cheaper) or none; under protocol
+    """Refine maps by the picture's colors: pamr, laplacian (far cheaper) or none; under protocol
     code none for training-free methods, as published."""
     refine_at: str = "mask"
     """Where: mask (each window's, before the mix) or picture (the stitched maps)."""
     dilations: tuple[int, ...] = DILATIONS
-    """pamr: how far its neighbourhoods reach, pixels."""
+    """pamr: how far its neighborhoods reach, pixels."""
     score: str = "sigmoid"
     """sigmoid (each text on its own, averaged over windows) or softmax (of averaged cosines, over
     all names of all classes)."""
@@ -94,7 +94,7 @@ class PredictionSettings:
     region_method: Method = "kmeans"
     """scg: kmeans or spectral."""
     region_min_patches: int = 2
-    """scg: smaller regions join their most similar neighbour."""
+    """scg: smaller regions join their most similar neighbor."""
     region_weight: float = 0.5
     """code+scg …: share of the regions' own labels; the rest is the other method's masks, averaged
     inside each region."""

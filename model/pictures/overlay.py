@@ -1,7 +1,7 @@
-"""Label maps -> pictures people can read: colours, outlines, a legend. Pillow and NumPy only.
+"""Label maps -> pictures people can read: colors, outlines, a legend. Pillow and NumPy only.
 
-The first colours are Okabe and Ito's, which colour-blind people tell apart; further ones alternate
-in lightness. Outlines are drawn too, so a region never shows by its colour alone.
+The first colors are Okabe and Ito's, which color-blind people tell apart; further ones alternate
+in lightness. Outlines are drawn too, so a region never shows by its color alone.
 """
 
 import colorsys
@@ -30,7 +30,7 @@ SWATCH = 14
 
 
 def colours(count: int) -> list[Colour]:
-    """Return distinct colours for `count` classes."""
+    """Return distinct colors for `count` classes."""
     chosen = list(OKABE_ITO[:count])
     for i in range(len(chosen), count):
         lightness = (0.35, 0.55, 0.75)[i % 3]
@@ -45,13 +45,13 @@ def overlay(
     palette: Sequence[Colour | None],
     opacity: float = OPACITY,
 ) -> Image.Image:
-    """Blend a label map's colours over a picture and outline its regions.
+    """Blend a label map's colors over a picture and outline its regions.
 
     Args:
         pixels_HW3: the picture.
         label_HW: class numbers; those without a palette entry are left as they are.
-        palette: a colour a class, None for one that is not painted (background).
-        opacity: of the colours, 0..1.
+        palette: a color a class, None for one that is not painted (background).
+        opacity: of the colors, 0..1.
     """
     painted = pixels_HW3.astype(np.float32)
     for k, colour in enumerate(palette):
@@ -63,7 +63,7 @@ def overlay(
 
 
 def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Return pixels whose right or lower neighbour has another label."""
+    """Return pixels whose right or lower neighbor has another label."""
     edge = np.zeros(label_HW.shape, bool)
     edge[:, :-1] |= label_HW[:, 1:] != label_HW[:, :-1]
     edge[:-1] |= label_HW[1:] != label_HW[:-1]

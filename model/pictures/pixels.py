@@ -1,6 +1,6 @@
 """Any picture a user may hand over -> RGB pixels, uint8 H×W×3. The only place that does it.
 
-Turned upright by its EXIF tag; grey, palette, CMYK and 16-bit pictures become 8-bit RGB; what is
+Turned upright by its EXIF tag; gray, palette, CMYK and 16-bit pictures become 8-bit RGB; what is
 transparent becomes white. Damaged, empty and huge pictures are refused with one line.
 """
 

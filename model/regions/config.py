@@ -21,8 +21,8 @@ class Grouping:
 
     method: Method = "kmeans"
     regions: int = 16  # K: clusters at the start, and most regions at the end
-    min_patches: int = 2  # smaller regions join the most similar neighbour
-    seed: int = 0  # of the centres that k-means starts from
+    min_patches: int = 2  # smaller regions join the most similar neighbor
+    seed: int = 0  # of the centers that k-means starts from
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):

@@ -22,7 +22,7 @@ LEAST_DEVIATION = 1e-3  # from the mean; shorter ones are not stretched to unit 
 FAR = 1e3  # a coordinate no unit feature comes near
 RESTARTS = 3
 ITERATIONS = 30
-LEAST_AFFINITY = 1e-5  # keeps the graph of the normalised cut connected
+LEAST_AFFINITY = 1e-5  # keeps the graph of the normalized cut connected
 
 
 def group_patches(
@@ -68,12 +68,12 @@ def deviations(features_PD: Tensor) -> Tensor:
 
 
 def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return Lloyd's k-means from k-means++ centres, the best of `RESTARTS`.
+    """Return Lloyd's k-means from k-means++ centers, the best of `RESTARTS`.
 
     Args:
         points_PD: fp32, on the CPU.
         clusters: K, at most P. Fewer are found when fewer points differ.
-        seed: of the first centres.
+        seed: of the first centers.
 
     Returns:
         Cluster numbers (P,) int64 in 0..K-1; numbers may be missing.
@@ -95,7 +95,7 @@ def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _first_centres(points_PD: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ centres (K, D): each drawn with odds by squared distance to those before it."""
+    """k-means++ centers (K, D): each drawn with odds by squared distance to those before it."""
     first = torch.randint(len(points_PD), (), generator=generator)
     centres = [points_PD[first]]
     distance_P = (points_PD - centres[0]).square().sum(dim=-1)
@@ -110,9 +110,9 @@ def _first_centres(points_PD: Tensor, clusters: int, generator: torch.Generator)
 
 
 def _nearest(points_PD: Tensor, centres_SKD: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance (S, P) to the nearest centre, up to a constant per point, and which (S, P).
+    """Squared distance (S, P) to the nearest center, up to a constant per point, and which (S, P).
 
-    |p|² is the same for every centre, so it is left out. The first of equal centres wins.
+    |p|² is the same for every center, so it is left out. The first of equal centers wins.
     """
     distances_SPK = centres_SKD.square().sum(dim=-1)[:, None] - 2 * points_PD @ centres_SKD.mT
     nearest = distances_SPK.min(dim=-1)
@@ -120,7 +120,7 @@ def _nearest(points_PD: Tensor, centres_SKD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalised_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Spectral clustering: k-means on the leading eigenvectors of the normalised cosine affinity.
+    """Spectral clustering: k-means on the leading eigenvectors of the normalized cosine affinity.
 
     Eigenvectors are weighted by their eigenvalues, so that directions without meaning (patches
     that are exactly the same leave many) cannot tear equal patches apart. Arguments and result as
@@ -138,7 +138,7 @@ def normalised_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 def connected_components(labels_HW: NDArray[Any]) -> NDArray[np.int64]:
     """Number the 4-connected components of equal labels from 0, in order of first occurrence.
 
-    Every patch starts with its own index and takes the smallest among its equal neighbours and of
+    Every patch starts with its own index and takes the smallest among its equal neighbors and of
     the patch that its number names (pointer jumping), until nothing changes.
     """
     h, w = labels_HW.shape
@@ -166,7 +166,7 @@ def merge_small(
     min_patches: int,
     at_most: int,
 ) -> NDArray[np.uint8]:
-    """Merge the smallest component into its most similar neighbour until all are large and few.
+    """Merge the smallest component into its most similar neighbor until all are large and few.
 
     Args:
         components_HW: 4-connected components, numbered from 0.

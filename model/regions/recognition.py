@@ -1,4 +1,4 @@
-"""Regions of a picture recognised in one forward, and the one-way noun->region loss (METHOD §9).
+"""Regions of a picture recognized in one forward, and the one-way noun->region loss (METHOD §9).
 
     tokens (B, P, D) entering the last block(s), regions (B, h*w) -> region embeddings (B, R, C)
 

@@ -3,7 +3,7 @@
 OUT/segments.json            text, area (share), score and box of every segment, always
 OUT/NAME/overlay.png         png: the picture, segments painted and outlined, a legend
 OUT/NAME/label.png           png: 8-bit palette PNG, index into [background and] the things
-OUT/NAME/mask-001-TEXT.png   png: a soft mask, grey 0..255
+OUT/NAME/mask-001-TEXT.png   png: a soft mask, gray 0..255
 OUT/coco.json                coco: run-length masks and boxes of all pictures
 OUT/labels/NAME.txt          yolo: polygons, one for each connected piece; OUT/data.yaml the names
 

@@ -86,7 +86,7 @@ class Segmentation:
 
     @property
     def palette(self) -> list[Colour | None]:
-        """A colour for each name; None for the background."""
+        """A color for each name; None for the background."""
         return [None] * (len(self.names) - len(self.segments)) + colours(len(self.segments))
 
     def overlay(self, opacity: float = OPACITY) -> Image.Image:

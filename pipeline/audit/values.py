@@ -54,7 +54,7 @@ PICTURE_VALUES = pa.schema(
         ("bytes", pa.int64()),
         ("width", pa.int32()),  # as decoded; null when undecodable
         ("height", pa.int32()),
-        ("deviation", pa.float32()),  # standard deviation of the grey values, 0..255
+        ("deviation", pa.float32()),  # standard deviation of the gray values, 0..255
         ("phash", pa.uint64()),  # perceptual hash, 64 bits
         ("dhash", pa.uint64()),  # gradient hash, 64 bits: confirms what phash finds
         ("problem", pa.string()),

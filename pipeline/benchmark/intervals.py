@@ -24,7 +24,7 @@ class ImageScore:
     """Mean over those classes, 0..1."""
     pixel_accuracy: float
     labelled: int
-    """Number of labelled classes."""
+    """Number of labeled classes."""
     classes: npt.NDArray[np.int64]
     intersection: npt.NDArray[np.int64]
     union: npt.NDArray[np.int64]

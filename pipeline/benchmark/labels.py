@@ -87,7 +87,7 @@ class LabelForm:
 
 
 def read_raw_label(path: Path) -> npt.NDArray[Any]:
-    """Read a label PNG's stored values (palette index or grey level), integer H×W.
+    """Read a label PNG's stored values (palette index or gray level), integer H×W.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -117,7 +117,7 @@ def read_raw_label(path: Path) -> npt.NDArray[Any]:
 
 
 def _grey_bits(image: Image.Image) -> int:
-    """Return 2 or 4 for a grey PNG of so few bits, which Pillow stretches to 0..255; else 8."""
+    """Return 2 or 4 for a gray PNG of so few bits, which Pillow stretches to 0..255; else 8."""
     tile = getattr(image, "tile", None) if image.mode == "L" else None
     return {"L;2": 2, "L;4": 4}.get(str(tile[0][3]) if tile else "", 8)
 

@@ -61,7 +61,7 @@ class Benchmark:
     image_pattern: str
     split: str | None
     exif: str | None
-    """stored | upright: how images with an EXIF rotation were labelled; None: by the sizes."""
+    """stored | upright: how images with an EXIF rotation were labeled; None: by the sizes."""
     forms: tuple[LabelForm, ...]
     published: tuple[Published, ...]
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)

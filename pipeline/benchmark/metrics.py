@@ -1,7 +1,7 @@
 """Label maps -> confusion matrix -> IoU, mIoU and pixel accuracy. NumPy only, exact integers.
 
 Conventions (METHOD §8, as MMSegmentation and torchmetrics): the matrix is accumulated over the
-whole split, pixels labelled 255 do not count, and mIoU is the mean over the classes that occur in
+whole split, pixels labeled 255 do not count, and mIoU is the mean over the classes that occur in
 the labels or the predictions; a class that occurs in neither has IoU NaN and is left out.
 Letters: K classes, H W pixels.
 """
@@ -82,7 +82,7 @@ class Scores:
 
     @property
     def union(self) -> npt.NDArray[np.int64]:
-        """Pixels labelled or predicted as each class, K."""
+        """Pixels labeled or predicted as each class, K."""
         union: npt.NDArray[np.int64] = self.confusion.sum(0) + self.confusion.sum(1)
         return union - self.intersection
 

@@ -1,6 +1,6 @@
 """A folder of predicted label maps: OUT/labels/ID.png and OUT/settings.json. Light.
 
-One palette PNG per image (more than 254 classes: 16-bit grey), written under a temporary name and
+One palette PNG per image (more than 254 classes: 16-bit gray), written under a temporary name and
 renamed, so an image is either done or not. The settings that made the folder lie beside it: a run
 with the same ones resumes image by image, a run with different ones is refused. Anyone's folder of
 ID.png files can be scored.
@@ -65,7 +65,7 @@ class PredictionFolder:
     def write(
         self, image_id: str, label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]
     ) -> None:
-        """Save one label map as a palette PNG (16-bit: grey), whole or not at all."""
+        """Save one label map as a palette PNG (16-bit: gray), whole or not at all."""
         path = self.path(image_id)
         image = palette_image(label_HW, palette)
         write_file(path, lambda file: image.save(file, format="PNG"))
@@ -92,7 +92,7 @@ def read_prediction(path: Path) -> LabelMap:
 
 
 def palette_image(label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Return an 8-bit palette image, colours beyond the palette white; 16-bit maps stay grey."""
+    """Return an 8-bit palette image, colors beyond the palette white; 16-bit maps stay gray."""
     image = Image.fromarray(label_HW)
     if label_HW.dtype == np.uint16:
         return image

@@ -3,7 +3,7 @@
 What a URL list can do to whoever downloads it is bounded here: http and https only, public
 addresses only (checked again at each of at most five redirects), a total deadline, a cap on bytes
 while they stream, a cap on pixels from the image's header before anything is decoded, few requests
-at a time to one host, and a publisher's X-Robots-Tag is honoured.
+at a time to one host, and a publisher's X-Robots-Tag is honored.
 """
 
 import random

@@ -1,6 +1,6 @@
 """The bytes of a tar, plain or packed -> its regular files, front to back. Light.
 
-Written anew because a stranger's tar makes Python's tarfile go backwards for ever (CVE-2025-8194),
+Written anew because a stranger's tar makes Python's tarfile go backwards forever (CVE-2025-8194),
 recurse, or read a header of gigabytes. Here every step goes forward, and only what is wanted of a
 tar is ever held: one header of at most MOST_HEADER bytes, one file. POSIX (pax) and GNU names.
 """

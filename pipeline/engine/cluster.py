@@ -58,7 +58,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
             )
     except ConnectionError:
         raise
-    except Exception as error:  # a time-out of its start-up is a bare Exception
+    except Exception as error:  # a timeout of its start-up is a bare Exception
         ray.shutdown()
         raise ConnectionError(
             f"Ray did not start: {error}; is its temporary folder full, or the machine too busy?"
@@ -93,7 +93,7 @@ def fit_workers(resources: Resources, memory: int) -> Resources:
             declared none, but never more than a node has: an estimate must not stop anyone.
 
     Raises:
-        ValueError: no node of this machine's Ray has that much; it would wait for ever. On a
+        ValueError: no node of this machine's Ray has that much; it would wait forever. On a
             cluster that was joined it waits, as a node may be added, and says so.
     """
     nodes = _nodes()

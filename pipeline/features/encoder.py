@@ -85,7 +85,7 @@ class Encoder:
         Returns:
             What waits for the pictures' columns of the table (image_tokens …), `faults` (K,) into
             FAULTS and, where scores are wanted, unit embeddings: `images` (K, C), of the first
-            view in the features' normalisation, and `captions` (R, C).
+            view in the features' normalization, and `captions` (R, C).
         """
         tokens_KVPD = self.image_tokens(torch.from_numpy(pixels_KVHWC))
         found = {"image_tokens": tokens_KVPD, "faults": find_faults(tokens_KVPD)}

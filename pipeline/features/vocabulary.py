@@ -1,6 +1,6 @@
 """nouns/*.parquet -> vocabulary/nouns.arrow: every distinct noun and its knowledge embedding.
 
-The embedding is the un-normalised mean over CLIP's 80 templates of unit text embeddings (METHOD
+The embedding is the un-normalized mean over CLIP's 80 templates of unit text embeddings (METHOD
 §3). A noun's templates are encoded together and nothing else with them, so its embedding does not
 depend on the rest of the corpus: embeddings that an older or unfinished file holds are kept, and a
 killed run goes on where it was last saved.

@@ -1,6 +1,6 @@
 """features/NNNNN.arrow + regions/NNNNN.parquet -> one contact sheet to look at. Light.
 
-Each picture stands beside its regions in their mean colours; white lines are region boundaries.
+Each picture stands beside its regions in their mean colors; white lines are region boundaries.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def contact_sheet(pictures: Sequence[tuple[Pixels, RegionMap]]) -> Image.Image:
 
 
 def mean_colours(pixels: Pixels, regions: RegionMap) -> Pixels:
-    """Return the picture with every region in its mean colour."""
+    """Return the picture with every region in its mean color."""
     size = (pixels.shape[1], pixels.shape[0])
     large = np.asarray(Image.fromarray(regions).resize(size, Image.Resampling.NEAREST))
     sizes = np.bincount(large.ravel())

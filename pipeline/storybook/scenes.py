@@ -34,7 +34,7 @@ DEV_SEED = 3  # for choosing recipes
 BENCHMARK_SEEDS = {"storybook_things": 11, "storybook_scenes": 12}  # held out, never trained on
 
 SIZE = 96  # pixels
-SUPERSAMPLE = 3  # odd, so that a label pixel is the centre of its 3×3 block
+SUPERSAMPLE = 3  # odd, so that a label pixel is the center of its 3×3 block
 
 # What lies behind, from top to bottom, and where each band starts (share of the height).
 LAYOUTS: tuple[tuple[tuple[str, float], ...], ...] = (
@@ -63,7 +63,7 @@ LIKES = {"air": ("sky",), "water": ("sea",), "land": ("grass", "sand", "snow", "
 
 @dataclass(frozen=True)
 class Placed:
-    """One thing in a scene: its name, colour, centre and extent as shares of the picture."""
+    """One thing in a scene: its name, color, center and extent as shares of the picture."""
 
     name: str
     colour: str
@@ -131,7 +131,7 @@ def _free_place(
     extent: float,
     placed: list[Placed],
 ) -> tuple[float, float]:
-    """Return a centre whose foot is in the ground's band, the least crowded of six tries."""
+    """Return a center whose foot is in the ground's band, the least crowded of six tries."""
     names = [name for name, _ in layout]
     band = names.index(ground)
     top = layout[band][1]
@@ -157,7 +157,7 @@ def _paint(
     jitter: np.ndarray,
     marks: np.ndarray,
 ) -> tuple[Image.Image, np.ndarray]:
-    """Draw at three times the size; average the picture, take the label at each pixel's centre."""
+    """Draw at three times the size; average the picture, take the label at each pixel's center."""
     side = size * SUPERSAMPLE
     picture, label = Image.new("RGB", (side, side)), Image.new("L", (side, side))
     pens = ImageDraw.Draw(picture), ImageDraw.Draw(label)
@@ -278,7 +278,7 @@ def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tupl
 
 
 def _named(rng: np.random.Generator, thing: Placed, colour: bool) -> str:
-    """Return the thing's name, perhaps with its colour or size before it."""
+    """Return the thing's name, perhaps with its color or size before it."""
     words = [thing.name]
     if colour:
         words.insert(0, thing.colour)
@@ -326,7 +326,7 @@ def write_url_list(path: Path, base_url: str, captions: list[str]) -> None:
 
 
 def palette() -> list[list[int]]:
-    """An RGB colour for each of CLASSES: the grounds' own, the things' by a fixed hue walk."""
+    """An RGB color for each of CLASSES: the grounds' own, the things' by a fixed hue walk."""
     colours = []
     for number in range(len(THING_NAMES)):
         hue = (number * 97 % 256, 200 - 70 * (number % 2), 235 - 90 * (number % 3 == 2))

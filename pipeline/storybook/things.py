@@ -1,6 +1,6 @@
 """How each storybook thing looks: a function a thing, drawn with a pen in its own unit square.
 
-In: a `Pen` (place, size, class number) and a main colour. Out: marks on the picture and, at the
+In: a `Pen` (place, size, class number) and a main color. Out: marks on the picture and, at the
 same places, the class number on the label map. Coordinates run from -1 (left, top) to 1 (right,
 bottom); the pen rounds them to whole pixels, so every machine draws the same bytes.
 """
@@ -29,7 +29,7 @@ COLOURS: dict[str, Colour] = {
 
 
 def shade(colour: Colour, amount: float) -> Colour:
-    """Lighter (amount > 0, towards white) or darker (amount < 0, towards black)."""
+    """Lighter (amount > 0, toward white) or darker (amount < 0, toward black)."""
     target = 255 if amount > 0 else 0
     red, green, blue = (round(c + (target - c) * abs(amount)) for c in colour)
     return red, green, blue
@@ -42,7 +42,7 @@ class Pen:
     picture: ImageDraw.ImageDraw
     label: ImageDraw.ImageDraw
     number: int  # class number
-    x: float  # centre, pixels of the (supersampled) canvas
+    x: float  # center, pixels of the (supersampled) canvas
     y: float
     half: float  # half the extent, pixels
     mirror: bool
@@ -239,7 +239,7 @@ def umbrella(pen: Pen, colour: Colour) -> None:
 
 
 def snowman(pen: Pen, colour: Colour) -> None:
-    """Two snowballs, a hat, a carrot and a coloured scarf."""
+    """Two snowballs, a hat, a carrot and a colored scarf."""
     snow = (248, 250, 254)
     pen.oval(shade(snow, -0.12), -0.62, -0.05, 0.62, 1.0)
     pen.oval(snow, -0.55, -0.05, 0.45, 0.92)
@@ -270,7 +270,7 @@ def cactus(pen: Pen, colour: Colour) -> None:
 
 
 def ball(pen: Pen, colour: Colour) -> None:
-    """A beach ball: white with coloured panels."""
+    """A beach ball: white with colored panels."""
     pen.oval(colour, -0.8, -0.8, 0.8, 0.8)
     pen.oval((250, 250, 246), -0.45, -0.8, 0.45, 0.8)
     pen.oval(shade(colour, -0.15), -0.16, -0.8, 0.16, 0.8)
@@ -279,7 +279,7 @@ def ball(pen: Pen, colour: Colour) -> None:
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing of the world: how it is drawn, in which colours, and where it likes to be."""
+    """A thing of the world: how it is drawn, in which colors, and where it likes to be."""
 
     draw: Callable[[Pen, Colour], None]
     colours: tuple[str, ...]

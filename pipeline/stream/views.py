@@ -48,7 +48,7 @@ def view(
         image: RGB.
         bits: (1,) a random number that names the view.
         size: H = W of the view, pixels.
-        crop_scale: least and largest share of the image's area; (1, 1) is the largest centred crop
+        crop_scale: least and largest share of the image's area; (1, 1) is the largest centered crop
             of a ratio within `RATIO`, nothing random.
         flip: whether half the views are mirrored.
 

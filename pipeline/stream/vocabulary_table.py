@@ -67,7 +67,7 @@ class Vocabulary:
         return tokens
 
     def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return un-normalised mean template embeddings (METHOD §3) of rows."""
+        """Return un-normalized mean template embeddings (METHOD §3) of rows."""
         return self._knowledge_KC[rows]
 
 
@@ -102,7 +102,7 @@ class MergedVocabulary:
         return self._all[table].tokens(row - int(self._starts[table]))
 
     def knowledge_UC(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return un-normalised mean template embeddings (METHOD §3) of rows."""
+        """Return un-normalized mean template embeddings (METHOD §3) of rows."""
         tables = np.searchsorted(self._starts, rows, side="right") - 1
         parts = zip(tables.tolist(), (rows - self._starts[tables]).tolist(), strict=True)
         return np.stack([self._all[table].knowledge_UC(np.array(row)) for table, row in parts])

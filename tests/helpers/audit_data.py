@@ -49,7 +49,7 @@ class Spoils:
 
 
 def picture(seed: int, side: int = 80) -> bytes:
-    """A JPEG of smooth colour noise, different for every seed."""
+    """A JPEG of smooth color noise, different for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((side + 16, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

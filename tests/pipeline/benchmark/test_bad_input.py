@@ -34,7 +34,7 @@ def test_a_lossy_picture_under_the_name_png_is_no_label_map(tmp_path, kind):
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_label_maps_of_few_bits_hold_the_values_that_were_stored(tmp_path, bits, mode):
-    """Pillow makes booleans of 1 bit and stretches 2 and 4 grey bits to 0..255."""
+    """Pillow makes booleans of 1 bit and stretches 2 and 4 gray bits to 0..255."""
     stored = SQUARES % 2**bits
     data = load_benchmark(toy(tmp_path, raw=SQUARES, classes=4)).open(tmp_path)
     path = tmp_path / "labels/a.png"
@@ -49,7 +49,7 @@ def test_label_maps_of_few_bits_hold_the_values_that_were_stored(tmp_path, bits,
 
 
 def grey_png(values, bits):
-    """A grey PNG of few bits, which Pillow reads but does not write."""
+    """A gray PNG of few bits, which Pillow reads but does not write."""
     import struct
     import zlib
 
@@ -127,8 +127,8 @@ def turned_picture(folder, label_size, orientation, **layout):
 @pytest.mark.parametrize(
     ("label_size", "orientation", "layout", "shape"),
     [
-        ((8, 4), 6, {}, (4, 8)),  # labelled as stored
-        ((4, 8), 6, {}, (8, 4)),  # labelled upright
+        ((8, 4), 6, {}, (4, 8)),  # labeled as stored
+        ((4, 8), 6, {}, (8, 4)),  # labeled upright
         ((8, 4), 3, {"exif": "stored"}, (4, 8)),
         ((8, 4), 3, {"exif": "upright"}, (4, 8)),
     ],

@@ -361,7 +361,7 @@ EVIL = {
 @pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize("place", [0, HEADER])
 def test_a_tar_made_to_hang_or_to_fill_the_memory_is_refused(evil, place):
-    """CVE-2025-8194: Python's tarfile goes backwards for ever over the first of them."""
+    """CVE-2025-8194: Python's tarfile goes backwards forever over the first of them."""
     content = tar_of(TEN)
     with pytest.raises(ValueError, match=r"t\.tar is a broken tar: "):
         samples(content[:place] + EVIL[evil] + content[place:])

@@ -27,7 +27,7 @@ class ObjectStore:
     """A moto server that fails as it is told.
 
     `fault(method, path)` may return an HTTP status to answer with instead, "close" (no answer),
-    "cut" (half of the body announced) or "stall" (an answer after the client's time-out of 3 s).
+    "cut" (half of the body announced) or "stall" (an answer after the client's timeout of 3 s).
     """
 
     def __init__(self):

@@ -43,7 +43,7 @@ def test_pinned_scenes_do_not_drift():
 def test_composition_does_not_depend_on_size():
     small, large = draw_scene(5, 7, 48), draw_scene(5, 7, 240)
     assert small.caption == large.caption and small.things == large.things
-    again = large.label[2::5, 2::5]  # the centre of each 5×5 block
+    again = large.label[2::5, 2::5]  # the center of each 5×5 block
     assert (again == small.label).mean() > 0.97
 
 

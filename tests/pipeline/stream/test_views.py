@@ -34,7 +34,7 @@ def test_without_augmentation_it_is_the_resized_image(image):
 
 def test_wide_images_are_cut_to_the_widest_ratio():
     wide = Image.new("RGB", (400, 30))
-    wide.paste((255, 0, 0), (180, 0, 220, 30))  # 40 = 30 · 4/3 wide, centred
+    wide.paste((255, 0, 0), (180, 0, 220, 30))  # 40 = 30 · 4/3 wide, centered
     off = views.view(wide, hash_numbers(0), size=16, crop_scale=(1.0, 1.0), flip=False)
     assert (off[..., 0] == 255).all()
 
