@@ -6,59 +6,34 @@ with a URL list (dead links and useless captions included), and two benchmarks f
 Light: Pillow and numpy; about 600 scenes/s/core at 96 pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from codeseg.pipeline.engine.storage import write_file
-from codeseg.pipeline.storybook.things import COLOURS, THINGS, Colour, Pen, shade
+from codeseg.pipeline.storybook.things import THINGS, WORLD, Colour, draw_thing, shade
 
 THING_NAMES = tuple(THINGS)
-GROUNDS: dict[str, Colour] = {
-    "sky": (150, 200, 240),
-    "sea": (40, 110, 170),
-    "grass": (120, 185, 90),
-    "sand": (232, 208, 150),
-    "snow": (232, 238, 246),
-    "road": (112, 112, 120),
-}
+GROUNDS: dict[str, Colour] = WORLD["grounds"]
 CLASSES = THING_NAMES + tuple(GROUNDS)
 """Label map values: things first, then grounds; every pixel has one."""
+USELESS: list[str] = WORLD["captions"]["useless"]
 
 TRAIN_SEED = 1  # the captioned pictures a user downloads
 CLIP_SEED = 2  # the pictures the tiny CLIP was trained on
 DEV_SEED = 3  # for choosing recipes
 BENCHMARK_SEEDS = {"storybook_things": 11, "storybook_scenes": 12}  # held out, never trained on
 
+T = TypeVar("T")
 SIZE = 96  # pixels
 SUPERSAMPLE = 3  # odd, so that a label pixel is the center of its 3×3 block
 
-# What lies behind, from top to bottom, and where each band starts (share of the height).
-LAYOUTS: tuple[tuple[tuple[str, float], ...], ...] = (
-    (("sky", 0.0), ("grass", 0.5)),
-    (("sky", 0.0), ("sea", 0.45)),
-    (("sky", 0.0), ("sand", 0.5)),
-    (("sky", 0.0), ("snow", 0.45)),
-    (("sky", 0.0), ("sea", 0.35), ("sand", 0.65)),
-    (("sky", 0.0), ("grass", 0.4), ("road", 0.68)),
-    (("sky", 0.0), ("sand", 0.42), ("road", 0.7)),
-    (("sky", 0.0), ("snow", 0.4), ("road", 0.7)),
-    (("sky", 0.0), ("grass", 0.4), ("sea", 0.68)),
-    (("grass", 0.0), ("road", 0.5)),
-    (("sea", 0.0), ("sand", 0.5)),
-    (("sea", 0.0), ("grass", 0.55)),
-    (("snow", 0.0), ("sea", 0.5)),
-    (("sky", 0.0),),
-    (("sea", 0.0),),
-    (("grass", 0.0),),
-    (("sand", 0.0),),
-    (("snow", 0.0),),
-    (("road", 0.0),),
-)
-LIKES = {"air": ("sky",), "water": ("sea",), "land": ("grass", "sand", "snow", "road")}
+Layout = Sequence[tuple[str, float]]
+"""Grounds from top to bottom, and where each begins (share of the height)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +68,7 @@ def draw_scene(seed: int, index: int, size: int = SIZE) -> Scene:
         size: side of the picture, pixels; the composition does not depend on it.
     """
     rng = np.random.Generator(np.random.PCG64([seed, index]))
-    layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
+    layout: Layout = _pick(rng, WORLD["layouts"])
     things = _compose(rng, layout)
     caption = _caption(rng, things, tuple(name for name, _ in layout))
     jitter = rng.integers(-3, 4, size=(len(layout), 2))
@@ -104,21 +79,20 @@ def draw_scene(seed: int, index: int, size: int = SIZE) -> Scene:
     return Scene(image, label, caption, things, grounds)
 
 
-def _compose(rng: np.random.Generator, layout: tuple[tuple[str, float], ...]) -> tuple[Placed, ...]:
+def _compose(rng: np.random.Generator, layout: Layout) -> tuple[Placed, ...]:
     """Choose things and places; the later ones stand in front."""
     count = int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.35, 0.32, 0.18, 0.10]))
     placed: list[Placed] = []
     for _ in range(count):
-        name = THING_NAMES[int(rng.integers(len(THING_NAMES)))]
+        name = _pick(rng, THING_NAMES)
         if placed and rng.random() < 0.12:
             name = placed[-1].name  # two of a kind, for plurals
         thing = THINGS[name]
-        colour = thing.colours[int(rng.integers(len(thing.colours)))]
+        colour = _pick(rng, thing["colours"])
         extent = float(rng.uniform(0.36, 0.62) if count == 1 else rng.uniform(0.26, 0.48))
-        liked = [band for band in layout if band[0] in LIKES[thing.place]]
+        liked = [band for band in layout if band[0] in WORLD["likes"][thing["place"]]]
         # Three in four where they belong: a boat on the road is a boat all the same.
-        bands = liked if liked and rng.random() < 0.75 else list(layout)
-        ground, _top = bands[int(rng.integers(len(bands)))]
+        ground, _ = _pick(rng, liked if liked and rng.random() < 0.75 else layout)
         x, y = _free_place(rng, layout, ground, extent, placed)
         placed.append(Placed(name, colour, x, y, extent, ground))
     return tuple(sorted(placed, key=lambda thing: thing.y + thing.extent / 2))
@@ -126,7 +100,7 @@ def _compose(rng: np.random.Generator, layout: tuple[tuple[str, float], ...]) ->
 
 def _free_place(
     rng: np.random.Generator,
-    layout: tuple[tuple[str, float], ...],
+    layout: Layout,
     ground: str,
     extent: float,
     placed: list[Placed],
@@ -152,7 +126,7 @@ def _free_place(
 
 def _paint(
     size: int,
-    layout: tuple[tuple[str, float], ...],
+    layout: Layout,
     things: tuple[Placed, ...],
     jitter: np.ndarray,
     marks: np.ndarray,
@@ -168,10 +142,8 @@ def _paint(
         _texture(pens[0], ground, side, max(left, right), round(tops[band + 1] * side), marks)
     for thing in things:
         centre = (thing.x * side, thing.y * side)
-        half = thing.extent * side / 2
-        mirror = round(thing.x * 1000) % 2 == 1
-        pen = Pen(*pens, THING_NAMES.index(thing.name), *centre, half, mirror)
-        THINGS[thing.name].draw(pen, COLOURS[thing.colour])
+        half, mirror = thing.extent * side / 2, round(thing.x * 1000) % 2 == 1
+        draw_thing(*pens, thing.name, thing.colour, centre, half, mirror)
     small = picture.resize((size, size), Image.Resampling.BOX)
     start = SUPERSAMPLE // 2
     return small, np.array(label)[start::SUPERSAMPLE, start::SUPERSAMPLE].copy()
@@ -223,57 +195,37 @@ def _texture(
             pen.ellipse([x, y, round(x + reach), round(y + reach / 2)], fill=tone)
 
 
-USELESS = (
-    "click to enlarge the picture",
-    "photo by the author",
-    "image not available",
-    "download free wallpaper",
-    "for sale , free shipping",
-    "img 2041 jpg",
-)
-PLACES = {
-    "sky": ("in the sky", "under a clear sky", "against the sky"),
-    "sea": ("on the sea", "at sea", "in the sea"),
-    "grass": ("on the grass", "in the green grass"),
-    "sand": ("on the sand", "on the sandy beach"),
-    "snow": ("in the snow", "on the snow"),
-    "road": ("on the road", "by the road"),
-}
-ALONE = ("{a}", "{}", "a picture of {a}", "a photo of {a}", "my drawing of {a}", "one {}")
-GROUND_ONLY = ("the {}", "{}", "a view of the {}", "only {} as far as you can see")
-JOINS = (" and ", " next to ", " with ", " near ", " beside ", " behind ")
-
-
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
 def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tuple[str, ...]) -> str:
     """Return a caption as people write them: mostly right, rarely complete, sometimes useless."""
-    luck = rng.random()
+    say, luck = WORLD["captions"], rng.random()
     if luck < 0.02:
-        return _pick(rng, USELESS)
+        return str(_pick(rng, USELESS))
     if luck < 0.05:  # somebody else's caption
-        return f"a {_pick(rng, THING_NAMES)} {_pick(rng, PLACES[_pick(rng, tuple(GROUNDS))])}"
+        return f"a {_pick(rng, THING_NAMES)} {_pick(rng, say['places'][_pick(rng, list(GROUNDS))])}"
     if not things or luck < 0.12:
         first, *rest = rng.permutation(list(grounds))
         if rest and luck > 0.09:
             return f"{first} and {rest[0]}"
-        return _pick(rng, GROUND_ONLY).format(first)
+        return str(_pick(rng, say["ground_only"]).format(first))
     order = [things[int(i)] for i in rng.permutation(len(things))]
     if luck < 0.34:
         name = _named(rng, order[0], colour=luck > 0.26)
-        return _pick(rng, ALONE).format(name, a=_article(name))
+        return str(_pick(rng, say["alone"]).format(name, a=_article(name)))
     said = order[: 1 + int(rng.integers(len(order)))]
     names = [thing.name for thing in things]
     twin = next((name for name in names if names.count(name) > 1), None)
     if twin and luck < 0.75:
-        text = f"two {THINGS[twin].plural}"
+        text = f"two {THINGS[twin]['plural']}"
         said = [thing for thing in order if thing.name == twin]
     else:
-        text = _pick(rng, JOINS).join(_article(_named(rng, t, rng.random() < 0.4)) for t in said)
+        join = _pick(rng, say["joins"])
+        text = join.join(_article(_named(rng, t, rng.random() < 0.4)) for t in said)
     if luck < 0.85:
-        text += " " + _pick(rng, PLACES[said[-1].ground])
+        text += " " + _pick(rng, say["places"][said[-1].ground])
     return text + (" ." if luck > 0.95 else "")
 
 
