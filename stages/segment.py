@@ -42,8 +42,9 @@ def segment(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
     formats: Annotated[
-        list[str], typer.Option("--format", help="png | coco | yolo, or several: png,coco.")
-    ] = ["png"],  # noqa: B006 - typer copies it
+        list[str] | None,
+        typer.Option("--format", help="png | coco | yolo, or several (default: png)."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")
     ] = False,
@@ -73,6 +74,7 @@ def segment(
 
     console = Console()
     things = wanted_words(text, text_file, classes_from, background)
+    images, chosen = split_formats(images, formats)
     paths = find_images(images)
     settings = prediction_settings(method, assignments)
     if threshold is not None:
@@ -80,7 +82,6 @@ def segment(
         settings |= {f"{kind}_threshold": str(threshold) for kind in ("background", "probability")}
     places = dict(zip(map(str, paths), folder_names(paths), strict=True))
     names, opened = [thing[0] for thing in things], deque[str]()
-    chosen = [name.strip() for each in formats for name in each.split(",")]
     with ResultFolder(out, names, chosen, list(places.values()), overwrite=overwrite) as folder:
         segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device=device)
         settings = segmenter.settings.record()
@@ -129,6 +130,25 @@ def wanted_words(
     return read_words(typed, background)
 
 
+def split_formats(images: list[str], formats: list[str] | None) -> tuple[list[str], list[str]]:
+    """Return the pictures and the formats; of `--format png coco` coco comes among the pictures.
+
+    Raises:
+        ValueError: a name may be either.
+    """
+    from codeseg.model.results.files import PACKAGES
+
+    if formats is None:
+        return images, ["png"]
+    more = [name for name in images if name in PACKAGES]
+    for name in more:
+        if Path(name).exists():
+            line = f"{name} is a format, and also here: write ./{name}, or --format png,{name}"
+            raise ValueError(line)
+    chosen = [name.strip() for each in formats for name in each.split(",")]
+    return [name for name in images if name not in more], chosen + more
+
+
 def find_images(given: Sequence[str]) -> list[Path]:
     """Return the named files, those in named folders and those that match globs, in order.
 
@@ -138,7 +158,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
     """
     found = list(dict.fromkeys(path for name in given for path in _expand(name)))
     if not found:
-        raise FileNotFoundError(f"no image in {', '.join(given)}")
+        raise FileNotFoundError(f"no image in {', '.join(given) or 'the command'}")
     for path in found:
         if not path.exists():
             raise FileNotFoundError(f"there is no picture {path}: check the name and the folder")

@@ -14,6 +14,7 @@ from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.pictures.overlay import colours, edges, overlay
 from codeseg.stages.cli import app
+from codeseg.stages.segment import split_formats
 from tests.helpers.toy_benchmark import TINY_CLIP
 
 
@@ -69,7 +70,7 @@ def test_every_picture_gets_its_files_and_a_row(tmp_path, photos, run):
 def test_every_format_in_one_run_and_none_overwritten(tmp_path, photos, run):
     out = tmp_path / "out"
     words = (photos, "--text", "dog, red car", "--run", run, "--out", out)
-    done = segment(*words, "--format", "png,coco", "--format", "yolo")
+    done = segment("--format", "png", "coco", "--format", "yolo", *words)
     assert done.exit_code == 0, done.output
     coco = json.loads((out / "coco.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == [
@@ -80,6 +81,21 @@ def test_every_format_in_one_run_and_none_overwritten(tmp_path, photos, run):
     assert isinstance(refused.exception, ValueError) and "--overwrite" in str(refused.exception)
     assert segment(*words, "--overwrite").exit_code == 0
     assert not (out / "coco.json").exists() and (out / "segments.json").exists()
+
+
+def test_formats_may_stand_apart_by_spaces_commas_or_repeats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for images, formats in (
+        (["a.jpg", "coco", "yolo"], ["png"]),
+        (["a.jpg"], ["png, coco,yolo"]),
+        (["coco", "a.jpg", "yolo"], ["png"]),
+    ):
+        assert split_formats(images, formats) == (["a.jpg"], ["png", "coco", "yolo"])
+    assert split_formats(["coco"], None) == (["coco"], ["png"])  # a folder of this name
+    (tmp_path / "coco").mkdir()
+    with pytest.raises(ValueError, match=r"coco is a format, and also here: write \./coco"):
+        split_formats(["a.jpg", "coco"], ["png"])
+    assert split_formats(["./coco"], ["png"]) == (["./coco"], ["png"])
 
 
 def test_globs_classes_of_a_benchmark_and_the_same_name_twice(tmp_path, photos, run):
