@@ -5,6 +5,7 @@
     CHECKPOINT/README.md              a model card made from config.json
     CHECKPOINT/optimizer.safetensors  to resume only: optimizer state by parameter name
     CHECKPOINT/state.json             to resume only: step, data position
+    RUN/settings.toml                 prediction settings, written by whoever chose them; pushed too
 
 A checkpoint appears whole or not at all: it is written under a temporary name beside its place,
 flushed to disk, then renamed.
@@ -33,7 +34,7 @@ from codeseg.model.code.config import CoDeConfig
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ANYWHERE = "THIS FOLDER OR ITS HUB ID"  # in a card that does not know where it will lie
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER, STATE, SETTINGS = "optimizer.safetensors", "state.json", "settings.toml"
 _TEMPORARY = ".incomplete-"
 
 
@@ -132,12 +133,19 @@ def locate(place: str | Path) -> Path:
         )
     try:
         with hub_or_cache():
-            return Path(snapshot_download(str(place), allow_patterns=[MODEL, CONFIG, CARD]))
+            wanted = [MODEL, CONFIG, CARD, SETTINGS]
+            return Path(snapshot_download(str(place), allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{place} is neither a checkpoint's folder nor a model that the hub gives ({reason})"
         ) from None
+
+
+def find_settings(folder: Path) -> Path | None:
+    """Return settings.toml of a checkpoint's folder, else of the RUN that it lies in, else None."""
+    places = [folder, *([folder.parents[1]] if folder.parent.name == "checkpoints" else [])]
+    return next((p / SETTINGS for p in places if (p / SETTINGS).is_file()), None)
 
 
 def push_to_hub(place: str | Path, repository: str, *, private: bool = False) -> str:
@@ -157,6 +165,9 @@ def push_to_hub(place: str | Path, repository: str, *, private: bool = False) ->
     folder = locate(place)
     card = (folder / CARD).read_text().replace(ANYWHERE, repository)
     added = [CommitOperationAdd(name, folder / name) for name in (MODEL, CONFIG)]
+    if settings := find_settings(folder):
+        added.append(CommitOperationAdd(SETTINGS, settings))
+        card += f"\nPrediction settings:\n\n```toml\n{settings.read_text().strip()}\n```\n"
     added.append(CommitOperationAdd(CARD, card.encode()))
     api = HfApi()
     try:

@@ -25,7 +25,7 @@ SIMILAR = 0.4
 SHARPNESS = 3.0
 CLASS_TOKEN = 0.3
 """Share of the class token that is added to every patch."""
-FEWEST_BLOCKS = 6
+FEWEST_BLOCKS = 6  # of a CLIP; `Segmenter` refuses others
 
 
 def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
@@ -40,13 +40,8 @@ def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: 
 
     Returns:
         Tokens (B, P, D) before ln_post; no residual, no MLP.
-
-    Raises:
-        ValueError: the CLIP has fewer than six blocks.
     """
     blocks = len(states)
-    if blocks < FEWEST_BLOCKS:
-        raise ValueError(f"scclip needs a CLIP of at least {FEWEST_BLOCKS} blocks, not {blocks}")
     early, middle, late = (round(twelfths * blocks / 12) for twelfths in (4, 9, 10))
     class_B1D, patches_BQD = states[-1][:, :1], states[-1][:, 1:]
     flagged_BQ = torch.stack([outliers(x) for x in patches_BQD])

@@ -24,6 +24,7 @@ from codeseg.model.checkpoint import load_model
 from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import template_embeddings
+from codeseg.model.clip.sc_clip import FEWEST_BLOCKS
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.device import choose_device
 from codeseg.model.inference.background import choose_background
@@ -50,6 +51,7 @@ from codeseg.model.inference.settings import (
     PredictionSettings,
     default_method,
     lexicon,
+    run_settings,
 )
 from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
 from codeseg.model.inference.vocabulary import BACKGROUND, Thing, Words, read_words
@@ -117,10 +119,17 @@ class Segmenter:
         """
         self.clip = clip
         self.code = code
-        method = default_method(code, clip.name)
+        self.recorded: Mapping[str, Any] = {}  # for the run, as `open` found them
+        method = "code" if code else default_method(None, clip.name)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
         _refuse_untrained(self.settings, code is not None and code.config.masks)
+        dense = (self.settings.masks_by, self.settings.knowledge_dense)
+        if "scclip" in dense and clip.layers < FEWEST_BLOCKS:
+            raise ValueError(
+                f"scclip needs a CLIP of at least {FEWEST_BLOCKS} blocks, {clip.name} has "
+                f"{clip.layers}: name another method, such as naclip"
+            )
 
     @classmethod
     def open(
@@ -138,7 +147,8 @@ class Segmenter:
         Args:
             run: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id;
                 None: a CLIP alone.
-            settings: fields of PredictionSettings that replace those recorded for the CLIP.
+            settings: fields of PredictionSettings that replace those recorded for the CLIP or, in
+                settings.toml, for the run.
             protocol: fields that a protocol gives, for a CLIP of 224 pixels (see `for_clip`).
             clip: without a run, the CLIP (see `FrozenClip.load`); None: ViT-B-16, fetched once from
                 the hub; "storybook": the embedded one, for drawings.
@@ -148,6 +158,8 @@ class Segmenter:
         Raises:
             ValueError: there is no checkpoint, its CLIP cannot be had, or a setting makes no sense.
         """
+        if run is not None and clip is not None:
+            raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
         name = clip or PHOTOGRAPHS
         changes = {"method": default_method(run, name), **(settings or {})}
         wanted = override(PredictionSettings(), changes)  # refused before anything is loaded
@@ -155,13 +167,14 @@ class Segmenter:
         place = choose_device(device)
         if run is None:
             weights = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
-            code, frozen = None, FrozenClip.load(name, weights, place)
+            code, frozen, recorded = None, FrozenClip.load(name, weights, place), {}
         else:
-            if clip is not None:
-                raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
             code = load_model(run, place, pretrained).eval().requires_grad_(False)
-            frozen = code.clip
-        return cls(frozen, code, PredictionSettings.for_clip(frozen, protocol, **changes))
+            frozen, recorded = code.clip, run_settings(run)
+        chosen = PredictionSettings.for_clip(frozen, protocol, recorded, **changes)
+        segmenter = cls(frozen, code, chosen)
+        segmenter.recorded = recorded
+        return segmenter
 
     @classmethod
     def from_pretrained(cls, run: str | Path, **options: Any) -> Self:

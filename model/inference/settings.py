@@ -3,15 +3,17 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
+from codeseg.model.checkpoint import find_settings, locate
 from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import CUSTOM_TEMPLATES, TEMPLATES
 from codeseg.model.clip.weights import WEIGHTS
 from codeseg.model.inference.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
 from codeseg.model.inference.pamr import DILATIONS
-from codeseg.model.override import override
+from codeseg.model.override import closest, override
 from codeseg.model.pictures.resize import RESIZES
 from codeseg.model.regions.config import Grouping, Method
 
@@ -126,14 +128,19 @@ class PredictionSettings:
 
     @classmethod
     def for_clip(
-        cls, clip: FrozenClip, protocol: Mapping[str, Any] | None = None, **changes: Any
+        cls,
+        clip: FrozenClip,
+        protocol: Mapping[str, Any] | None = None,
+        recorded: Mapping[str, Any] | None = None,
+        **changes: Any,
     ) -> Self:
-        """Return a CLIP's defaults, then the protocol's, then its recorded ones, then the changes.
+        """Return a CLIP's defaults, then the protocol's, then the recorded ones, then the changes.
 
         The defaults are a picture and window of twice the CLIP's native size and half a step; a
         protocol's pixels are for a CLIP of 224 and scaled to this one. What was recorded as best
-        for the embedded CLIP holds under protocol code only, for CLIPs of photographs
-        (weights/photographs.toml) where no protocol is named.
+        for the embedded CLIP, and then for a run (`recorded`, from `read_settings`), holds under
+        protocol code only, for CLIPs of photographs (weights/photographs.toml) where no protocol
+        is named.
 
         Raises:
             ValueError: a change names no setting, or its value has another type.
@@ -149,11 +156,13 @@ class PredictionSettings:
         )
         chosen = dict(protocol or {})
         if protocol is None and clip.pretrained != EMBEDDED:
-            chosen = _read("photographs").get(method, {})
+            chosen = read_settings(WEIGHTS / "photographs.toml").get(method, {})
         for key in chosen.keys() & set(SIDES):
             chosen[key] = round(chosen[key] * clip.image_size / 224)
-        if clip.pretrained == EMBEDDED and chosen.get("protocol", "code") == "code":
-            chosen |= for_method(_read(EMBEDDED), method)
+        if chosen.get("protocol", "code") == "code":
+            if clip.pretrained == EMBEDDED:
+                chosen |= for_method(read_settings(WEIGHTS / f"{EMBEDDED}.toml"), method)
+            chosen |= for_method(recorded or {}, method)
         return override(defaults, chosen | changes)
 
     def record(self) -> dict[str, Any]:
@@ -220,9 +229,22 @@ class PredictionSettings:
         _ = self.grouping  # checks itself
 
 
-def _read(name: str) -> dict[str, Any]:
-    """Return the settings recorded as best: weights/NAME.toml."""
-    return tomllib.loads((WEIGHTS / f"{name}.toml").read_text())
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return recorded settings: a TOML file of settings, and of tables that hold for one method.
+
+    Raises:
+        ValueError: it is no TOML, or names what is no setting or no method.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        named = [key for key, value in table.items() if isinstance(value, Mapping)]
+        if unknown := set(named).difference(METHODS):
+            raise ValueError(f"[{min(unknown)}] is no method; {closest(min(unknown), METHODS)}")
+        for method in METHODS:
+            override(PredictionSettings(), for_method(table, method))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return table
 
 
 def lexicon() -> list[str]:
@@ -230,10 +252,20 @@ def lexicon() -> list[str]:
     return (WEIGHTS / "lexicon.txt").read_text().splitlines()
 
 
-def default_method(run: object, clip: str) -> str:
-    """Return the method where none is named: code with something trained, else the CLIP's best."""
+def run_settings(run: str | Path) -> dict[str, Any]:
+    """Return the settings chosen for a run: settings.toml in RUN or its checkpoint; {}: none.
+
+    Raises:
+        ValueError: there is no checkpoint, or the file is wrong.
+    """
+    path = find_settings(locate(run))
+    return {} if path is None else read_settings(path)
+
+
+def default_method(run: str | Path | None, clip: str) -> str:
+    """Return the method where none is named: the run's (code unless it says), the CLIP's best."""
     if run is not None:
-        return "code"
+        return str(run_settings(run).get("method", "code"))
     return "naclip" if clip == EMBEDDED else "scclip"
 
 

@@ -94,10 +94,9 @@ def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation
     picture, typed, background, threshold = sent
     pixels, things, settings = read(picture), split(typed), segmenter.settings
     if method != settings.method:
-        settings = PredictionSettings.for_clip(segmenter.clip, method=method)
-    if (
-        settings.score == segmenter.settings.score
-    ):  # the slider does not apply to another kind of score
+        recorded = segmenter.recorded
+        settings = PredictionSettings.for_clip(segmenter.clip, recorded=recorded, method=method)
+    if settings.score == segmenter.settings.score:  # the slider is for this kind of score
         least = float(threshold)
         settings = replace(settings, background_threshold=least, probability_threshold=least)
     by = Segmenter(segmenter.clip, segmenter.code, settings)

@@ -31,7 +31,9 @@ REPOSITORY, COMMIT = "somebody/segmenter", "0123456789abcdef0123456789abcdef0123
 LOAD = """
 import hashlib, sys
 from codeseg.model.inference.segmenter import Segmenter
-state = Segmenter.from_pretrained(sys.argv[1]).code.trainable_state_dict()
+segmenter = Segmenter.from_pretrained(sys.argv[1])
+assert segmenter.settings.stride == 24  # settings.toml
+state = segmenter.code.trainable_state_dict()
 digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
 print(digest)
 """
@@ -117,6 +119,7 @@ def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
     code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))
     folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
     save_checkpoint(folder, code, {}, version="1", optimizer={"m": torch.zeros(2)}, state={})
+    (folder / "settings.toml").write_text("stride = 24\n")
     state = load_model(folder).trainable_state_dict()
     digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in state.values())).hexdigest()
     hub = FakeHub(folder)
@@ -124,7 +127,8 @@ def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
         first = load(hub, cache)
         assert digest in first.stdout, first.stderr
         # What only resumes a run stays where it is.
-        assert sorted(hub.fetched) == ["README.md", "config.json", "model.safetensors"]
+        wanted = ["README.md", "config.json", "model.safetensors", "settings.toml"]
+        assert sorted(hub.fetched) == wanted
         unknown = load(hub, cache, "somebody/else")
         assert "somebody/else is neither a checkpoint's folder nor a model" in unknown.stderr
     finally:
@@ -190,14 +194,17 @@ class TakingHub(Served):
 @pytest.mark.slow
 def test_a_checkpoint_is_pushed_with_a_card_that_names_its_repository(tmp_path, monkeypatch):
     code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))
-    folder = tmp_path / "checkpoint"
+    folder = tmp_path / "run" / "checkpoints" / "step-000001"
     save_checkpoint(folder, code, {}, version="1", optimizer={"m": torch.zeros(2)}, state={})
+    (tmp_path / "run" / "settings.toml").write_text("stride = 24\n")
     hub = TakingHub()
     try:
         monkeypatch.setenv("HF_TOKEN", "hf_ours")
         pushed = load(hub, tmp_path / "cache", folder, REPOSITORY, program=PUSH)
         assert pushed.stdout.strip() == f"{hub.url}/{REPOSITORY}", pushed.stderr
-        assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
+        pushed_files = ["README.md", "config.json", "model.safetensors", "settings.toml"]
+        assert sorted(hub.files) == pushed_files and hub.files["settings.toml"] == b"stride = 24\n"
+        assert "stride = 24" in hub.files["README.md"].decode()
         assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
         assert f'from_pretrained("{REPOSITORY}")' in hub.files["README.md"].decode()
         monkeypatch.setenv("HF_TOKEN", "hf_other")

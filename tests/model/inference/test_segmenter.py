@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from codeseg.model.checkpoint import save_checkpoint
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.weights import WEIGHTS
 from codeseg.model.code.codecomposition import CoDe
@@ -185,6 +186,53 @@ def test_settings_that_make_no_sense_are_refused(clip, code, change, message):
 def test_method_code_needs_a_trained_model(clip):
     with pytest.raises(ValueError, match="needs a trained model"):
         Segmenter(clip, None, PredictionSettings.for_clip(clip))
+
+
+def test_sc_clip_asks_for_another_method_where_a_clip_has_too_few_blocks(clip):
+    with pytest.raises(ValueError, match=r"6 blocks, .* has 2: name another method, such as nac"):
+        Segmenter(clip)
+    assert Segmenter(clip, settings=PredictionSettings.for_clip(clip, method="naclip"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    code = CoDe(FrozenClip.load("storybook", "storybook"), CoDeConfig(context_tokens=4))
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "step-000001", code, {}, version="0")
+    return tmp_path / "run"
+
+
+def test_settings_recorded_in_a_run_hold_wherever_it_is_opened(run):
+    assert Segmenter.open(run).settings.background_threshold == 0.5  # the embedded CLIP's
+    recorded = 'method = "naclip"\nstride = 24\n[naclip]\nbackground_threshold = 0.25\n'
+    (run / "settings.toml").write_text(recorded + "[code]\nbackground_threshold = 0.75\n")
+    for place in (run, run / "checkpoints" / "step-000001"):
+        settings = Segmenter.open(place).settings
+        assert (settings.method, settings.stride) == ("naclip", 24)
+        assert (settings.background_threshold, settings.window) == (0.25, 96)
+    given = Segmenter.open(run, {"method": "code", "stride": 12}).settings
+    assert (given.background_threshold, given.stride) == (0.75, 12)
+    protocol = load_protocol("sclip").settings_for(load_benchmark("voc"))
+    published = Segmenter.open(run, protocol=protocol).settings
+    assert published.background_threshold == PredictionSettings.background_threshold
+    (run / "settings.toml").unlink()
+    inside = run / "checkpoints" / "step-000001" / "settings.toml"  # as it comes from the hub
+    inside.write_text("stride = 16\n")
+    assert Segmenter.open(inside.parent).settings.stride == 16
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("strid = 3", r"settings\.toml: unknown setting strid: did you mean stride"),
+        ("[cod]\nstride = 3", r"settings\.toml: \[cod\] is no method; did you mean code"),
+        ("[naclip]\nstride = true", r"settings\.toml: setting stride is a whole number"),
+        ("stride", r"settings\.toml: "),
+    ],
+)
+def test_a_run_whose_settings_are_wrong_is_refused_by_the_files_name(run, written, message):
+    (run / "settings.toml").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        Segmenter.open(run)
 
 
 @pytest.mark.slow
