@@ -1,14 +1,17 @@
 """The Space: the same page, from the wheel of this very version."""
 
 import ast
+import json
 import runpy
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from codeseg.stages.browser.serve import PageBlocks
+from tests.model.clip.test_hub import load, small_default
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "deploy" / "space"
@@ -46,3 +49,33 @@ def test_it_serves_the_page_to_the_proxy_of_its_container(monkeypatch):
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     ((page, host, port),) = served
     assert isinstance(page, PageBlocks) and (host, port) == ("0.0.0.0", 7860)
+
+
+SPACE_STARTS = """
+import json, runpy, sys
+import open_clip
+open_clip.add_model_config(sys.argv[1])  # a small one by the default's name
+from codeseg.stages.browser import page, serve
+built, build = [], page.build
+page.build = lambda segmenter: built.append(segmenter) or build(segmenter)
+serve.serve = lambda page, host, port: print(host, port)
+serve.PageBlocks.block_thread = lambda self: None
+runpy.run_path(sys.argv[2], run_name="__main__")
+(segmenter,) = built
+print(json.dumps([segmenter.clip.name, segmenter.clip.pretrained, segmenter.settings.method]))
+"""
+
+
+@pytest.mark.slow
+def test_without_variables_it_starts_with_the_default_that_the_hub_gives(tmp_path, monkeypatch):
+    for name in ("RUN", "CLIP", "METHOD"):
+        monkeypatch.delenv(f"CODESEG_{name}", raising=False)
+    hub = small_default(tmp_path)
+    try:
+        space = load(hub, tmp_path / "cache", tmp_path, SPACE / "app.py", program=SPACE_STARTS)
+    finally:
+        hub.stop()
+    assert space.returncode == 0, space.stderr
+    assert "fetching ViT-B-16/openai once, " in space.stderr
+    place, opened = space.stdout.splitlines()
+    assert place == "0.0.0.0 7860" and json.loads(opened) == ["ViT-B-16", "openai", "scclip"]

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.pictures.overlay import colours, edges, overlay
+from codeseg.pipeline.storybook.scenes import DEV_SEED, THING_NAMES, draw_scene
 from codeseg.stages.cli import app
 from codeseg.stages.segment import split_formats
 from tests.helpers.toy_benchmark import TINY_CLIP
@@ -81,6 +83,49 @@ def test_every_format_in_one_run_and_none_overwritten(tmp_path, photos, run):
     assert isinstance(refused.exception, ValueError) and "--overwrite" in str(refused.exception)
     assert segment(*words, "--overwrite").exit_code == 0
     assert not (out / "coco.json").exists() and (out / "segments.json").exists()
+
+
+@pytest.mark.slow
+def test_ten_pictures_in_every_format_are_read_back_by_its_own_reader(tmp_path):
+    coco_api, supervision = (
+        pytest.importorskip("pycocotools.coco"),
+        pytest.importorskip("supervision"),
+    )
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for index in range(10):
+        name, size = f"{index:02d}.{('png', 'jpg', 'webp')[index % 3]}", 60 + 7 * index
+        draw_scene(DEV_SEED, index, size).image.save(photos / name)
+    things = list(THING_NAMES)
+    words = ("--clip", "storybook", "--text", ", ".join(things))
+    done = segment(photos, *words, "--format", "png", "coco", "yolo", "--out", out)
+    assert done.exit_code == 0, done.output
+    written = {p.stem: np.asarray(Image.open(out / p.stem / "label.png")) for p in photos.iterdir()}
+    rows = json.loads((out / "segments.json").read_text())["images"]
+    assert [row["folder"] for row in rows] == sorted(written) and len(rows) == 10
+    for row in rows:
+        label = written[row["folder"]]
+        assert label.shape == (row["height"], row["width"])
+        for k, part in enumerate(row["segments"], start=1):
+            assert part["area"] == (label == k).mean()
+            assert Image.open(out / row["folder"] / part["mask"]).size == label.shape[::-1]
+    coco = coco_api.COCO(out / "coco.json")
+    for image in coco.loadImgs(coco.getImgIds()):
+        label = np.zeros((image["height"], image["width"]), np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
+            label[coco.annToMask(annotation) > 0] = annotation["category_id"]
+        assert np.array_equal(label, written[Path(image["file_name"]).stem])
+    folders = [str(place) for place in (photos, out / "labels", out / "data.yaml")]
+    found = supervision.DetectionDataset.from_yolo(*folders, force_masks=True)
+    assert found.classes == things and len(found) == 10
+    for path, _, detections in found:
+        label = written[Path(path).stem]
+        masks = np.zeros((0, *label.shape), bool) if detections.mask is None else detections.mask
+        for k in range(len(things)):
+            drawn = np.asarray(masks)[detections.class_id == k].any(0)
+            assert drawn[label == k + 1].all()  # nothing is lost
+            assert (drawn & (label != k + 1)).mean() < 0.02  # the cuts to holes, a pixel wide
+    assert len(np.unique(np.concatenate([label.ravel() for label in written.values()]))) > 4
 
 
 def test_formats_may_stand_apart_by_spaces_commas_or_repeats(tmp_path, monkeypatch):

@@ -223,17 +223,22 @@ main()
 """
 
 
-@pytest.mark.slow
-def test_segment_fetches_its_default_model_once_and_is_offline_afterwards(tmp_path):
+def small_default(tmp_path):
+    """A hub that gives a small CLIP by the default's name; its config is tmp_path/ViT-B-16.json."""
     deep = {**TINY_CLIP["vision_cfg"], "layers": 6}  # as many blocks as scclip reads
     (tmp_path / "ViT-B-16.json").write_text(json.dumps({**TINY_CLIP, "vision_cfg": deep}))
     clip = FrozenClip.load(str(tmp_path / "ViT-B-16.json"), "random:1").clip
     (tmp_path / "hub").mkdir()
     halves = {name: tensor.half() for name, tensor in clip.state_dict().items()}
     save_file(halves, tmp_path / "hub" / "open_clip_model.safetensors")
+    return FakeHub(tmp_path / "hub", "timm/vit_base_patch16_clip_224.openai")
+
+
+@pytest.mark.slow
+def test_segment_fetches_its_default_model_once_and_is_offline_afterwards(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    hub = FakeHub(tmp_path / "hub", "timm/vit_base_patch16_clip_224.openai")
+    hub = small_default(tmp_path)
 
     def segment(out, cache):
         words = ["segment", tmp_path / "photo.png", "--text", "dog, red car", "--device", "cpu"]
