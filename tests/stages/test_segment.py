@@ -13,6 +13,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter
+from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.pictures.overlay import colours, edges, overlay
 from codeseg.pipeline.storybook.scenes import DEV_SEED, THING_NAMES, draw_scene
 from codeseg.stages.cli import app
@@ -211,8 +212,9 @@ def test_word_segments_name_every_word_once_and_sum_to_at_most_one(run):
         assert label == expected
     with pytest.raises(ValueError, match="1 to 75 tokens"):
         segmenter.word_segments("dog " * 90, ["dog"])
+    naclip = PredictionSettings.for_clip(segmenter.clip, method="naclip")
     with pytest.raises(ValueError, match="need a trained model"):
-        Segmenter(segmenter.clip).word_segments("a dog", ["dog"])
+        Segmenter(segmenter.clip, settings=naclip).word_segments("a dog", ["dog"])
 
 
 def test_overlay_paints_classes_leaves_background_and_outlines():
