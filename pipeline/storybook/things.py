@@ -39,7 +39,7 @@ def draw_thing(
         picture: RGB.
         label: gets the thing's class number.
         name: of THINGS.
-        colour: of the world's colours.
+        colour: of the world's colors.
         centre: x and y, pixels.
         half: half the extent, pixels.
         mirror: swap left and right.
