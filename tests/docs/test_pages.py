@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from codeseg import PUBLIC
+from codeseg.model.inference.settings import read_settings
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.manifests import load_manifest, parse_manifest
 from codeseg.stages.cli import COMMANDS, load_command
@@ -135,10 +136,12 @@ def test_every_block_says_its_language(page):
     "text", [block.text for block in BLOCKS if block.language == "toml"], ids=lambda text: text[:20]
 )
 def test_every_manifest_of_a_page_is_right(text, tmp_path):
+    path: Path = tmp_path / "page.toml"
+    path.write_text(text)
     if "classes" in tomllib.loads(text):
-        path: Path = tmp_path / "page.toml"
-        path.write_text(text)
         assert load_benchmark(path).texts
+    elif "name" not in tomllib.loads(text):
+        assert read_settings(path)  # of a run
     else:
         assert parse_manifest(text.encode(), "page").columns is not None
 
