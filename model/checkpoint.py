@@ -1,13 +1,13 @@
-"""Checkpoints: what was trained, as safetensors beside a config.json and a model card; no pickle.
+"""Checkpoints: the trained tensors as safetensors, a config.json and a model card; no pickle.
 
     CHECKPOINT/model.safetensors      trained tensors only, names as in CoDe.trainable_state_dict
-    CHECKPOINT/config.json            {"codeseg": version, "clip", "model", "train"}: what made it
+    CHECKPOINT/config.json            {"codeseg": version, "clip", "model", "train"}: its settings
     CHECKPOINT/README.md              a model card made from config.json
     CHECKPOINT/optimizer.safetensors  to resume only: optimizer state by parameter name
     CHECKPOINT/state.json             to resume only: step, data position
     RUN/settings.toml                 prediction settings, written by whoever chose them; pushed too
 
-A checkpoint appears whole or not at all: it is written under a temporary name beside its place,
+A checkpoint appears whole or not at all: it is written under a temporary name in the same folder,
 flushed to disk, then renamed.
 """
 
@@ -33,14 +33,14 @@ from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-ANYWHERE = "THIS FOLDER OR ITS HUB ID"  # in a card that does not know where it will lie
+ANYWHERE = "THIS FOLDER OR ITS HUB ID"  # in a card that does not know its future location
 OPTIMIZER, STATE, SETTINGS = "optimizer.safetensors", "state.json", "settings.toml"
 _TEMPORARY = ".incomplete-"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back; tensors on the CPU."""
+    """A loaded checkpoint; tensors on the CPU."""
 
     folder: Path
     config: dict[str, Any]
@@ -57,10 +57,10 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder: the whole of it or nothing.
+    """Write a checkpoint folder, whole or not at all.
 
     Args:
-        folder: where it shall be, not there yet; its parent is made.
+        folder: must not exist yet; its parent is made.
         code: the model; only `trainable_state_dict()` is written.
         train: the training settings, for the record.
         version: codeseg's version.
@@ -69,8 +69,8 @@ def save_checkpoint(
         state: small JSON values, to resume from.
 
     Raises:
-        OSError: when the disk is full or not writable; nothing is left behind, and checkpoints
-            already there are untouched.
+        OSError: the disk is full or not writable; nothing is left behind, and existing
+            checkpoints are untouched.
     """
     config = {
         "codeseg": version,
@@ -104,14 +104,14 @@ def save_checkpoint(
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return complete checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
 
 
 def keep_last(run: Path, count: int) -> None:
     """Delete all but the newest `count` checkpoints of a run."""
     for old in checkpoints(run)[:-count]:
-        with contextlib.suppress(OSError):  # a checkpoint too many is better than a run stopped
+        with contextlib.suppress(OSError):  # one checkpoint too many is better than a stopped run
             shutil.rmtree(old)
 
 
@@ -119,7 +119,7 @@ def locate(place: str | Path) -> Path:
     """Return the folder of a checkpoint: itself, the last one of a run, or fetched by its hub id.
 
     Raises:
-        ValueError: when the folder holds no checkpoint or the hub has no such model.
+        ValueError: the folder holds no checkpoint, or the hub has no such model.
     """
     folder = Path(place)
     if (folder / MODEL).is_file():
@@ -153,8 +153,8 @@ def push_to_hub(place: str | Path, repository: str, *, private: bool = False) ->
 
     Args:
         place: a RUN folder (its last complete checkpoint) or a checkpoint folder.
-        repository: "organization/name", which is made if need be.
-        private: whether only its owner sees a new repository.
+        repository: "organization/name", created if necessary.
+        private: whether a new repository is visible to its owner only.
 
     Returns:
         The repository's address.
@@ -186,7 +186,7 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
     """Read a checkpoint's config and trained tensors.
 
     Raises:
-        ValueError: when there is none, or a file of it is damaged; names the file.
+        ValueError: there is none, or a file of it is damaged; names the file.
     """
     folder = locate(place)
     config = read_json(folder / CONFIG)
@@ -199,15 +199,15 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
 def load_model(
     place: str | Path, device: str | torch.device = "cpu", pretrained: str | None = None
 ) -> CoDe:
-    """Build CoDe from a checkpoint: the frozen CLIP by name, then what was trained.
+    """Build CoDe from a checkpoint: the frozen CLIP by name, then the trained tensors.
 
     Args:
         place: a RUN folder, a checkpoint folder or a hub id.
-        device: where to put it.
-        pretrained: the CLIP's weights, where they lie elsewhere than at training.
+        device: of the model.
+        pretrained: location of the CLIP's weights, if it has changed since training.
 
     Raises:
-        ValueError: when the CLIP cannot be had, is another one than the checkpoint was trained
+        ValueError: the CLIP is not available or is not the one that the checkpoint was trained
             with, or the tensors do not fit the model.
     """
     checkpoint = load_checkpoint(place)
@@ -230,10 +230,10 @@ def _model_config(checkpoint: Checkpoint) -> CoDeConfig:
 
 
 def restore(code: CoDe, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's tensors into a model.
+    """Load a checkpoint's tensors into a model.
 
     Raises:
-        ValueError: when names or shapes do not fit.
+        ValueError: names or shapes do not fit.
     """
     try:
         code.load_trainable_state_dict(checkpoint.tensors)
@@ -242,7 +242,7 @@ def restore(code: CoDe, checkpoint: Checkpoint) -> None:
 
 
 def clip_identity(clip: FrozenClip) -> dict[str, Any]:
-    """Return what names a frozen CLIP: its architecture, its weights, and their hash."""
+    """Return the identity of a frozen CLIP: architecture, weights, and their hash."""
     return {
         "model": clip.name,
         "pretrained": clip.pretrained,
@@ -251,10 +251,10 @@ def clip_identity(clip: FrozenClip) -> dict[str, Any]:
 
 
 def check_clip(expected: Mapping[str, Any], clip: FrozenClip, owner: str) -> None:
-    """Refuse a CLIP other than the one `owner` was made with.
+    """Refuse a CLIP other than the one that made `owner`.
 
     Raises:
-        ValueError: naming both CLIPs.
+        ValueError: names both CLIPs.
     """
     actual = clip_identity(clip)
     same = expected["weights_sha256"] == actual["weights_sha256"]
@@ -266,7 +266,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        ValueError: when it is missing or damaged.
+        ValueError: it is missing or damaged.
     """
     try:
         return load_file(path)
@@ -280,7 +280,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ValueError: when it is missing or does not parse.
+        ValueError: it is missing or does not parse.
     """
     try:
         values = json.loads(path.read_text())
@@ -294,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint: hub metadata, what it is, how to use it, how it was made."""
+    """Return a checkpoint's README.md: hub metadata, description, usage, settings and data."""
     clip, train = config["clip"], config["train"]
     digest = str(clip["weights_sha256"])[:12]
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(train.items()))
@@ -333,7 +333,7 @@ Data:
 
 
 def _spell_source(source: Mapping[str, Any]) -> str:
-    """A root as a line: its manifest, the list or files it was made from, and the selection."""
+    """Return a root as a line: its manifest, the list or files it comes from, the selection."""
     made_from = "; ".join(" ".join(map(str, entry)) for entry in source["made_from"])
     chosen = f", selection {source['selection']}" if source["selection"] else ""
     return f"- `{source['root']}`, manifest {source['manifest']}, made from {made_from}{chosen}"
@@ -345,12 +345,12 @@ def _spell(identity: Mapping[str, Any]) -> str:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Through bytes: a full disk is then an OSError, and the umask decides who may read.
+    # Written as bytes, so that a full disk is an OSError and the umask sets the permissions.
     path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
 
 def _flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -22,5 +22,5 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def is_gpu(tensor: torch.Tensor) -> bool:
-    """Return whether the forms that are best on a GPU are to be taken."""
+    """Return whether to use the forms that are fastest on a GPU."""
     return tensor.device.type == "cuda"

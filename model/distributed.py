@@ -1,6 +1,6 @@
-"""Sums and gathers over all ranks that gradients flow through; the identity on one process.
+"""Differentiable sums and gathers over all ranks; the identity on one process.
 
-Every rank computes the same global loss from what it gathered, so a tensor's gradient is the sum of
+Every rank computes the same global loss from gathered tensors, so a tensor's gradient is the sum of
 the gradients on all ranks, and DDP's average over ranks turns that into the gradient of the loss.
 """
 

@@ -1,10 +1,10 @@
 """A segmenter's networks as one graph for other programs: Segmenter in, ONNX or .pt2 out.
 
 Inputs, all float32: `image` (1, 3, H, W) normalized, sides multiples of the patch size; `classes`
-(K, C) unit embeddings of the texts; `templates` (K, C), only where the method mixes two sides.
+(K, C) unit embeddings of the texts; `templates` (K, C), only if the method mixes two branches.
 Outputs: `logits` (1, K, R, S) of the method's own masks; `masks` (1, K, R, S), 0..1, as
-`Segmenter.window_masks` gives them. H, W and K are free; R and S are 4 mask pixels a patch, or one
-for a training-free method. PAMR is left out: it is no network, and thousands of nodes unrolled.
+`Segmenter.window_masks` gives them. H, W and K are free; R and S are 4 mask pixels per patch, or
+one for a training-free method. PAMR is left out: unrolled, it would be thousands of nodes.
 
 Letters: C joint width, K texts, H W pixels, R S rows and columns of a mask, P = 1 + h·w tokens.
 """
@@ -28,25 +28,25 @@ OUTPUTS = ("logits", "masks")
 
 
 class SegmenterNetworks(nn.Module):
-    """What `Segmenter.window_masks` computes of one window, in a form that a tracer can follow."""
+    """The computation of `Segmenter.window_masks` on one window, in a traceable form."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Take the networks of a segmenter.
 
         Raises:
-            ValueError: its method has steps that are no network.
+            ValueError: its method has steps that are not networks.
         """
         super().__init__()
         settings, code = segmenter.settings, segmenter.code
         if settings.by_regions or settings.masks_by in (None, "scclip"):
             raise ValueError(
-                f"method {settings.method} groups patches by clustering or repairs them, which is "
-                "no network: export code, maskclip, sclip, clearclip or naclip"
+                f"method {settings.method} groups patches by clustering or repairs them, which "
+                "cannot be exported: choose code, maskclip, sclip, clearclip or naclip"
             )
         if settings.refinement != "none":
-            raise ValueError("refinement is no network and is not exported: leave it at none")
+            raise ValueError("refinement cannot be exported: leave it at none")
         self.settings = settings
-        # The text encoder stays outside: only what is registered goes into the file.
+        # The text encoder stays outside: only registered modules go into the file.
         self._clip = (segmenter.clip,)
         self.visual = segmenter.clip.clip.visual
         trained = code is not None and settings.masks_by == "code"
@@ -54,12 +54,12 @@ class SegmenterNetworks(nn.Module):
 
     @property
     def mixed(self) -> bool:
-        """Return whether masks of the frozen CLIP, with embeddings of their own, are mixed in."""
+        """Return whether masks of the frozen CLIP, with their own embeddings, are mixed in."""
         return self.image_segmenter is not None and self.settings.knowledge_weight > 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs, in their order."""
+        """The names of the graph's inputs, in order."""
         return INPUTS if self.mixed else INPUTS[:-1]
 
     def forward(
@@ -104,7 +104,7 @@ def inputs_of(networks: SegmenterNetworks, embeddings: TextEmbeddings) -> dict[s
 def sample(
     segmenter: Segmenter, grid: tuple[int, int], texts: int
 ) -> tuple[Tensor, TextEmbeddings]:
-    """A noise image of a patch grid and embeddings of nothing, the same for the same arguments."""
+    """Return a noise image and random embeddings, the same for the same arguments."""
     clip = segmenter.clip
     draw = torch.Generator().manual_seed(0)
     h, w = grid
@@ -121,10 +121,10 @@ def trace(segmenter: Segmenter) -> ExportedProgram:
         segmenter: on the CPU.
 
     Raises:
-        ValueError: its method has steps that are no network.
+        ValueError: its method has steps that are not networks.
     """
     networks = SegmenterNetworks(segmenter).eval()
-    image, embeddings = sample(segmenter, (9, 11), 3)  # no two sizes alike: none is taken for fixed
+    image, embeddings = sample(segmenter, (9, 11), 3)  # all sizes differ: none is taken for fixed
     named = inputs_of(networks, embeddings)
     patch = segmenter.clip.patch_size
     h, w = (Dim(name, min=2, max=LARGEST_GRID) for name in ("h", "w"))
@@ -144,7 +144,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     size = sum(4 * weight.numel() for weight in program.state_dict.values())
     if size > PROTOBUF_BYTES:
         raise ValueError(
-            f"{size / 1e9:.1f} GB of weights: an ONNX file holds 2 GB at most; take a .pt2 file"
+            f"{size / 1e9:.1f} GB of weights: an ONNX file holds 2 GB at most; write a .pt2 file"
         )
     names = list(INPUTS[: len(program.graph_signature.user_inputs)])
     model = torch.onnx.export(

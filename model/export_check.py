@@ -1,4 +1,4 @@
-"""An exported file against the segmenter it came from: the largest difference, and both speeds.
+"""An exported file compared with its segmenter: the largest difference, and both speeds.
 
 Everything runs on the CPU with torch's number of threads.
 """
@@ -51,7 +51,7 @@ def open_torch(path: Path) -> Networks:
 
 
 def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
-    """Return three patch grids: the CLIP's own, an odd oblong one, and the window's."""
+    """Return three patch grids: the CLIP's own, an odd non-square one, and the window's."""
     side = segmenter.clip.image_size // segmenter.clip.patch_size
     return (side, side), (side - 1, side + 4), (2 * side, 2 * side)
 
@@ -63,12 +63,12 @@ def largest_difference(
     """Compare logits and masks at every size with every number of `TEXTS`.
 
     Args:
-        segmenter: the eager side; its masks come from `window_masks`, as in every prediction.
-        exported: the other side.
+        segmenter: run in eager mode; its masks come from `window_masks`, as in every prediction.
+        exported: the exported networks.
         sizes: patch grids.
 
     Returns:
-        The largest absolute difference; infinite when shapes differ or a value is not a number.
+        The largest absolute difference; infinite if shapes differ or a value is not a number.
     """
     networks = SegmenterNetworks(segmenter).eval()
     worst = 0.0
@@ -89,7 +89,7 @@ def largest_difference(
 def milliseconds(
     segmenter: Segmenter, exported: Networks, grid: tuple[int, int]
 ) -> tuple[float, float]:
-    """Time one image, eager and exported in turn: the median of some runs of each."""
+    """Time one image, eager and exported alternately; return the median of some runs of each."""
     networks = SegmenterNetworks(segmenter).eval()
     image, embeddings = sample(segmenter, grid, TEXTS[-1])
     named = inputs_of(networks, embeddings)

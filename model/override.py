@@ -1,8 +1,8 @@
-"""A frozen dataclass with some of its settings replaced, each checked: `--set key=value` and files.
+"""Settings replaced in a frozen dataclass, each checked: `--set key=value` and files.
 
-In: a dataclass instance and dotted keys with values (strings, or what TOML and JSON hold).
+In: a dataclass instance and dotted keys with values (strings, or values of TOML and JSON).
 Out: a new instance whose every field has the declared type, or one ValueError line that names the
-key, what was wrong with it and what would be right.
+key, its fault and the expected value.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ Config = TypeVar("Config")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """`["train.steps=100"]` -> `{"train.steps": "100"}`.
+    """Return `{"train.steps": "100"}` for `["train.steps=100"]`.
 
     Raises:
-        ValueError: for a string without "=".
+        ValueError: a string has no "=".
     """
     parsed = {}
     for assignment in assignments:
@@ -39,7 +39,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         values: dotted key -> value.
 
     Raises:
-        ValueError: for an unknown key (with its nearest neighbors) or a value of another type.
+        ValueError: a key is unknown (the message suggests the nearest), or a value's type is wrong.
     """
     known = field_types(config)
     sections: dict[str, dict[str, Any]] = {}
@@ -69,7 +69,7 @@ def field_types(config: Any) -> dict[str, Any]:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean …?` with the names most like a word, or the list of all names."""
+    """Return `did you mean …?` with the names closest to a word, or the list of all names."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
@@ -84,7 +84,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _convert(key: str, value: Any, annotation: Any) -> Any:
-    """Read `value` as the annotated type, or say what was expected."""
+    """Return `value` as the annotated type; the error names the expected type."""
     try:
         return _as(value, annotation)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Transformer blocks of open_clip, run our way: tokens (B, L, D) in, tokens (B, L, D) out.
+"""Transformer blocks of open_clip with faster arithmetic: tokens (B, L, D) -> tokens (B, L, D).
 
-Letters: B sequences, L tokens, D width, H heads, d width of a head; P tokens that U
-sequences of M more begin with.
+Letters: B sequences, L tokens, D width, H heads, d width of a head; P tokens of a prefix that U
+sequences of M more tokens share.
 The weights stay in open_clip's `ResidualAttentionBlock`; only the arithmetic is ours. Its own
 `nn.MultiheadAttention(batch_first=True)` works on a transposed view, whose projections under bf16
 autocast become a batched product that copies the weight L times (2.5x the time of a whole step);
@@ -22,16 +22,16 @@ def heads(
     """Project tokens into queries (0), keys (1) and values (2), each (B, H, L, d).
 
     Args:
-        attention: holds the projections and the number of heads.
+        attention: has the projections and the number of heads.
         x_BLD: normed tokens.
-        first: of the three,
-        last: the one after the last wanted.
+        first: the first of the three to return.
+        last: the one after the last to return.
     """
     return _split(attention, _project(attention, x_BLD, first, last))
 
 
 def join(attention: nn.MultiheadAttention, y_BHLd: Tensor) -> Tensor:
-    """Bring what the heads attended to back into (B, L, D), through the output projection."""
+    """Join the heads' outputs into (B, L, D) by the output projection."""
     joined_BLD: Tensor = attention.out_proj(y_BHLd.transpose(1, 2).flatten(2))
     return joined_BLD
 
@@ -56,7 +56,7 @@ def attend(
     Args:
         attention: as in `heads`.
         x_BLD: normed tokens.
-        mask: bool, broadcastable to (B, H, L, L), True where the key may be seen; or None.
+        mask: bool, broadcastable to (B, H, L, L), True where the key is visible; or None.
         causal: token i sees tokens 0..i only.
     """
     q, k, v = heads(attention, x_BLD)
@@ -94,9 +94,9 @@ def feed_forward(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 
 
 def _activate(activation: nn.Module, x: Tensor) -> Tensor:
-    """Run the block's activation; QuickGELU, x·sigmoid(1.702 x), as the fused SiLU that it is.
+    """Run the block's activation; QuickGELU, x·sigmoid(1.702 x), runs as the equivalent fused SiLU.
 
-    A quarter of the time of open_clip's form on a CPU in fp32, two thirds in bf16.
+    It takes a quarter of the time of open_clip's form on a CPU in fp32, two thirds in bf16.
     """
     if isinstance(activation, QuickGELU):
         return F.silu(1.702 * x) * (1 / 1.702)
@@ -119,10 +119,10 @@ def run_block(
 def run_block_for_one(
     block: ResidualAttentionBlock, x_BLD: Tensor, index_B: Tensor, *, causal: bool = False
 ) -> Tensor:
-    """Run a block for the one token that will be read, (B, D): the last block of an encoder.
+    """Run a block for the only token that is read, (B, D): the last block of an encoder.
 
-    The other tokens give keys and values only; 20 of the block's 24 D² multiply-adds a token fall
-    away. The same numbers as `run_block(...)[:, index]`.
+    The other tokens give only keys and values, which saves 20 of the block's 24 D² multiply-adds
+    per token. The result equals `run_block(...)[:, index]`.
     """
     rows_B = torch.arange(len(x_BLD), device=x_BLD.device)
     mask = None
@@ -139,15 +139,15 @@ def run_block_for_one(
 def run_block_after_prefix(
     block: ResidualAttentionBlock, prefix_PD: Tensor, x_UMD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run a causal block on U sequences that begin with the same P tokens, which run once.
+    """Run a causal block on U sequences that share their first P tokens, which run once.
 
     Args:
         block: the block.
-        prefix_PD: the P tokens that all sequences begin with.
-        x_UMD: each sequence's own M tokens behind them.
+        prefix_PD: the P shared tokens.
+        x_UMD: the M tokens of each sequence that follow.
 
     Returns:
-        Both, one block later: the same numbers as `run_block` on U sequences of P + M tokens.
+        Both after the block; equal to `run_block` on U sequences of P + M tokens.
     """
     (P, D), (U, M, _) = prefix_PD.shape, x_UMD.shape
     tokens_KD = torch.cat([prefix_PD, x_UMD.reshape(U * M, D)])  # K = P + U·M

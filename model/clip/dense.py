@@ -1,8 +1,8 @@
-"""Block outputs of the frozen CLIP -> one joint embedding a patch, with no training (METHOD §11).
+"""Block outputs of the frozen CLIP -> a joint embedding per patch, without training (METHOD §11).
 
-Each variant changes only what the last block's attention does; the weights stay CLIP's own:
+Each variant changes only the last block's attention; the weights stay CLIP's own:
 
-    maskclip   every token sees itself alone; residual and MLP kept (Zhou et al., ECCV 2022)
+    maskclip   every token sees only itself; residual and MLP kept (Zhou et al., ECCV 2022)
     maskclip_bare  the same without residual and MLP (as ClearCLIP's code is configured)
     sclip      softmax(q·q) + softmax(k·k), on v; residual and MLP kept (Wang et al., ECCV 2024)
     clearclip  softmax(q·q) on v; no residual, no MLP (Lan et al., ECCV 2024)
@@ -29,7 +29,7 @@ NACLIP_SIGMA = 5.0
 """Standard deviation of NACLIP's neighborhood, in patches (the authors' value)."""
 
 Variant = Callable[[ResidualAttentionBlock, Sequence[Tensor], int, int], Tensor]
-"""The last block, the states before it (the last are its input), the grid -> tokens (B, P, D)."""
+"""The last block, earlier states (the last of them its input), the grid -> tokens (B, P, D)."""
 
 
 def dense_embedding(
@@ -39,7 +39,7 @@ def dense_embedding(
 
     Args:
         clip: the frozen CLIP.
-        states: `clip.states`; the trunk's output alone will do, but for scclip.
+        states: `clip.states`; except for scclip, the trunk's output alone is enough.
         grid: (h, w) patches.
         variant: a key of VARIANTS.
 
@@ -57,33 +57,33 @@ def dense_embedding(
 
 
 def maskclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Attend to oneself only."""
+    """Let each token attend only to itself."""
     return run_dense_block(block, states[-1])
 
 
 def maskclip_bare(
     block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int
 ) -> Tensor:
-    """Attend to oneself only; no residual, no MLP."""
+    """Let each token attend only to itself; no residual, no MLP."""
     attended_BPD: Tensor = block.ls_1(attend_to_self(block.attn, block.ln_1(states[-1])))
     return attended_BPD
 
 
 def sclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Return correlative self-attention: queries with queries plus keys with keys."""
+    """Attend by queries with queries plus keys with keys (correlative self-attention)."""
     q, k, v = heads(block.attn, block.ln_1(states[-1]))
     attended = F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
     return feed_forward(block, states[-1] + _join(block, attended))
 
 
 def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Queries with queries; the residual stream and the MLP, which blur places, are left out."""
+    """Attend by queries with queries; omit the residual and the MLP, which blur positions."""
     q, _, v = heads(block.attn, block.ln_1(states[-1]))
     return _join(block, F.scaled_dot_product_attention(q, q, v))
 
 
 def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Return attention of keys with keys, nearby patches favored; no residual, no MLP."""
+    """Attend by keys with keys, with a bonus for nearby patches; no residual, no MLP."""
     _, k, v = heads(block.attn, block.ln_1(states[-1]))
     neighbours_PP = F.pad(neighbourhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))

@@ -2,7 +2,7 @@
 
 Letters: B images or texts, P = 1 + h*w image tokens (class token first), D vision width, L text
 tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalized with
-`normalise`; embeddings named (…, C) are L2-normalized. Nothing here has a gradient of its own, yet
+`normalise`; embeddings named (…, C) are L2-normalized. The weights have no gradients, but
 gradients flow through to the input (METHOD §5 needs them).
 """
 
@@ -27,13 +27,13 @@ from codeseg.model.clip.weights import build_clip, hash_weights, refuse_unsuppor
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# CLIP's own, on 0..255 and rounded, as SCLIP's family of evaluations has them.
+# CLIP's own, on 0..255 and rounded, as in SCLIP's family of evaluations.
 CLIP_MEAN = (122.771, 116.746, 104.094)
 CLIP_STD = (68.501, 66.632, 70.323)
 
 
 def _in_own_type(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run a tower in the type that `hold_in` gave it, where autocast would turn back to fp32."""
+    """Run a tower in the type set by `hold_in`; autocast would return to fp32."""
 
     @wraps(run)
     def inside(self: "FrozenClip", *inputs: Tensor, **options: bool) -> Tensor:
@@ -51,10 +51,10 @@ class FrozenClip(nn.Module):
     """Any open_clip model with a plain ViT and a causal BPE text transformer, frozen.
 
     Attributes:
-        name, pretrained: what `load` was asked for.
-        weights_sha256: hash of every weight in fp32 and of QuickGELU, whatever file it came from.
+        name, pretrained: the arguments of `load`.
+        weights_sha256: hash of every weight in fp32 and of QuickGELU, whatever the file.
         image_size, patch_size: pixels; width (D), text_width (T), embed_dim (C).
-        layers, text_layers: number of blocks; context_length: most text tokens, SOS and EOS in.
+        layers, text_layers: number of blocks; context_length: most text tokens, with SOS and EOS.
     """
 
     mean: Tensor
@@ -87,19 +87,19 @@ class FrozenClip(nn.Module):
             model: an open_clip model name, a path to an open_clip JSON config, or "storybook".
             pretrained: a hub tag, a path to .safetensors or .pt (read without pickle),
                 "storybook", or "random[:seed]" (None is "random").
-            device: where to put it.
+            device: of the weights.
 
         Raises:
-            ValueError: the model or the weights are unknown, unsupported or cannot be had.
+            ValueError: the model or the weights are unknown, unsupported or not available.
         """
         pretrained = pretrained or "random"
         return cls(build_clip(model, pretrained), model, pretrained).to(device)
 
     def hold_in(self, dtype: torch.dtype) -> None:
-        """Hold and run the frozen towers in a smaller type, QuickGELU's 1.702 folded into weights.
+        """Keep and run the frozen towers in a smaller type, QuickGELU's 1.702 folded into weights.
 
-        For training on a GPU, which waits for memory: residuals and norms are of that type too.
-        What copies blocks must do so before. `weights_sha256` stays that of the original.
+        Used for training on a GPU, where memory is the bottleneck: residuals and norms have that
+        type too. Copies of blocks must be made before. `weights_sha256` stays the original's.
         """
         for block in [*self.clip.visual.transformer.resblocks, *self.clip.transformer.resblocks]:
             if isinstance(block.mlp.gelu, QuickGELU):
@@ -111,12 +111,12 @@ class FrozenClip(nn.Module):
         self.clip.to(dtype)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode whatever the model around does."""
+        """Stay in evaluation mode, whatever the surrounding model does."""
         return super().train(False)
 
     @property
     def last_block(self) -> ResidualAttentionBlock:
-        """The last vision block, the one that the segmenter copies."""
+        """The last vision block, which the segmenter copies."""
         return self.clip.visual.transformer.resblocks[-1]
 
     @property
@@ -132,7 +132,7 @@ class FrozenClip(nn.Module):
         return (pixels_BCHW.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def is_new(self, text: str) -> bool:
-        """Return whether a text has an untrained token: one whose row other tokens share."""
+        """Return whether a text has an untrained token: one with the same row as other tokens."""
         rows = self.clip.token_embedding.weight
         ids = self.tokenizer.encode(text)
         return any(int((rows[:, :4] == rows[index, :4]).all(1).sum()) > 1 for index in ids)
@@ -158,13 +158,13 @@ class FrozenClip(nn.Module):
 
         Args:
             images_BCHW: normalized, sides multiples of the patch size.
-            by_factor: sample resized position embeddings at places that (side + 0.1)/native gives,
-                as SCLIP's family does; else by the size alone, as CLIP and the reference do.
+            by_factor: sample resized position embeddings by the factor (side + 0.1)/native, as
+                SCLIP's family does, instead of by the size alone, as CLIP and the reference do.
         """
         visual, p = self.clip.visual, self.patch_size
         h, w = self.grid(images_BCHW)
         B = images_BCHW.shape[0]
-        # A strided convolution is a product with flattened patches; this form is cheap backwards.
+        # A strided convolution is a product with flattened patches; its backward is cheaper.
         patches = images_BCHW.view(B, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, -1)
         tokens_BPD = F.linear(patches, visual.conv1.weight.flatten(1)).to(visual.proj.dtype)
         class_token = visual.class_embedding.expand(B, 1, -1)
@@ -212,10 +212,10 @@ class FrozenClip(nn.Module):
         return patches_BPC.transpose(1, 2).reshape(len(images_BCHW), -1, h, w)
 
     def _positions(self, h: int, w: int, by_factor: bool) -> Tensor:
-        """Position embeddings (P, D), bicubically resized when the grid is not the native one."""
+        """Return position embeddings (P, D), bicubically resized if the grid is not the native."""
         positions_PD: Tensor = self.clip.visual.positional_embedding
         native_h, native_w = self.clip.visual.grid_size
-        # A traced graph serves every size; the native one resized to itself is the same numbers.
+        # A traced graph serves every size; resizing the native grid to itself changes nothing.
         if not torch.compiler.is_exporting() and (h, w) == (native_h, native_w):
             return positions_PD
         grid_DHW = positions_PD[1:].T.reshape(-1, native_h, native_w)
@@ -228,17 +228,17 @@ class FrozenClip(nn.Module):
     # -- text -----------------------------------------------------------------------------------
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Return token ids (B, context_length) int64: SOS, text, EOS, zeros; too long is cut."""
+        """Return token ids (B, context_length) int64: SOS, text, EOS, zeros; long texts are cut."""
         tokens_BL: Tensor = self.tokenizer(texts)
         return tokens_BL
 
     def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
-        """Look up token embeddings (B, L, T), positions not added."""
+        """Look up token embeddings (B, L, T), without positions."""
         embeddings_BLT: Tensor = self.clip.token_embedding(tokens_BL).float()
         return embeddings_BLT
 
     def _early_states(self, embeddings_BLT: Tensor) -> Tensor:
-        """Run all text blocks but the last on token embeddings: (B, L, T)."""
+        """Run all text blocks except the last on token embeddings: (B, L, T)."""
         L = embeddings_BLT.shape[1]
         self._check_length(L)
         states_BLT: Tensor = embeddings_BLT + self.clip.positional_embedding[:L]
@@ -263,10 +263,10 @@ class FrozenClip(nn.Module):
     def encode_after_prefix(
         self, prefix_PT: Tensor, embeddings_UMT: Tensor, eos_U: Tensor
     ) -> Tensor:
-        """Encode U texts that begin with the same P token embeddings: E^t (U, C), unit.
+        """Encode U texts that share their first P token embeddings: E^t (U, C), unit.
 
-        Causal attention: what the shared beginning computes does not depend on what follows, so it
-        is computed once. `eos_U` counts from the end of the prefix.
+        Attention is causal, so the shared beginning does not depend on what follows and is
+        computed once. `eos_U` counts from the end of the prefix.
         """
         P, (U, M, _) = len(prefix_PT), embeddings_UMT.shape
         self._check_length(P + M)
@@ -292,7 +292,7 @@ class FrozenClip(nn.Module):
 
     @property
     def text_projection(self) -> Tensor | None:
-        """The projection (T, C) that brings words to the joint width; None where T = C already."""
+        """The projection (T, C) of words to the joint width; None if T = C."""
         if self.text_width == self.embed_dim:
             return None
         projection: Tensor = self.clip.text_projection
@@ -303,8 +303,8 @@ class FrozenClip(nn.Module):
 
         Args:
             tokens_BL: SOS, text, EOS, anything.
-            lengths_B: tokens up to and including EOS; None finds EOS, the highest id. The text
-                is cut at the longest (causal attention: what follows EOS cannot matter).
+            lengths_B: tokens up to and including EOS; None finds EOS, the highest id. Texts are
+                cut at the longest (attention is causal: tokens after EOS do not matter).
         """
         eos_B = tokens_BL.argmax(dim=-1) if lengths_B is None else lengths_B - 1
         longest = int(eos_B.max()) + 1

@@ -1,7 +1,7 @@
-"""The Hugging Face hub's client, told in time when there is no way to the hub.
+"""The Hugging Face hub's client, switched to offline mode when the hub cannot be reached.
 
-In: the hub's address (HF_ENDPOINT or the public one). Out: the client as it is, or in its offline
-mode: it reads its cache and otherwise fails at once, instead of after a minute of retries a file.
+In: the hub's address (HF_ENDPOINT or the public one). Out: the client unchanged, or offline: it
+reads its cache and otherwise fails at once, instead of after a minute of retries per file.
 """
 
 import socket
@@ -19,14 +19,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
-PATIENCE = 5.0  # seconds for a name and a connection; the client itself waits 10 and retries
+PATIENCE = 5.0  # seconds to resolve and connect; the client itself waits 10 and retries
 
 
 @contextmanager
 def hub_or_cache(*, cache_only: bool = False) -> Iterator[None]:
-    """Let the client use its cache alone inside the block if the hub's host cannot be reached.
+    """Let the client use only its cache inside the block if the hub's host cannot be reached.
 
-    Behind a proxy the host's name need not resolve here, so the client is left alone.
+    Behind a proxy the host's name need not resolve here, so the client is left unchanged.
     """
     was = constants.HF_HUB_OFFLINE
     if cache_only:
@@ -40,7 +40,7 @@ def hub_or_cache(*, cache_only: bool = False) -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    """Return whether somebody accepts connections there."""
+    """Return whether the host accepts connections."""
     parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
@@ -51,11 +51,11 @@ def _answers(address: str) -> bool:
 
 
 def announce(place: str, name: str) -> None:
-    """Say on stderr that weights will be fetched, and how large they are, unless they are here.
+    """Print on stderr that weights will be fetched, and their size, unless they are cached.
 
     Args:
-        place: "organization/repository/" or with a file, as open_clip's tags have it.
-        name: what to call them.
+        place: "organization/repository/" or with a file, as in open_clip's tags.
+        name: the weights' name in the message.
     """
     repository, _, file = place.rpartition("/")
     if not repository or constants.HF_HUB_OFFLINE:

@@ -1,4 +1,4 @@
-"""What is learned in front of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
+"""Learned prompts of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
 
 Noun tokens in, noun embeddings out; pixels or token embeddings and a mask in, highlighted ones out.
 Letters: U distinct nouns, M noun tokens, T text width, C joint width, N image–noun pairs, L caption
@@ -65,7 +65,7 @@ class NounPrompt(nn.Module):
 
 
 class Templates(nn.Module):
-    """The template sentences as tables of BPE ids: what stands before a noun and what after it."""
+    """The template sentences as tables of BPE ids: the parts before and after a noun."""
 
     heads: Tensor
     tails: Tensor
@@ -90,7 +90,7 @@ class Templates(nn.Module):
     def forward(
         self, clip: FrozenClip, template_N: Tensor, tokens_NM: Tensor, lengths_N: Tensor
     ) -> Tensor:
-        """Embed each noun, given as in `NounPrompt`, in a template of its own: n' (N, C), unit.
+        """Embed each noun, given as in `NounPrompt`, in its own template: n' (N, C), unit.
 
         Args:
             clip: the frozen encoder.
@@ -103,7 +103,7 @@ class Templates(nn.Module):
         noun_N = self.head_lengths[template_N]
         tail_N = noun_N + lengths_N
         place_L = torch.arange(pieces.shape[1], device=pieces.device)
-        # What follows EOS is arbitrary: the encoder is causal.
+        # Tokens after EOS are arbitrary: the encoder is causal.
         skipped_NL = torch.where(
             place_L < noun_N[:, None],
             0,
@@ -125,7 +125,7 @@ def template_embeddings(
     """Embed names in every template: (U, K, C), unit.
 
     Their mean over K, not normalized, is the vocabulary's knowledge embedding (METHOD §3); the
-    mean made unit again is the zero-shot class embedding (METHOD §8).
+    normalized mean is the zero-shot class embedding (METHOD §8).
     """
     device = clip.mean.device
     rows = [
@@ -136,12 +136,12 @@ def template_embeddings(
 
 
 def highlight_region(images_NCHW: Tensor, mask_N1HW: Tensor, prompt_CHW: Tensor) -> Tensor:
-    """Keep what the mask keeps and put the prompt elsewhere: H^v = X·M + P^v·(1 − M).
+    """Keep the masked part and put the prompt elsewhere: H^v = X·M + P^v·(1 − M).
 
     Args:
         images_NCHW: normalized images.
         mask_N1HW: 0..1, at any resolution; upsampled to the images' (nearest).
-        prompt_CHW: P^v, resized to the images' size (bilinear) where it differs.
+        prompt_CHW: P^v, resized to the images' size (bilinear) if it differs.
     """
     size = (images_NCHW.shape[-2], images_NCHW.shape[-1])
     mask = F.interpolate(mask_N1HW, size, mode="nearest")
@@ -154,10 +154,10 @@ def highlight_region(images_NCHW: Tensor, mask_N1HW: Tensor, prompt_CHW: Tensor)
 def highlight_words(
     embeddings_NLT: Tensor, mask_NL: Tensor, lengths_N: Tensor, prompt_LT: Tensor
 ) -> Tensor:
-    """Keep the words the mask keeps: H^t = T·M + P^t·(1 − M), SOS, EOS and padding always kept.
+    """Keep the masked words: H^t = T·M + P^t·(1 − M); SOS, EOS and padding are always kept.
 
     Args:
-        embeddings_NLT: token embeddings, positions not added.
+        embeddings_NLT: token embeddings, without positions.
         mask_NL: 0..1.
         lengths_N: tokens up to and including EOS.
         prompt_LT: P^t for every position of the context; cut to L.

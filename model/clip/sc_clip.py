@@ -1,8 +1,8 @@
 """SC-CLIP's last block (Bai et al., 2024): the outputs of every block in, patch tokens out.
 
-Tokens that stand out from their neighbors are repaired, the patches are averaged with those that
-a middle block finds similar, and what earlier blocks knew is added. Published for twelve blocks;
-other depths take the blocks at the same share of the way.
+Outlier tokens are repaired, patches are averaged with those that a middle block finds similar, and
+the features of earlier blocks are added. The method was published for twelve blocks; other depths
+use the blocks at the same relative depth.
 
 Letters: B images, P = 1 + Q tokens (class token first), Q = h·w patches, D width, H heads, d width
 of a head, N neighbors.
@@ -65,9 +65,9 @@ def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: 
 
 
 def outlier_scores(x_QD: Tensor) -> Tensor:
-    """Return how much farther each patch's neighbors are than theirs, about 1 in a crowd: (Q,).
+    """Return local outlier scores (Q,): about 1 for a patch as dense as its neighbors.
 
-    Not the textbook's local outlier factor: its reach distance takes the patch's own k-distance.
+    Unlike the textbook's local outlier factor, the reach distance uses the patch's own k-distance.
     """
     squared_QQ = torch.cdist(x_QD, x_QD, compute_mode="donot_use_mm_for_euclid_dist").square()
     squared_QQ.fill_diagonal_(torch.inf)
@@ -80,13 +80,13 @@ def outlier_scores(x_QD: Tensor) -> Tensor:
 
 
 def outliers(x_QD: Tensor) -> Tensor:
-    """Return which patches stand out: bool (Q,)."""
+    """Return which patches are outliers: bool (Q,)."""
     scores_Q = outlier_scores(x_QD)
     return scores_Q > torch.quantile(scores_Q, 1 - CONTAMINATION)
 
 
 def repair(x_BQD: Tensor, flagged_BQ: Tensor, h: int, w: int) -> Tensor:
-    """Replace flagged patches by the mean of their unflagged neighbors, of 8; none: unchanged."""
+    """Replace flagged patches by the mean of their unflagged ones of 8 neighbors, if any."""
     D = x_BQD.shape[-1]
     good_BQ1 = (~flagged_BQ).to(x_BQD)[..., None]
     both_BQE = torch.cat([x_BQD * good_BQ1, good_BQ1], dim=2)  # sums and counts together
@@ -100,7 +100,7 @@ def repair(x_BQD: Tensor, flagged_BQ: Tensor, h: int, w: int) -> Tensor:
 
 
 def cosines(x_BQD: Tensor) -> Tensor:
-    """Return the cosines of all patches with all: (B, Q, Q)."""
+    """Return the cosines between all patches: (B, Q, Q)."""
     unit_BQD = F.normalize(x_BQD, dim=-1)
     return unit_BQD @ unit_BQD.mT
 

@@ -1,7 +1,7 @@
-"""A file of weights -> its tensors by name, and whether they are a model's. Nothing in it is run.
+"""A file of weights -> its tensors by name, and whether they fit a model. No code in it is run.
 
-Reads .safetensors, .pt/.bin/.pth of tensors alone, and TorchScript archives such as OpenAI's, of
-which only the tensors are taken: by an unpickler that knows tensors and nothing else.
+Reads .safetensors, .pt/.bin/.pth with only tensors, and TorchScript archives such as OpenAI's, from
+which an unpickler that knows nothing else takes only the tensors.
 """
 
 import math
@@ -28,7 +28,7 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
-ATTRIBUTES = ("attn_mask",)  # tensors of OpenAI's archives that are no weights
+ATTRIBUTES = ("attn_mask",)  # tensors of OpenAI's archives that are not weights
 DEEPEST = 50  # modules inside of modules
 
 
@@ -36,7 +36,7 @@ def read_weights(path: Path) -> State:
     """Return the tensors of a file by name.
 
     Raises:
-        ValueError: it is no file of weights, or holds more than tensors; the line says what to do.
+        ValueError: it is not a file of weights, or holds more than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -46,10 +46,10 @@ def read_weights(path: Path) -> State:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        # its own advice, to switch its safety off, is not passed on
+        # torch's advice, to turn its safety off, is not passed on
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign is None:
-            raise ValueError(f"{path} is no file of weights, or is damaged") from None
+            raise ValueError(f"{path} is not a file of weights, or is damaged") from None
         raise ValueError(
             f"{path} holds more than tensors ({foreign[1]}), which is not read: "
             "save its state_dict alone, best as .safetensors"
@@ -61,7 +61,7 @@ def read_weights(path: Path) -> State:
         raise ValueError(f"{path} holds no tensors by name: save a model's state_dict")
     others = [name for name, value in found.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"{path}: {others[0]!r} is no tensor: save a model's state_dict alone")
+        raise ValueError(f"{path}: {others[0]!r} is not a tensor: save only a model's state_dict")
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
@@ -69,7 +69,7 @@ def check_fit(model: nn.Module, state: State) -> None:
     """Refuse weights that are not the model's, or not finite.
 
     Raises:
-        ValueError: naming the first missing, unexpected and misshapen tensor, and one with NaN.
+        ValueError: names the first missing, unexpected and misshapen tensor, and one with NaN.
     """
     wanted = model.state_dict()
     shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
@@ -102,14 +102,14 @@ def _is_torchscript(path: Path) -> bool:
 
 
 class _Object:
-    """Stands for every object of the archive's own classes: it only keeps its attributes."""
+    """A placeholder for objects of the archive's own classes; it only keeps their attributes."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors, lists and attributes; any other name in the pickle is refused."""
+    """An unpickler of tensors, lists and attributes; it refuses any other name."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(archive.open(f"{folder}/data.pkl"))
@@ -126,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
             return _view
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module == "torch.jit._pickle":  # build_intlist and its like
+        if module == "torch.jit._pickle":  # build_intlist and similar functions
             return list
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
@@ -159,7 +159,7 @@ def _read_torchscript(path: Path) -> State:
 
 
 def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a module by its dotted name, as its state_dict has it."""
+    """Yield every tensor of a module by its dotted name, as in its state_dict."""
     if isinstance(value, Tensor) and not name.endswith(ATTRIBUTES):
         yield name, value
     elif isinstance(value, _Object) and isinstance(getattr(value, "state", None), dict) and depth:

@@ -1,6 +1,6 @@
 """A CLIP by name: model name and weights in, a supported open_clip model out.
 
-Hub tags, files and random weights alike; what the method has no meaning for is refused in one line.
+Takes hub tags, files and random weights; refuses in one line what the method cannot use.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
     """Build a CLIP and fill it; the arguments are those of `FrozenClip.load`.
 
     Raises:
-        ValueError: the model or the weights are unknown, unsupported or cannot be had.
+        ValueError: the model or the weights are unknown, unsupported or not available.
     """
     config = read_config(model)
     if pretrained.split(":")[0] == "random":
@@ -55,7 +55,7 @@ def read_config(model: str) -> dict[str, Any]:
     """Return an open_clip config by name or JSON path, or "storybook".
 
     Raises:
-        ValueError: the name is unknown, or the file is no open_clip config.
+        ValueError: the name is unknown, or the file is not an open_clip config.
     """
     path = WEIGHTS / "storybook.json" if model == "storybook" else Path(model)
     if path.suffix == ".json":
@@ -67,7 +67,7 @@ def read_config(model: str) -> dict[str, Any]:
         except (ValueError, TypeError, AttributeError):
             config = {}
         if not all(isinstance(config.get(name), dict) for name in ("vision_cfg", "text_cfg")):
-            raise ValueError(f"{path} is no open_clip config: it lacks vision_cfg or text_cfg")
+            raise ValueError(f"{path} is not an open_clip config: it lacks vision_cfg or text_cfg")
         return config
     config = open_clip.get_model_config(model) if ":" not in model else None
     if config is None:
@@ -79,7 +79,7 @@ def read_config(model: str) -> dict[str, Any]:
 
 
 def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
-    """Return the weights' file and whether the tag says they were trained with QuickGELU."""
+    """Return the weights' file and whether, by its tag, they were trained with QuickGELU."""
     if pretrained == "storybook":
         return WEIGHTS / "storybook.safetensors", False
     if Path(pretrained).is_file():
@@ -90,7 +90,7 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
         raise ValueError(
             f"weights {pretrained!r} of {model} are neither a file nor a known tag ({known})"
         )
-    # The hub's client tells of every retry; a user without a network gets one line, ours.
+    # The hub's client logs every retry; a user without a network gets only our line.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         with hub_or_cache():
@@ -121,13 +121,13 @@ def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
         torch.manual_seed(seed)
         try:
             return open_clip.CLIP(**{k: v for k, v in config.items() if k != "custom_text"})
-        except Exception as error:  # sizes that are none, or that no memory holds
+        except Exception as error:  # sizes that are invalid or exceed the memory
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"CLIP {model} cannot be built from its config: {reason}") from error
 
 
 def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
-    """Load a file's weights, as open_clip does: other names and sizes of grid are converted."""
+    """Load a file's weights as open_clip does, converting other names and grid sizes."""
     if not path.is_file():
         raise ValueError(f"CLIP weights {path} do not exist")
     state = read_weights(path)
@@ -145,7 +145,7 @@ def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
 
 
 def refuse_unsupported(clip: Any, name: str) -> None:
-    """Refuse what the method has no meaning for, in one line.
+    """Refuse, in one line, a CLIP that the method cannot use.
 
     Raises:
         ValueError: not a plain ViT with a class token, or not a causal transformer read at EOS.
@@ -177,7 +177,7 @@ def _unsupported(name: str, why: str) -> ValueError:
 def hash_weights(clip: open_clip.CLIP) -> str:
     """Return the SHA-256 over the names, shapes and fp32 bytes of all weights, and QuickGELU.
 
-    The activation is no weight, and no file of weights tells it, yet it is another model.
+    The activation is not a weight, and no file of weights names it, but it changes the model.
     """
     digest = hashlib.sha256()
     if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU):

@@ -1,6 +1,6 @@
-"""What a training step reads: one rank's share of a batch, as tensors. Torch only.
+"""The input of a training step: one rank's share of a batch, as tensors. Torch only.
 
-Letters: B images of this rank, J nouns an image, N = J·B pairs (noun-major: all first nouns, then
+Letters: B images of this rank, J nouns per image, N = J·B pairs (noun-major: all first nouns, then
 all second), U distinct nouns, M noun tokens (the longest), L caption tokens (the longest), H W
 pixels, Q = h·w patches, P = 1 + Q image tokens, D vision width, T text width, C joint width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What `CoDe.forward` reads; what is None is computed, or not needed by the model at hand."""
+    """The input of `CoDe.forward`; None fields are computed, or not needed by the model."""
 
     pixels_BCHW: Tensor
     """uint8 RGB 0..255, or float already normalized."""
@@ -38,14 +38,14 @@ class Batch:
     image_tokens_int8_BPD: Tensor | None = None
     """int8: the same, to be multiplied with the scale."""
     image_token_scale_BP: Tensor | None = None
-    """fp32: one scale a token."""
+    """fp32: one scale per token."""
     regions_BQ: Tensor | None = None
     """int64: region of each patch in scan order; negative is none (METHOD §9)."""
     regions: int = 0
-    """Most regions that a picture may have, by the settings they were made with."""
+    """The maximum number of regions per picture, by the settings that made them."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the tensors on a device, whatever else a subclass holds left behind."""
+        """Return the tensors on a device, without the other fields of a subclass."""
         values = {field.name: getattr(self, field.name) for field in fields(Batch)}
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -53,7 +53,7 @@ class Batch:
         return Batch(**values)
 
     def trunk_tokens(self) -> Tensor | None:
-        """Return the trunk's output (B, P, D), dequantized; None when it is not stored."""
+        """Return the trunk's output (B, P, D), dequantized; None if it is not stored."""
         if self.image_tokens_int8_BPD is not None and self.image_token_scale_BP is not None:
             return self.image_tokens_int8_BPD.float() * self.image_token_scale_BP[..., None]
         return self.image_tokens_BPD

@@ -1,6 +1,6 @@
 """CoDe (METHOD §2–6): a batch in, weighted loss terms out. This file only wires the modules.
 
-Letters: B images of this rank, J nouns an image, N = J*B pairs of this rank (noun-major: all first
+Letters: B images of this rank, J nouns per image, N = J*B pairs of this rank (noun-major: all first
 nouns, then all second), A = pairs of all ranks, U distinct nouns, M noun tokens, L caption tokens,
 P = 1 + h*w trunk tokens, D vision width, T text width, C joint width, H W mask rows and columns,
 K = 1+J word classes. Images are (B, 3, pixel rows, pixel columns).
@@ -42,7 +42,7 @@ LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
 
 
 class CoDe(nn.Module):
-    """The whole model: a frozen CLIP and everything that is trained around it."""
+    """The whole model: a frozen CLIP and all trained modules."""
 
     def __init__(self, clip: FrozenClip, config: CoDeConfig) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class CoDe(nn.Module):
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7).
 
-        The region recognizer has no decoder to wait for: its copy trains from the start.
+        The region recognizer has no decoder to warm up: its copy trains from the start.
         """
         if self.config.masks:
             self.image_segmenter.block.requires_grad_(phase == 2)
@@ -93,7 +93,7 @@ class CoDe(nn.Module):
         return {name: state[name] for name in state if not name.startswith("clip.")}
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `trainable_state_dict` returned.
+        """Load the result of `trainable_state_dict`.
 
         Raises:
             ValueError: a weight is missing, unknown or of another shape.
@@ -165,7 +165,7 @@ class CoDe(nn.Module):
         Args:
             batch: this rank's share, on the model's device.
             noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
-            template_N: from `draw_templates` where the config says random_template.
+            template_N: from `draw_templates`, if the config has random_template.
 
         Raises:
             ValueError: random_template without templates, region_weight without region maps.
@@ -189,7 +189,7 @@ class CoDe(nn.Module):
             raise ValueError("random_template and the templates of the step must come together")
         tokens_UM, lengths_U = batch.noun_tokens_UM, batch.noun_lengths_U
         index_N = batch.noun_index_N
-        # Not nouns_UC[index]: its gradient adds up in the order in which CPU threads come.
+        # Not nouns_UC[index]: its gradient is summed in the order in which CPU threads finish.
         nouns_NC = self.noun_embeddings(tokens_UM, lengths_U).index_select(0, index_N)
         if template_N is None:
             return nouns_NC, batch.knowledge_UC[index_N]
@@ -263,7 +263,7 @@ class CoDe(nn.Module):
         clip, J = self.clip, self.config.nouns_per_image
         tokens_BL, labels_BL = batch.caption_tokens_BL, batch.labels_BL
         lengths_B, states_BLT = batch.caption_lengths_B, batch.caption_states_BLT
-        if self.config.attend_padding:  # cached states end at EOS, padding's must be computed
+        if self.config.attend_padding:  # cached states end at EOS; padding's must be computed
             padding = (0, clip.context_length - tokens_BL.shape[1])
             tokens_BL, labels_BL = F.pad(tokens_BL, padding), F.pad(labels_BL, padding, value=-1)
             states_BLT = None
@@ -294,10 +294,10 @@ class CoDe(nn.Module):
         )
 
     def losses(self, c: Composition) -> Losses:
-        """Weigh every term of METHOD §6."""
+        """Return every weighted term of METHOD §6."""
         config, J = self.config, self.config.nouns_per_image
         pooled_BA = losses.pooled_similarity(c.pixels_BCHW, c.soft_BAHW, c.nouns_AC)
-        # An image stands in one row for each of its J nouns.
+        # An image has one row for each of its J nouns.
         pooled_AA = distributed.gather(pooled_BA).repeat(J, 1)
         regions_AC = self._gather_pairs(c.regions_NC)
         positive, negative = losses.areas(c.soft_BAHW, c.soft_JBHW, config.area_prior)

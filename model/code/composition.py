@@ -1,6 +1,6 @@
-"""What a batch is decomposed into, and the small steps on masks and labels between the modules.
+"""The decomposition of a batch, and the small steps on masks and labels between the modules.
 
-Letters: B images of this rank, J nouns an image, N = J*B pairs of this rank (noun-major), A = pairs
+Letters: B images of this rank, J nouns per image, N = J*B pairs of this rank (noun-major), A pairs
 of all ranks, L caption tokens, K = 1+J word classes, C joint width, H W mask rows and columns.
 """
 
@@ -15,13 +15,13 @@ class Losses(dict[str, Tensor]):
 
     @property
     def total(self) -> Tensor:
-        """Return the sum of all terms: what is minimized."""
+        """Return the sum of all terms, which training minimizes."""
         return torch.stack(list(self.values())).sum()
 
 
 @dataclass(frozen=True)
 class CaptionParts:
-    """What the captions of one batch were decomposed into."""
+    """The decomposition of one batch's captions."""
 
     words_BLC: Tensor
     """Word features x^t, unit."""
@@ -37,7 +37,7 @@ class CaptionParts:
 
 @dataclass(frozen=True)
 class Composition:
-    """What one batch of this rank was decomposed into."""
+    """The decomposition of this rank's batch."""
 
     pixels_BCHW: Tensor
     """Pixel embedding x^v, unit."""
@@ -65,7 +65,7 @@ def own_pairs(x_BAHW: Tensor, nouns: int, first: int) -> Tensor:
     Args:
         x_BAHW: maps with the pairs of all ranks, noun-major.
         nouns: J.
-        first: where this rank's images begin among those of all ranks.
+        first: index of this rank's first image among those of all ranks.
     """
     B, _, H, W = x_BAHW.shape
     of_rank = x_BAHW.view(B, nouns, -1, H, W)[:, :, first : first + B]

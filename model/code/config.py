@@ -1,4 +1,4 @@
-"""The settings of CoDe: what is trained, in which form and with which weights (METHOD §3–6)."""
+"""The settings of CoDe: its parts, their forms and the weights of the losses (METHOD §3–6)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from codeseg.model.regions.config import Pool
 
 @dataclass(frozen=True)
 class CoDeConfig:
-    """What is trained and with which weights; the defaults are the reference's (METHOD §6)."""
+    """The trained parts and the weights of the losses; the defaults are the reference's."""
 
     nouns_per_image: int = 2
     """Nouns drawn from each caption (J)."""
@@ -15,18 +15,18 @@ class CoDeConfig:
     """Learnable context vectors in front of a noun."""
 
     co_decomposition: bool = True
-    """Ablation switch C: segment the caption too and contrast both highlights (L_seg^t, L_hcl)."""
+    """Ablation switch C: also segment the caption and contrast both highlights (L_seg^t, L_hcl)."""
     word_prompt: bool = True
     """Ablation switch W: learn P^t; off keeps it at zero."""
     region_prompt: bool = True
     """Ablation switch R: learn P^v; off keeps it at zero."""
 
     masks: bool = True
-    """Learn masks (CoDe, or its baseline); off leaves the recognition of regions alone (SCG)."""
+    """Learn masks (CoDe, or its baseline); off: only region recognition is learned (SCG)."""
     region_weight: float = 0.0
-    """Weight of the one-way loss between nouns and regions (SCG); 0 learns nothing of regions."""
+    """Weight of the one-way loss between nouns and regions (SCG); 0 turns it off."""
     region_pool: Pool = "max"
-    """A noun's score in a picture: that of its best region, or a softmax-weighted mean of all."""
+    """A noun's score in a picture: its best region's, or a softmax-weighted mean over all."""
 
     knowledge_weight: float = 8.0
     """Weight of L_kg."""
@@ -60,5 +60,5 @@ class CoDeConfig:
     attend_padding: bool = False
     """Reference's text segmenter: all positions of the context attend and are attended to."""
     clip_start: bool = False
-    """Start the text segmenter's weights as CLIP starts its text transformer's; off, as in the
-    reference, with PyTorch's default initialization, which adds half as much to the states."""
+    """Initialize the text segmenter like CLIP's text transformer; off, as in the reference: by
+    PyTorch's default initialization, which adds half as much to the states."""

@@ -2,7 +2,7 @@
 
 Letters: B images, P = 1 + h*w trunk tokens (class token first), D vision width, C joint width,
 h w patch grid, H = 4h and W = 4w the mask's rows and columns, N texts.
-Everything between runs channels-last, (B, rows, columns, D), so that a 1x1 convolution is a matrix
+Everything in between is channels-last, (B, rows, columns, D), so that a 1x1 convolution is a matrix
 product and a LayerNorm over channels needs no transposition.
 """
 
@@ -20,7 +20,7 @@ from codeseg.model.clip.encoder import FrozenClip
 
 BAND_ROWS = 8  # rows that the last stage predicts at a time, half as many as it makes
 STAGES = 2  # each doubles the resolution
-MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels a patch
+MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels per patch
 
 
 class GatedUpsampling(nn.Module):
@@ -31,7 +31,7 @@ class GatedUpsampling(nn.Module):
     b, `w0 a + (w1+w2) b` and `(w0+w1) b + w2 c`, that is `k b - w0 (b - a)` and `k b + w2 (c - b)`
     with k = w0 + w1 + w2: three products for two rows. In two dimensions 9 products give the 4
     output pixels that a plain convolution makes with 36 (and four 2x2 convolutions with 16).
-    A GPU waits for memory rather than for products, and takes the 16 in one convolution.
+    On a GPU memory is the bottleneck, not products: there the 16 run in one convolution.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,12 +45,12 @@ class GatedUpsampling(nn.Module):
         return self.upsample(x_BhwD, self.kernels())
 
     def kernels(self) -> tuple[Tensor, ...]:
-        """The kernels that `upsample` takes; the same for every band of a map."""
+        """Return the kernels for `upsample`; the same for every band of a map."""
         kernel = torch.tanh(self.gate) * self.conv.weight
         return (_phase_kernels(kernel),) if device.is_gpu(kernel) else _sub_pixel_kernels(kernel)
 
     def upsample(self, x_BhwD: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
-        """Double the resolution with kernels at hand: (B, h, w, D) to (B, 2h, 2w, D)."""
+        """Double the resolution with given kernels: (B, h, w, D) to (B, 2h, 2w, D)."""
         B, h, w, D = x_BhwD.shape
         assert self.conv.bias is not None
         gate = torch.tanh(self.gate)
@@ -62,7 +62,7 @@ class GatedUpsampling(nn.Module):
             phases: Tensor = _Interleave.apply(z)
             return (phases + x_BhwD[:, :, None, :, None]).view(B, 2 * h, 2 * w, D)
         same, rows, columns, both = kernels
-        # Differences of neighbors, the zero padding included: h + 1 of them along h rows.
+        # Differences of neighbors, including the zero padding: h + 1 of them along h rows.
         dr_BrwD = F.pad(y_BhwD, (0, 0, 0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 0, 0, 1, 0))
         dc_BhcD = F.pad(y_BhwD, (0, 0, 0, 1)) - F.pad(y_BhwD, (0, 0, 1, 0))
         drc_BrcD = F.pad(dr_BrwD, (0, 0, 0, 1)) - F.pad(dr_BrwD, (0, 0, 1, 0))
@@ -88,7 +88,7 @@ class GatedUpsampling(nn.Module):
 class _Interleave(torch.autograd.Function):
     """(B, h + 1, w + 1, 4·D) to (B, h, 2, w, 2, D): r, c of i, j is phase (r, c) of i + r, j + c.
 
-    One view and one copy; what autograd makes of such a view adds up by atomics.
+    One view and one copy; autograd's gradient of such a view would be summed with atomics.
     """
 
     @staticmethod
@@ -132,7 +132,7 @@ def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     """
     k = kernel_OI33
     whole, even, odd = k.sum(2), -k[:, :, 0], k[:, :, 2]  # by rows, (O, I, 3)
-    # Joined one by one: nothing larger than the kernel itself is ever held beside it.
+    # Joined one by one, so that nothing larger than the kernel itself is kept beside it.
     return (
         whole.sum(-1),
         torch.cat([even.sum(-1), odd.sum(-1)]),
@@ -142,7 +142,7 @@ def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 class ImageSegmenter(nn.Module):
-    """Trainable last block, gated decoder and projection, started from the CLIP's own weights."""
+    """Trainable last block, gated decoder and projection, initialized from the CLIP's weights."""
 
     def __init__(self, clip: FrozenClip) -> None:
         super().__init__()
@@ -167,10 +167,10 @@ class ImageSegmenter(nn.Module):
 
     @torch.no_grad()
     def bands(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
-        """Yield x^v from top to bottom, (B, C, some rows, W): for prediction, which keeps no map.
+        """Yield x^v from top to bottom, (B, C, some rows, W), for prediction without a full map.
 
-        The last stage holds most of the memory and sees one row around a pixel: run on a band and
-        a row beyond each of its inner edges it gives the same numbers.
+        The last stage takes most of the memory and reads one row around a pixel: run on a band
+        with one more row at each inner edge, it gives the same numbers.
         """
         x_BhwD = self._patches(tokens_BPD, grid)
         for stage in self.stages[:-1]:
@@ -187,7 +187,7 @@ class ImageSegmenter(nn.Module):
 
     def _patches(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
         """Run the trainable last block: (B, h, w, D)."""
-        # The dense block treats every token alone, so the class token need not enter it.
+        # The dense block treats every token separately, so the class token need not enter it.
         x_BpD = run_dense_block(self.block, tokens_BPD[:, 1:])
         return x_BpD.reshape(len(x_BpD), *grid, -1)
 
@@ -198,7 +198,7 @@ class ImageSegmenter(nn.Module):
 
     def mask_logits(self, pixels_BCHW: Tensor, texts_NC: Tensor) -> Tensor:
         """Return w <x^v, n> + b for every image and text: (B, N, H, W) (METHOD §2.5)."""
-        if device.is_gpu(pixels_BCHW):  # scale and bias within the product: one kernel, one map
+        if device.is_gpu(pixels_BCHW):  # scale and bias inside the product: one kernel, one map
             B, _, H, W = pixels_BCHW.shape
             scaled_BNC = (self.mask_scale * texts_NC).expand(B, -1, -1)
             bias = self.mask_bias.to(texts_NC.dtype).expand(B, len(texts_NC), H * W)

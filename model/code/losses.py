@@ -1,6 +1,6 @@
-"""Every loss of METHOD §6, a function each: embeddings, masks or logits in, a scalar out.
+"""The losses of METHOD §6, one function each: embeddings, masks or logits in, a scalar out.
 
-Letters: N image–noun pairs of the global batch (noun-major), B images, J nouns an image, L tokens,
+Letters: N image–noun pairs of the global batch (noun-major), B images, J nouns per image, L tokens,
 C joint width, H W mask rows and columns. "Global" tensors are gathered from all ranks (in
 `codeseg.model.distributed`), so that every rank returns the same value.
 """
@@ -19,7 +19,7 @@ MAX_SCALE = 100.0
 
 
 def knowledge_distance(nouns_NC: Tensor, knowledge_NC: Tensor, *, squared: bool = False) -> Tensor:
-    """L_kg (METHOD §3): mean of 1 − <n, n'>, or of ‖n − n'‖² = 2 (1 − <n, n'>) as in the paper.
+    """Return L_kg (METHOD §3): mean of 1 − <n, n'>, or in the paper's form of ‖n − n'‖².
 
     Args:
         nouns_NC: learned-prompt embeddings, unit.
@@ -32,16 +32,16 @@ def knowledge_distance(nouns_NC: Tensor, knowledge_NC: Tensor, *, squared: bool 
 
 
 def info_nce(similarity_NN: Tensor, log_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE: mean of both directions, the diagonal is right, scale at most 100."""
+    """Return symmetric InfoNCE: mean of both directions, positive diagonal, scale at most 100."""
     logits_NN = similarity_NN * log_scale.exp().clamp(max=MAX_SCALE)
     target_N = torch.arange(len(logits_NN), device=logits_NN.device)
     return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.T, target_N)) / 2
 
 
 def pooled_similarity(pixels_BCHW: Tensor, soft_BNHW: Tensor, nouns_NC: Tensor) -> Tensor:
-    """Compare each noun with what its soft mask pools from each image: s (B, N) for TCL-feature.
+    """Compare each noun with the embedding that its soft mask pools from each image: s (B, N).
 
-    s_ij = <pool(x_i, mask_ij), n_j> with the pooled pixel embedding made unit.
+    For TCL-feature: s_ij = <pool(x_i, mask_ij), n_j> with a unit pooled pixel embedding.
     """
     mask_BNP = soft_BNHW.flatten(2)
     pooled_BNC = mask_BNP @ pixels_BCHW.flatten(2).transpose(1, 2)
@@ -60,7 +60,7 @@ def total_variation(x_BNHW: Tensor) -> Tensor:
 
 
 class _Variation(torch.autograd.Function):
-    """The same, keeping and moving less: differences are made anew for the gradient, in place."""
+    """The same with less memory: differences are recomputed for the gradient, in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def areas(soft_BNHW: Tensor, positive_JBHW: Tensor, prior: float) -> tuple[Tenso
 
     Args:
         soft_BNHW: this rank's images masked with all nouns; an image counts once for each of its J
-            nouns, so its mask with noun i is a negative of every pair but pair i.
+            nouns, so its mask with noun i is a negative of every pair except pair i.
         positive_JBHW: the masks of this rank's own pairs.
         prior: the share of an image that a noun is expected to cover.
     """

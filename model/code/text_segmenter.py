@@ -1,6 +1,6 @@
 """The text segmenter F^t (METHOD §4): frozen text states in, word features and logits out.
 
-Letters: B captions, L tokens, T text width, C joint width, J nouns a caption.
+Letters: B captions, L tokens, T text width, C joint width, J nouns per caption.
 """
 
 import torch
@@ -18,8 +18,8 @@ class TextSegmenter(nn.Module):
     """Two more transformer blocks on the frozen text encoder's last hidden states.
 
     Args:
-        clip: whose shapes and activation they have.
-        clip_start: draw their weights as CLIP draws its own; else as PyTorch does by default.
+        clip: gives their shapes and activation.
+        clip_start: initialize their weights like CLIP's own, not by PyTorch's default.
     """
 
     def __init__(self, clip: FrozenClip, *, clip_start: bool = False) -> None:
@@ -43,11 +43,11 @@ class TextSegmenter(nn.Module):
 
         Args:
             states_BLT: hidden states before ln_final.
-            lengths_B: tokens up to and including EOS; what follows is not attended to. None:
-                everything is attended to, padding included (the reference's form).
-            projection_TC: the CLIP's frozen text projection where the text width is not the joint
-                width (a word must meet the noun embeddings); None where they are equal, as in the
-                paper's CLIP, whose word features are not projected.
+            lengths_B: tokens up to and including EOS; later tokens are masked. None: all tokens
+                are attended to, padding included (the reference's form).
+            projection_TC: the CLIP's frozen text projection if text and joint width differ (words
+                are compared with noun embeddings); None if they are equal, as in the paper's CLIP,
+                whose word features are not projected.
         """
         mask = None
         if lengths_B is not None:
@@ -66,7 +66,7 @@ class TextSegmenter(nn.Module):
 
 
 def _initialise(block: ResidualAttentionBlock, width: int, layers: int) -> None:
-    """Draw weights as CLIP draws its text transformer's."""
+    """Initialize weights like CLIP's text transformer."""
     std = width**-0.5
     nn.init.normal_(block.attn.in_proj_weight, std=std)
     nn.init.normal_(block.attn.out_proj.weight, std=std * (2 * layers) ** -0.5)

@@ -1,7 +1,7 @@
-"""Embeddings of words and of classes -> the words that stand for "everything else" (VABS).
+"""Embeddings of words and of classes -> the words that represent the background (VABS).
 
-From text alone: words that nearly name a class are left out, and of the rest the few are taken
-that together lie closest to all. Letters: L words, K classes, C joint width.
+Uses only text: words that nearly name a class are left out, and of the others those few are chosen
+that together are closest to all. Letters: L words, K classes, C joint width.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 WORDS = 64
 SAME = 0.9
-"""Cosine from which a word counts as another name of a class."""
+"""Cosine above which a word counts as another name of a class."""
 
 
 def choose_background(words_LC: Tensor, classes_KC: Tensor, count: int = WORDS) -> list[int]:
@@ -17,12 +17,12 @@ def choose_background(words_LC: Tensor, classes_KC: Tensor, count: int = WORDS) 
 
     Args:
         words_LC: the lexicon, unit.
-        classes_KC: what is looked for, unit.
-        count: most words.
+        classes_KC: the classes that are looked for, unit.
+        count: maximum number of words.
 
     Returns:
-        Places in the lexicon: each adds most to the sum over kept words of their cosine with the
-        closest chosen one; the first of equals.
+        Indices into the lexicon: each word adds most to the sum, over the kept words, of the
+        cosine with the closest chosen one; of equals the first.
 
     Raises:
         ValueError: every word nearly names a class.

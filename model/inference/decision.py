@@ -20,14 +20,14 @@ def decide(
     probability_threshold: float = 0.0,
     area_threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the class of every pixel and how probable it is.
+    """Return the class of every pixel and its probability.
 
     Args:
-        maps: makes the cosines; called a second time where a class is dropped.
-        owners_Q: int64, the class of each name; class 0 is the background where thresholds are set.
+        maps: makes the cosines; called a second time if a class is dropped.
+        owners_Q: int64, the class of each name; with thresholds, class 0 is the background.
         scale: τ of softmax(τ·cosine) over all names.
         probability_threshold: pixels whose best class is less probable become class 0.
-        area_threshold: classes 1… that hold no larger share of the pixels of classes 1… lose all.
+        area_threshold: classes 1… with no larger share of the foreground's pixels are dropped.
 
     Returns:
         int64 (H, W), the first of equal classes; float32 (H, W), 0..1.

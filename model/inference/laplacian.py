@@ -1,8 +1,8 @@
 """Soft masks and an image -> masks that follow the image's edges: a sparse linear system on a grid.
 
-A far cheaper refinement than PAMR: every mask is brought to a grid of at most 80 × 80, where
+A far cheaper refinement than PAMR: every mask is resized to a grid of at most 80 × 80, where
 (1 + L) x = m is solved by conjugate gradients; L is the Laplacian of the grid's 8-neighborhood,
-weighted by how alike two neighbors' colors are. Our rendering of the idea of PEARL's
+weighted by the similarity of two neighbors' colors. Our implementation of the idea of PEARL's
 propagation, not its code: weights and constants are our own.
 
 Letters: B images, K classes, H W mask rows and columns, h w rows and columns of the grid.
@@ -15,16 +15,16 @@ from torch import Tensor
 GRID = 80
 """Most rows, and columns, of the grid."""
 STEPS = 25
-"""Of conjugate gradients."""
+"""Steps of conjugate gradients."""
 STRENGTH = 16.0
-"""Weight of two neighbors of the same color, beside 1 for a pixel's own mask."""
+"""Weight of two neighbors of the same color; a pixel's own mask has weight 1."""
 CONTRAST = 0.1
 """Difference of normalized colors (mean over channels) at which that weight falls to 1/e."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Let the masks spread between alike neighbors.
+    """Spread the masks between similar neighbors.
 
     Args:
         masks_BKHW: soft masks or cosines.
@@ -43,7 +43,7 @@ def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
 
 
 def _alike(colours_BChw: Tensor, row: int, column: int) -> Tensor:
-    """Return weight (B, 1, h', w') of every pair of pixels that lie a step apart."""
+    """Return the weight (B, 1, h', w') of every pair of pixels a step apart."""
     here, there = _pair(colours_BChw, row, column)
     difference = (here - there).abs().mean(dim=1, keepdim=True)
     return STRENGTH * torch.exp(-difference / CONTRAST)
@@ -57,7 +57,7 @@ def _pair(x: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
 
 
 def _solve(masks_BKhw: Tensor, weights: list[Tensor]) -> Tensor:
-    """Return conjugate gradients for (1 + L) x = m, every mask a right-hand side of its own."""
+    """Solve (1 + L) x = m by conjugate gradients, with every mask as a right-hand side."""
 
     def apply(x: Tensor) -> Tensor:
         y = x.clone()

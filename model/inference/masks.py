@@ -27,7 +27,7 @@ def segmenter_masks(
         images_BCHW: normalized, sides multiples of the patch size.
         class_KC: embeddings of the classes, unit.
         tokens_BPD: the trunk's output.
-        cosines: return the cosines of pixels and classes in the masks' place.
+        cosines: return the cosines of pixels and classes instead of masks.
     """
     segmenter = code.image_segmenter
     bands = segmenter.bands(tokens_BPD, code.clip.grid(images_BCHW))
@@ -45,7 +45,7 @@ def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshol
 
 
 def cut_to_patches(images_BCHW: Tensor, patch: int) -> Tensor:
-    """Leave out the last rows and columns that fill no patch, as a convolution does."""
+    """Drop the last rows and columns that fill no patch, as a convolution does."""
     H, W = images_BCHW.shape[-2:]
     return images_BCHW[..., : H // patch * patch, : W // patch * patch]
 
@@ -54,7 +54,8 @@ def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, 
     """Zero-pad both sides symmetrically to a multiple of the patch size.
 
     Returns:
-        The padded images, and the padding (left, right, top, bottom); an odd pixel goes last.
+        The padded images, and the padding (left, right, top, bottom); an odd pixel goes right or
+        bottom.
     """
     missing_rows, missing_columns = (-side % patch for side in images_BCHW.shape[-2:])
     top, left = missing_rows // 2, missing_columns // 2

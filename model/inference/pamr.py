@@ -1,6 +1,6 @@
 """Pixel-adaptive mask refinement (METHOD §8): an image and soft masks in, refined masks out.
 
-Letters: B images, K classes, H W mask rows and columns, S = 8 neighbors a dilation.
+Letters: B images, K classes, H W mask rows and columns, S = 8 neighbors per dilation.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ def refine(
     iterations: int = ITERATIONS,
     dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
-    """Let the masks follow the image's edges.
+    """Fit the masks to the image's edges.
 
     Args:
         masks_BKHW: soft masks.
         images_BCHW: images, resized (bilinear, align_corners) to the masks' size.
-        iterations: times that every mask pixel becomes the affinity-weighted sum of its neighbors.
-        dilations: how far the 3 x 3 neighborhoods reach.
+        iterations: how often every mask pixel becomes the affinity-weighted sum of its neighbors.
+        dilations: of the 3 x 3 neighborhoods.
 
     Returns:
         (B, K, H, W). The affinity is computed once; a pass adds one shifted view at a time, so
-        memory is that of a few masks whatever K.
+        memory stays at a few masks whatever K is.
     """
     size = masks_BKHW.shape[-2:]
     images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", align_corners=True)
@@ -46,7 +46,7 @@ def refine(
 
 
 def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """Return how alike every pixel's neighbors are to it: (B, S, H, W), summing to 1 over S.
+    """Return the similarity of every pixel to its neighbors: (B, S, H, W), summing to 1 over S.
 
     softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is the
     unbiased deviation of all the 3 x 3 neighborhoods' values, 54 of six.
@@ -65,12 +65,12 @@ def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _pad(x_BCHW: Tensor, dilations: Sequence[int]) -> Tensor:
-    """Replicate the border as far as the largest dilation reaches."""
+    """Replicate the border by the largest dilation."""
     return F.pad(x_BCHW, (max(dilations),) * 4, mode="replicate")
 
 
 def _shift(padded: Tensor, dilations: Sequence[int], row: int, column: int) -> Tensor:
-    """Return view of a padded map, `row` and `column` pixels further down and right."""
+    """Return a view of a padded map, shifted by `row` and `column` pixels down and right."""
     edge = max(dilations)
     H, W = padded.shape[-2] - 2 * edge, padded.shape[-1] - 2 * edge
     return padded[:, :, edge + row : edge + row + H, edge + column : edge + column + W]

@@ -1,7 +1,7 @@
 """Regions at inference (METHOD §9): label them, or average masks inside them.
 
-Letters: W windows of a picture, K texts, P = 1 + Q image tokens, Q = h*w patches, R regions of the
-window that has most, C joint width, H W rows and columns of a mask.
+Letters: W windows of a picture, K texts, P = 1 + Q image tokens, Q = h*w patches, R largest number
+of regions of a window, C joint width, H W rows and columns of a mask.
 Regions come from the frozen CLIP's own keys, window by window: no second model, nothing stored.
 """
 
@@ -19,7 +19,7 @@ from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import clip_keys
 from codeseg.model.regions.recognition import RegionRecogniser, members, recognise
 
-MASK_PIXELS = 4  # rows, and columns, of a refined membership a patch, as of the segmenter's masks
+MASK_PIXELS = 4  # rows, and columns, of a refined membership per patch, as in the segmenter's masks
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Regions:
     patches_WRQ: Tensor
     """bool, which patches belong to which region; none: padding."""
     shares_WRHW: Tensor
-    """How much of each pixel belongs to each region, 0..1, summing to 1 over R."""
+    """The share of each pixel that belongs to each region, 0..1, summing to 1 over R."""
 
 
 def find_regions(
@@ -46,9 +46,9 @@ def find_regions(
         clip: the frozen CLIP.
         tokens_WPD: its trunk's output for the windows.
         windows_WCHW: normalized, sides multiples of the patch size.
-        grouping: how.
-        follow_edges: refine the regions by the picture's colors (PAMR), four rows a patch; off
-            leaves them made of whole patches.
+        grouping: its settings.
+        follow_edges: refine the regions by the picture's colors (PAMR), four rows per patch; if
+            off, they consist of whole patches.
     """
     grid = clip.grid(windows_WCHW)
     maps = [group_patches(keys_QD, grid, grouping) for keys_QD in clip_keys(clip, tokens_WPD)]
@@ -64,7 +64,7 @@ def find_regions(
 def embed_regions(
     clip: FrozenClip, recogniser: RegionRecogniser | None, tokens_WPD: Tensor, regions: Regions
 ) -> Tensor:
-    """Region embeddings (W, R, C), unit: the trained recognizer's, else the frozen CLIP's own."""
+    """Return region embeddings (W, R, C), unit, by the trained recognizer or the frozen CLIP."""
     if recogniser is not None:
         trained: Tensor = recogniser(tokens_WPD, regions.patches_WRQ)
         return trained
@@ -81,9 +81,9 @@ def label_regions(
     *,
     cosines: bool = False,
 ) -> Tensor:
-    """Masks (W, K, H, W'): each region scores sigmoid(scale · (cosine − threshold)) everywhere.
+    """Return masks (W, K, H, W') with each region's score, sigmoid(scale · (cosine − threshold)).
 
-    With `cosines` it scores its cosine.
+    With `cosines` the score is the cosine.
     """
     cosines_WRK = embeddings_WRC @ texts_KC.T
     scores_WRK = cosines_WRK if cosines else torch.sigmoid(scale * (cosines_WRK - threshold))
@@ -91,7 +91,7 @@ def label_regions(
 
 
 def average_inside(masks_WKHW: Tensor, regions: Regions) -> Tensor:
-    """Return masks (W, K, H, W') that are constant within a region: their mean there."""
+    """Return masks (W, K, H, W') averaged within each region."""
     shares_WRHW = regions.shares_WRHW
     masks_WKHW = resize(masks_WKHW, shares_WRHW)
     sums_WRK = torch.einsum("wrxy,wkxy->wrk", shares_WRHW, masks_WKHW)
@@ -100,5 +100,5 @@ def average_inside(masks_WKHW: Tensor, regions: Regions) -> Tensor:
 
 
 def _paint(values_WRK: Tensor, regions: Regions) -> Tensor:
-    """Give every pixel the values of its regions, by their shares."""
+    """Return every pixel's mean over its regions, weighted by their shares."""
     return torch.einsum("wrk,wrxy->wkxy", values_WRK, regions.shares_WRHW)

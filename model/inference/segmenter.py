@@ -1,6 +1,6 @@
 """Pictures and words in, label map and masks out: the public inference API (METHOD §8).
 
-    segmenter = Segmenter.open()                    # a CLIP of photographs, nothing trained
+    segmenter = Segmenter.open()                    # a CLIP of photographs, without training
     segmenter = Segmenter.open("runs/code")         # a RUN, a checkpoint or a hub id
     result = segmenter.segment("photo.jpg", "dog, red car, sofa/couch")
     result.segments, result["dog"].mask, result.label_map, result.overlay()
@@ -64,18 +64,18 @@ from codeseg.model.results.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What is looked for, unit vectors."""
+    """Unit embeddings of the things that are looked for."""
 
     words_KC: Tensor
-    """For the segmenter's own masks: the learned prompt's, or the templates' again."""
+    """For the segmenter's own masks: the learned prompt's, or again the templates'."""
     templates_KC: Tensor
     """For dense CLIP masks: the mean over the templates."""
     names: tuple[int, ...] = ()
-    """How many of the K are names of each thing, in order; (): every one is a thing."""
+    """Number of names of each thing, in order; (): every name is its own thing."""
 
     @property
     def owners_K(self) -> Tensor:
-        """The thing that each text is a name of, int64 (K,)."""
+        """The index of each text's thing, int64 (K,)."""
         counts = torch.tensor(self.names or [1] * len(self.templates_KC))
         return torch.arange(len(counts)).repeat_interleave(counts)
 
@@ -89,7 +89,7 @@ class TextEmbeddings:
 
 
 class Segmenter:
-    """Segments pictures by any words.
+    """A segmenter of pictures by any words.
 
     Examples:
         >>> import numpy as np
@@ -112,10 +112,10 @@ class Segmenter:
         Args:
             clip: the frozen CLIP.
             code: the trained parts; None allows the training-free methods only.
-            settings: None: the CLIP's own, with method code where there is one.
+            settings: None: the CLIP's own, with method code if `code` is given.
 
         Raises:
-            ValueError: settings that make no sense, or method code without `code`.
+            ValueError: invalid settings, or method code without `code`.
         """
         self.clip = clip
         self.code = code
@@ -147,16 +147,16 @@ class Segmenter:
         Args:
             run: a RUN folder (its last complete checkpoint), a checkpoint folder or a hub id;
                 None: a CLIP alone.
-            settings: fields of PredictionSettings that replace those recorded for the CLIP or, in
+            settings: fields of PredictionSettings that override those recorded for the CLIP or, in
                 settings.toml, for the run.
-            protocol: fields that a protocol gives, for a CLIP of 224 pixels (see `for_clip`).
+            protocol: fields of a protocol, for a CLIP of 224 pixels (see `for_clip`).
             clip: without a run, the CLIP (see `FrozenClip.load`); None: ViT-B-16, fetched once from
                 the hub; "storybook": the embedded one, for drawings.
-            pretrained: the CLIP's weights; with a run, where they are if no longer where they were.
-            device: "auto" (cuda, else mps, else cpu) or what torch calls one.
+            pretrained: the CLIP's weights; with a run, their new location if they have moved.
+            device: "auto" (cuda, else mps, else cpu) or a device of torch.
 
         Raises:
-            ValueError: there is no checkpoint, its CLIP cannot be had, or a setting makes no sense.
+            ValueError: there is no checkpoint, its CLIP is not available, or a setting is invalid.
         """
         if run is not None and clip is not None:
             raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
@@ -183,21 +183,21 @@ class Segmenter:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.clip.mean.device
 
-    # -- the public face --------------------------------------------------------------------------
+    # -- public methods ---------------------------------------------------------------------------
 
     def segment(self, picture: Picture, words: Words, *, background: bool = True) -> Segmentation:
         """Segment one picture.
 
         Args:
             picture: a path, a file's bytes, a PIL image, an array or a tensor (see `rgb_pixels`).
-            words: what to look for: "dog, red car, sofa/couch", or a list (see `read_words`).
-            background: let pixels at which no word scores above the threshold be background.
+            words: things to look for: "dog, red car, sofa/couch", or a list (see `read_words`).
+            background: whether pixels where no word scores above the threshold are background.
 
         Raises:
-            ValueError: no word, a repeated or too long one; or a damaged picture.
+            ValueError: there is no word, one is repeated or too long, or the picture is damaged.
         """
         return next(self.segment_many([picture], words, background=background))
 
@@ -209,19 +209,19 @@ class Segmenter:
         background: bool = True,
         batch: int = 1,
     ) -> Iterator[Segmentation]:
-        """Segment pictures in their order, the words encoded once.
+        """Segment pictures in order; the words are encoded once.
 
         Args:
-            pictures: as `segment` takes them; a tensor B×C×H×W is B pictures.
-            words: as `segment` takes them.
-            background: as `segment` takes it.
-            batch: at most so many neighbors of one size go through the network together: faster
-                on a GPU, the masks equal up to rounding.
+            pictures: as in `segment`; a tensor B×C×H×W is B pictures.
+            words: as in `segment`.
+            background: as in `segment`.
+            batch: at most this many consecutive pictures of one size go through the network
+                together: faster on a GPU, the masks equal up to rounding.
         """
         things = read_words(words, background)
         names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
         settings = self.settings
-        named = background and settings.background == "vabs"  # the background has words of its own
+        named = background and settings.background == "vabs"  # the background has its own words
         if named:
             flat = [name for thing in things for name in thing]
             things = (self.background_words(flat, lexicon()), *things)
@@ -250,14 +250,14 @@ class Segmenter:
         return torch.stack([names.amax(0) for names in torch.split(shares_QHW, counts)])
 
     def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
-        """Say which words of a caption belong to which noun.
+        """Return which words of a caption belong to which noun.
 
         Args:
             caption: a sentence.
             nouns: the nouns, in any words.
 
         Raises:
-            ValueError: a training-free segmenter, or a caption or noun that cannot be.
+            ValueError: the segmenter is training-free, or a caption or noun is invalid.
         """
         if self.code is None or self.settings.method != "code":
             raise ValueError("word segments need a trained model: give a RUN")
@@ -266,16 +266,16 @@ class Segmenter:
     def label_map(
         self, pixels: Pixels, embeddings: TextEmbeddings, background: bool
     ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-        """Predict the label map alone, whose memory does not grow with the number of classes.
+        """Predict only the label map, in memory that does not grow with the number of classes.
 
         Args:
             pixels: uint8 H×W×3.
             embeddings: from `embed_texts`.
-            background: class 0 is the background. Under a sigmoid it has no name, and the things
-                follow it; under a softmax the first thing's names are its.
+            background: whether class 0 is the background. With a sigmoid it has no name and
+                precedes the things; with a softmax the first thing's names are the background's.
 
         Returns:
-            uint8 H×W, uint16 of more than 254 classes.
+            uint8 H×W; with more than 254 classes, uint16.
         """
         settings = self.settings
         owners_K = embeddings.owners_K
@@ -297,13 +297,13 @@ class Segmenter:
 
     @torch.no_grad()
     def embed_texts(self, things: Sequence[str | Thing]) -> TextEmbeddings:
-        """Encode what to look for, once for many pictures; warn of words the CLIP does not know.
+        """Encode things once for many pictures; warn about words that the CLIP does not know.
 
         Args:
-            things: a text or several names each, taken as they are.
+            things: a text or several names each, not split any further.
 
         Raises:
-            ValueError: no text, or a blank or too long one.
+            ValueError: there is no text, or one is blank or too long.
         """
         named = [(thing,) if isinstance(thing, str) else thing for thing in things]
         texts = [name for thing in named for name in thing]
@@ -321,10 +321,10 @@ class Segmenter:
         return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates, counts)
 
     def background_words(self, names: Sequence[str], lexicon: Sequence[str]) -> tuple[str, ...]:
-        """Choose words for whatever is none of `names`, from text alone (VABS).
+        """Choose words for the background of `names`, from text alone (VABS).
 
         Args:
-            names: what is looked for.
+            names: of the things that are looked for.
             lexicon: words to choose from; those that nearly name a class are left out.
         """
         words = [word for word in dict.fromkeys(lexicon) if word not in names]
@@ -364,7 +364,7 @@ class Segmenter:
     def stitching(
         self, pixels: Pixels, embeddings: TextEmbeddings
     ) -> tuple[Tensor, Callable[[Tensor], Maps]]:
-        """Return the masks of every window, and what makes maps of the picture of them."""
+        """Return the masks of every window, and a function that turns them into maps."""
         return self._stitchings([pixels], embeddings)[0]
 
     @torch.no_grad()
@@ -374,14 +374,14 @@ class Segmenter:
         """Do so for pictures of one size, whose windows go through the network together."""
         windows, finishes = zip(*map(self._windows, pictures), strict=True)
         crops = torch.cat(windows)
-        # One window at a time holds the least memory and is as fast where there is no GPU.
+        # One window at a time takes the least memory and, without a GPU, is as fast.
         together = 1 if self.device.type == "cpu" else len(crops)
         parts = torch.split(crops, together)
         masks = torch.cat([self.window_masks(part, embeddings) for part in parts])
         return list(zip(masks.chunk(len(pictures)), finishes, strict=True))
 
     def _windows(self, pixels: Pixels) -> tuple[Tensor, Callable[[Tensor], Maps]]:
-        """Return a picture's windows, and what makes maps of the picture of their masks."""
+        """Return a picture's windows, and a function that turns their masks into maps."""
         settings, patch = self.settings, self.clip.patch_size
         height, width = pixels.shape[:2]
         size = working_size(height, width, settings.short_side, settings.long_side)
@@ -418,11 +418,11 @@ class Segmenter:
 
         Args:
             windows_WCHW: normalized, sides multiples of the patch size.
-            embeddings: what to look for.
+            embeddings: of the things.
 
         Returns:
-            Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows a patch)
-            or, of a training-free method without refinement, of the patches.
+            Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows per patch)
+            or, for a training-free method without refinement, of the patches.
         """
         settings, by_factor = self.settings, self.settings.positions == "factor"
         if "scclip" in (settings.masks_by, settings.knowledge_dense):
@@ -439,7 +439,7 @@ class Segmenter:
     def _masks(
         self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Return masks (W, K, rows, columns) of a method that knows no regions."""
+        """Return masks (W, K, rows, columns) of a method without regions."""
         settings = self.settings
         refined = settings.refinement != "none" and settings.refine_at == "mask"
         if method != "code":
@@ -470,7 +470,7 @@ class Segmenter:
         tokens_WPD: Tensor,
         embeddings: TextEmbeddings,
     ) -> Tensor:
-        """Label regions, and mix with masks averaged inside them where there are any (§9)."""
+        """Label regions and, if the method has masks, mix in their means inside regions (§9)."""
         settings, code = self.settings, self.code
         regions = find_regions(
             self.clip,
@@ -497,7 +497,7 @@ class Segmenter:
     def _dense_masks(
         self, windows_WCHW: Tensor, states: list[Tensor], variant: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Return masks, or cosines for a softmax, (W, K, h, w) of the frozen CLIP alone."""
+        """Return masks (for a softmax: cosines), (W, K, h, w), of the frozen CLIP alone."""
         settings = self.settings
         dense = dense_embedding(self.clip, states, self.clip.grid(windows_WCHW), variant)
         if settings.score == "softmax":
@@ -515,7 +515,7 @@ def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:
 
 
 def _things(masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings) -> Maps:
-    """Yield the maps of things from the masks of names: a thing is where any of its names is."""
+    """Yield the maps of things from the masks of names: a thing is wherever any name is."""
     if all(count == 1 for count in embeddings.names):
         yield from finish(masks)
         return
@@ -525,7 +525,7 @@ def _things(masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmb
 
 
 def _of_one_size(pictures: Iterable[Pixels], most: int) -> Iterator[list[Pixels]]:
-    """Yield groups of at most so many neighbors of one size."""
+    """Yield groups of at most `most` consecutive pictures of one size."""
     group: list[Pixels] = []
     for pixels in pictures:
         if group and pixels.shape != group[0].shape:

@@ -1,4 +1,4 @@
-"""The settings of a prediction: everything besides weights, picture and words (METHOD §8)."""
+"""The settings of a prediction: everything except weights, picture and words (METHOD §8)."""
 
 import tomllib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from codeseg.model.regions.config import Grouping, Method
 SCG = "scg"
 METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
 EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"
-"""The tiny CLIP that comes with codeseg, for its drawings; and the one that is used by default."""
+"""The tiny CLIP that comes with codeseg, for drawings; and the default CLIP."""
 SENTENCES = {
     "custom": CUSTOM_TEMPLATES,
     "imagenet": TEMPLATES,
@@ -34,7 +34,7 @@ SIDES = ("short_side", "long_side", "window", "stride")
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """Everything that decides a label map besides weights, picture and words; recorded with it."""
+    """Everything that affects a label map except weights, picture and words; recorded with it."""
 
     method: str = "code"
     """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip,
@@ -42,13 +42,13 @@ class PredictionSettings:
     protocol: str = "code"
     """The protocol that the settings below come from: data_manifests/protocols."""
     normalisation: str = "imagenet"
-    """Whose mean and deviation of pixels: imagenet or clip."""
+    """Source of the pixels' mean and deviation: imagenet or clip."""
     resize: str = "opencv"
-    """How the picture is resized: opencv (bilinear, as published) or antialiased."""
+    """Rule of resizing the picture: opencv (bilinear, as published) or antialiased."""
     positions: str = "size"
     """Position embeddings for another grid: by size, or by factor (h + 0.1)/n as in SCLIP."""
     edges: str = "pad"
-    """Windows of no whole patches: pad with zeros, or cut off and stretch the map."""
+    """Windows that are no multiple of the patch: pad with zeros, or cut off and stretch the map."""
     short_side: int = 448
     """The picture is resized to this short side, pixels …"""
     long_side: int = 2048
@@ -58,12 +58,12 @@ class PredictionSettings:
     stride: int = 224
     """Step of the sliding window, pixels."""
     refinement: str = "pamr"
-    """Refine maps by the picture's colors: pamr, laplacian (far cheaper) or none; under protocol
-    code none for training-free methods, as published."""
+    """Refinement of maps by the picture's colors: pamr, laplacian (far cheaper) or none; under
+    protocol code none for training-free methods, as published."""
     refine_at: str = "mask"
-    """Where: mask (each window's, before the mix) or picture (the stitched maps)."""
+    """What to refine: mask (each window's, before mixing) or picture (the stitched maps)."""
     dilations: tuple[int, ...] = DILATIONS
-    """pamr: how far its neighborhoods reach, pixels."""
+    """pamr: dilations of its neighborhoods, pixels."""
     score: str = "sigmoid"
     """sigmoid (each text on its own, averaged over windows) or softmax (of averaged cosines, over
     all names of all classes)."""
@@ -71,18 +71,18 @@ class PredictionSettings:
     """softmax: scale of the cosines."""
     background: str = "constant"
     """constant (background_threshold; sigmoid), names (class 0 has names like any other) or vabs
-    (its names are chosen from a lexicon by the CLIP's text encoder alone)."""
+    (the CLIP's text encoder chooses its names from a lexicon)."""
     probability_threshold: float = 0.0
-    """softmax: less probable pixels become background, where there is one."""
+    """softmax: less probable pixels become background, if there is one."""
     area_threshold: float = 0.0
-    """softmax: classes with no larger share of the foreground are dropped, where there is one."""
+    """softmax: classes with no larger share of the foreground are dropped, if there is one."""
     prompts: str = "learned"
     """code: learned (the trained prompt) or templates (the text side of the knowledge branch)."""
     templates: str = "custom"
     """Sentences for dense CLIP masks: custom (the reference's 9), imagenet (CLIP's 80), photo
     (one) or plain (the word)."""
     knowledge_weight: float = 0.3
-    """code: share of the dense CLIP's mask in the mix; the others are all dense CLIP."""
+    """code: share of the dense CLIP's mask in the mix; other methods use only dense CLIP."""
     knowledge_dense: str = "maskclip"
     """code: the dense form of the knowledge branch."""
     knowledge_scale: float = KNOWLEDGE_SCALE
@@ -90,13 +90,13 @@ class PredictionSettings:
     knowledge_threshold: float = KNOWLEDGE_THRESHOLD
     """Cosine at which a dense mask is one half."""
     background_threshold: float = 0.4
-    """sigmoid: constant score of the background where there is one."""
+    """sigmoid: constant score of the background, if there is one."""
     regions: int = 16
-    """scg: most regions of a window."""
+    """scg: maximum number of regions per window."""
     region_method: Method = "kmeans"
     """scg: kmeans or spectral."""
     region_min_patches: int = 2
-    """scg: smaller regions join their most similar neighbor."""
+    """scg: smaller regions are merged into their most similar neighbor."""
     region_weight: float = 0.5
     """code+scg …: share of the regions' own labels; the rest is the other method's masks, averaged
     inside each region."""
@@ -112,18 +112,18 @@ class PredictionSettings:
 
     @property
     def by_regions(self) -> bool:
-        """Return whether regions take part."""
+        """Return whether the method uses regions."""
         return self.method == SCG or self.method.endswith(f"+{SCG}")
 
     @property
     def least(self) -> float:
-        """What a pixel's best word must exceed, or else the pixel is background."""
+        """The score that a pixel's best word must exceed, or the pixel is background."""
         by_softmax = self.score == "softmax"
         return self.probability_threshold if by_softmax else self.background_threshold
 
     @property
     def grouping(self) -> Grouping:
-        """How regions are made."""
+        """The settings that make regions."""
         return Grouping(self.region_method, self.regions, self.region_min_patches)
 
     @classmethod
@@ -134,13 +134,13 @@ class PredictionSettings:
         recorded: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Self:
-        """Return a CLIP's defaults, then the protocol's, then the recorded ones, then the changes.
+        """Return a CLIP's defaults, overridden by the protocol, the recorded best, the changes.
 
-        The defaults are a picture and window of twice the CLIP's native size and half a step; a
-        protocol's pixels are for a CLIP of 224 and scaled to this one. What was recorded as best
-        for the embedded CLIP, and then for a run (`recorded`, from `read_settings`), holds under
-        protocol code only, for CLIPs of photographs (weights/photographs.toml) where no protocol
-        is named.
+        The defaults are a picture and window of twice the CLIP's native size and a stride of half
+        the window; a protocol's pixels are for a CLIP of 224 and are scaled to this one. The best
+        settings of the embedded CLIP, then a run's (`recorded`, from `read_settings`), apply only
+        under protocol code, those of CLIPs of photographs (weights/photographs.toml) only if no
+        protocol is named.
 
         Raises:
             ValueError: a change names no setting, or its value has another type.
@@ -166,7 +166,7 @@ class PredictionSettings:
         return override(defaults, chosen | changes)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings that matter for this method, to lie beside a number."""
+        """Return the settings that matter for this method, to be recorded with a score."""
         values = asdict(self)
         if self.masks_by != "code":
             for name in ("knowledge_weight", "knowledge_dense"):
@@ -186,7 +186,7 @@ class PredictionSettings:
         return values
 
     def check(self) -> None:
-        """Refuse settings that make no sense.
+        """Refuse invalid settings.
 
         Raises:
             ValueError: names the setting.
@@ -263,7 +263,7 @@ def run_settings(run: str | Path) -> dict[str, Any]:
 
 
 def default_method(run: str | Path | None, clip: str) -> str:
-    """Return the method where none is named: the run's (code unless it says), the CLIP's best."""
+    """Return the default method: the run's (code unless recorded), else the CLIP's best."""
     if run is not None:
         return str(run_settings(run).get("method", "code"))
     return "naclip" if clip == EMBEDDED else "scclip"

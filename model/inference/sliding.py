@@ -1,8 +1,8 @@
-"""Where windows lie on a picture, and how their masks become one map of the picture (METHOD §8).
+"""The windows of a picture, and the stitching of their masks into one map (METHOD §8).
 
 Letters: K classes, W windows of one picture, H W rows and columns of pixels, h w of a mask.
-Everything here is per class, so a map can be made a few classes at a time: the memory of a result
-does not grow with the number of classes, and neither does any number in it change.
+Everything here is per class, so maps are made a few classes at a time: the memory does not grow
+with the number of classes, and the numbers do not change.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Layout:
 
 
 def layout(height: int, width: int, window: int, stride: int) -> Layout:
-    """Cover height×width with windows; the last row and column are moved in to fit."""
+    """Cover height×width with windows; the last row and column are shifted inward to fit."""
     h, w = min(window, height), min(window, width)
     corners = [(y, x) for y in _starts(height, h, stride) for x in _starts(width, w, stride)]
     return Layout(height, width, h, w, tuple(corners))
@@ -46,7 +46,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def working_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Rows and columns with the short side at `short_side`, unless the long one would exceed."""
+    """Return rows and columns with the given short side, or less if the long side exceeds its."""
     scale = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -58,11 +58,11 @@ def stitched(
     offset: tuple[int, int],
     size: tuple[int, int],
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Bring window masks to the picture's own size, a few classes at a time.
+    """Yield maps of the picture's own size from window masks, a few classes at a time.
 
     Args:
         masks_WKhw: of every window, at any resolution.
-        windows: where they lie on the resized picture.
+        windows: their layout on the resized picture.
         padded: (rows, columns) of a padded window, which the masks cover.
         offset: (top, left) padding.
         size: (H, W) of the result.
@@ -101,7 +101,7 @@ def _merge(
 def best_class(
     maps: Iterator[tuple[slice, Tensor]], size: tuple[int, int], background: float | None
 ) -> Tensor:
-    """Return argmax over maps that come a few classes at a time, the first of equals.
+    """Return the argmax over maps that come a few classes at a time; of equals the first.
 
     Args:
         maps: from `stitched`.
@@ -109,7 +109,7 @@ def best_class(
         background: constant score of an extra class 0 in front, or None.
 
     Returns:
-        int64 (H, W): class numbers, shifted by one where there is a background.
+        int64 (H, W): class numbers, shifted by one if there is a background.
     """
     best = label = None
     shift = 0 if background is None else 1

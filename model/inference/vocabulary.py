@@ -1,4 +1,4 @@
-"""Words as people type them -> the things to look for, each by its names. Light: text alone.
+"""Typed words -> the things to look for, each with its names. Light: text only.
 
 A comma separates things, a slash joins the names of one thing: "dog, red car, sofa/couch".
 """
@@ -6,23 +6,23 @@ A comma separates things, a slash joins the names of one thing: "dog, red car, s
 from collections.abc import Iterable, Iterator, Sequence
 
 BACKGROUND = "background"
-"""What no word claims; a name that no thing can have beside it."""
+"""The name of pixels that no word fits; no thing may have it."""
 
 Thing = tuple[str, ...]
-"""The names of one thing; the first is what results call it."""
+"""The names of one thing; results use the first."""
 Words = str | Iterable[str | Sequence[str]]
-"""A text in the grammar above, or a list of such texts and of lists of names, taken as they are."""
+"""A text in the grammar above, or a list of such texts and of lists of names, used unchanged."""
 
 
 def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
-    """Return the things that words ask for, in their order.
+    """Return the things that words name, in order.
 
     Args:
-        words: see `Words`; white space around names and empty parts do not count.
-        background: pixels may also be background, which then nobody may type.
+        words: see `Words`; white space around names and empty parts are ignored.
+        background: pixels may also be background, which then is not allowed as a name.
 
     Raises:
-        ValueError: there is no thing, or a name stands twice.
+        ValueError: there is no thing, or a name occurs twice.
     """
     entries = [words] if isinstance(words, str) else list(words)
     things = tuple(_things(entries))
@@ -30,7 +30,7 @@ def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
         raise ValueError('name the things to find, for example "dog, red car, sofa/couch"')
     typed = _things(entry for entry in entries if isinstance(entry, str))
     if background and any(BACKGROUND in map(str.casefold, thing) for thing in typed):
-        raise ValueError(f"{BACKGROUND!r} is what no word fits: leave it out, or do without it")
+        raise ValueError(f"{BACKGROUND!r} means pixels that no word fits: leave the word out")
     seen = set()
     for name in (name for thing in things for name in thing):
         if name.casefold() in seen:

@@ -15,16 +15,16 @@ NO_NOUN = -1
 
 @dataclass(frozen=True)
 class WordSegments:
-    """A caption cut into words, each with the noun it belongs to."""
+    """A caption's words, each with the noun it belongs to."""
 
     words: tuple[str, ...]
-    """As the tokenizer cleans and cuts them: lower case, punctuation apart."""
+    """As cleaned and split by the tokenizer: lower case, punctuation separate."""
     nouns: tuple[str, ...]
-    """What was asked for."""
+    """The given nouns."""
     labels: tuple[int, ...]
-    """A word: index into nouns, or −1 for none."""
+    """Per word: index into nouns, or −1 for none."""
     probabilities: tuple[tuple[float, ...], ...]
-    """A word, a noun: how sure, 0..1; with "none" they sum to 1."""
+    """Per word and noun: probability, 0..1; with "none" they sum to 1."""
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """A picture file's bytes -> what its header claims: format, size, depth. Nothing is decoded.
 
 Libraries read more than the header on opening: Pillow loads every tag of a TIFF or EXIF block, so a
-file of 1 MB takes 1.5 GB, and its time for the comments of a GIF grows with their square. This
-reads JPEG, PNG, GIF, BMP and WebP in one pass over the bytes without copying any, and counts what
-makes decoders slow. TIFF is left out: no website serves it, and its tags may point anywhere.
+file of 1 MB takes 1.5 GB, and its time for a GIF's comments is quadratic. This module reads JPEG,
+PNG, GIF, BMP and WebP in one pass without copying bytes, and counts what makes decoders slow.
+TIFF is left out: no website serves it, and its tags may point anywhere.
 """
 
 import re
@@ -18,29 +18,29 @@ ENDINGS = {
     ".gif": "GIF",
     ".bmp": "BMP",
 }
-"""Of files that may come from a stranger -> format, as Pillow calls it: the only list of them."""
+"""Extensions of untrusted files -> Pillow's name of the format: the only list of them."""
 
 OWN_ENDINGS = (*ENDINGS, ".tif", ".tiff", ".avif")
-"""Of a user's own files: what Pillow opens beside them."""
+"""Extensions of a user's own files: also formats that only Pillow opens."""
 
 OTHER_PICTURES = re.compile(
     rb"....ftyp(avi|hei|mif)|II\*\0|MM\0\*|\xff\x0a|\0\0\0\x0cJXL", re.DOTALL
 )
-"""Beginnings of AVIF, HEIC, TIFF and JPEG XL: pictures, but none that a stranger may send."""
+"""First bytes of AVIF, HEIC, TIFF and JPEG XL: pictures, but not accepted from strangers."""
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
 MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
-MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
+MAX_EXIF_BYTES = 128 << 10  # Pillow needs their square / 48 to open them; a JPEG's has 64 KB
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not a stuffed FF, nor a bare marker
-GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end; decoders pass over what is between
+GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end; decoders skip bytes in between
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
 
 
 class HeaderError(ValueError):
-    """The bytes do not begin like a picture; `bomb` when they do, and only cost time or memory."""
+    """The bytes do not begin like a picture; with `bomb`, they do but only cost time or memory."""
 
     def __init__(self, message: str, bomb: bool = False) -> None:
         super().__init__(message)
@@ -49,14 +49,14 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file claims to hold."""
+    """The content that a file's header claims."""
 
-    format: str  # as Pillow calls it
+    format: str  # Pillow's name
     width: int  # of the canvas, pixels, at least 1
     height: int
-    bits: int = 8  # of a sample
+    bits: int = 8  # per sample
     alpha: bool = False  # a decoder may add a fourth channel
-    tags: bool = field(default=False, compare=False)  # EXIF or XMP may ask for it to be turned
+    tags: bool = field(default=False, compare=False)  # EXIF or XMP may ask for a rotation
     inks: bool = field(default=False, compare=False)  # CMYK, which decoders mix differently
 
 
@@ -64,7 +64,7 @@ def read_header(content: bytes) -> ImageHeader:
     """Read the header of a JPEG, PNG, GIF, BMP or WebP file.
 
     Raises:
-        HeaderError: it is none of them, is cut off in its header, is empty, or is a bomb.
+        HeaderError: it is none of them, ends inside its header, is empty, or is a bomb.
     """
     read = next((read for magic, read in READERS if magic.match(content)), None)
     if read is None:
@@ -83,7 +83,7 @@ def _jpeg(content: bytes) -> ImageHeader:
     frame: ImageHeader | None = None
     position, scans, exif, tags = 2, 0, 0, False
     for _ in range(MAX_SEGMENTS):
-        # what lies between segments, a scan's data included, is passed over as libjpeg does
+        # bytes between segments, including a scan's data, are skipped as in libjpeg
         found = JPEG_MARKER.search(content, position)
         marker = END_OF_IMAGE if found is None else content[found.end() - 1]
         if found is None or marker == END_OF_IMAGE:
@@ -111,7 +111,7 @@ def _jpeg(content: bytes) -> ImageHeader:
 
 
 def _png(content: bytes) -> ImageHeader:
-    """The first chunk must be IHDR (PNG §11.2.1); the others are followed to the end by length."""
+    """Read IHDR, the first chunk (PNG §11.2.1), and follow the others to the end by length."""
     length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", content, 8)
     if length != 13 or kind != b"IHDR":
         raise HeaderError("a PNG without its header")
@@ -121,7 +121,7 @@ def _png(content: bytes) -> ImageHeader:
         if kind in (b"IEND", b""):
             return ImageHeader("PNG", width, height, bits, alpha, tags)
         (length,) = struct.unpack_from(">I", content, position)
-        alpha = alpha or kind in (b"tRNS", b"acTL")  # the latter: frames are laid over each other
+        alpha = alpha or kind in (b"tRNS", b"acTL")  # acTL: frames are laid over each other
         compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
         tags = tags or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
         if compressed > MAX_COMPRESSED_CHUNKS:
@@ -131,7 +131,7 @@ def _png(content: bytes) -> ImageHeader:
 
 
 def _gif(content: bytes) -> ImageHeader:
-    """The screen; any frame may make parts transparent. Follows the blocks to the first frame."""
+    """Read the screen and the blocks up to the first frame; any frame may have transparency."""
     width, height, flags = struct.unpack_from("<HHB", content, 6)
     position, blocks = 13 + (2 << (flags & 7)) * 3 * (flags >> 7), 0
     while (found := GIF_BLOCK.search(content, position)) and found[0] == b"!":
@@ -148,21 +148,21 @@ def _gif(content: bytes) -> ImageHeader:
 
 
 def _bmp(content: bytes) -> ImageHeader:
-    """The old header of 12 bytes, or one of the newer ones; a negative height is top-down."""
+    """Read the old header of 12 bytes, or a newer one; a negative height means top-down."""
     (size,) = struct.unpack_from("<I", content, 14)
     width, height, _, depth = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", content, 18)
     return ImageHeader("BMP", width, abs(height), alpha=depth == 32)
 
 
 def _webp(content: bytes) -> ImageHeader:
-    """Return the first chunk: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
+    """Read the first chunk: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     kind = content[12:16]
     if kind == b"VP8X":
         flags, size = content[20], content[24:30]
         if len(size) < 6:
             raise HeaderError("cut off in its header")
         width, height = (int.from_bytes(size[i : i + 3], "little") + 1 for i in (0, 3))
-        # alpha and animation by the flags; a chunk of its own brings alpha whatever they say
+        # the flags give alpha and animation; an ALPH chunk gives alpha whatever they say
         alpha = bool(flags & 0x12) or b"ALPH" in content or b"VP8L" in content
         tags = b"EXIF" in content or b"XMP " in content
         return ImageHeader("WEBP", width, height, alpha=alpha, tags=tags)

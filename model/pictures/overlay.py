@@ -1,7 +1,7 @@
-"""Label maps -> pictures people can read: colors, outlines, a legend. Pillow and NumPy only.
+"""Label maps -> readable pictures: colors, outlines, a legend. Pillow and NumPy only.
 
-The first colors are Okabe and Ito's, which color-blind people tell apart; further ones alternate
-in lightness. Outlines are drawn too, so a region never shows by its color alone.
+The first colors are Okabe and Ito's, which color-blind people can distinguish; further ones
+alternate in lightness. Outlines are drawn too, so no region is visible by its color alone.
 """
 
 import colorsys
@@ -50,7 +50,7 @@ def overlay(
     Args:
         pixels_HW3: the picture.
         label_HW: class numbers; those without a palette entry are left as they are.
-        palette: a color a class, None for one that is not painted (background).
+        palette: a color per class, None for one that is not painted (background).
         opacity: of the colors, 0..1.
     """
     painted = pixels_HW3.astype(np.float32)
@@ -71,7 +71,7 @@ def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """Put a legend under a picture: a swatch and a text each, as many in a row as fit."""
+    """Add a legend below a picture: swatches with texts, as many in a row as fit."""
     font = ImageFont.load_default(LEGEND_FONT)
     row_height, margin = SWATCH + 8, 8
     width = max(image.width, 240)

@@ -1,7 +1,7 @@
-"""Any picture a user may hand over -> RGB pixels, uint8 H×W×3. The only place that does it.
+"""A picture in any form that a user may give -> RGB pixels, uint8 H×W×3. The only such place.
 
-Turned upright by its EXIF tag; gray, palette, CMYK and 16-bit pictures become 8-bit RGB; what is
-transparent becomes white. Damaged, empty and huge pictures are refused with one line.
+Pictures are turned upright by their EXIF tag; gray, palette, CMYK and 16-bit ones become 8-bit RGB;
+transparency becomes white. Damaged, empty and huge pictures are refused with one line.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from codeseg.model.pictures.header import ENDINGS, MAX_EXIF_BYTES, HeaderError, read_header
 
 MAX_PIXELS = 100_000_000
-"""8000×6000 is 48 million; beyond the limit a picture is more likely an attack than a photo."""
+"""8000×6000 is 48 million; a larger picture is more likely an attack than a photo."""
 
 EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Picture = Union[str, Path, bytes, Image.Image, npt.NDArray[Any], "Tensor"]
 
 SENT_FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
-"""What bytes from a stranger may be; Pillow knows formats that start another program (EPS), or
-that take a thousand times their size to open (TIFF)."""
+"""Formats accepted from strangers; some of Pillow's others start another program (EPS), or
+take a thousand times their size to open (TIFF)."""
 
 
 def rgb_pixels(
@@ -41,9 +41,9 @@ def rgb_pixels(
         picture: a path; a file's bytes (of SENT_FORMATS); a PIL image; an array H×W, H×W×1,
             H×W×3 or H×W×4 (RGB order) of uint8, uint16 or float in 0..1; or a tensor H×W or
             C×H×W of the same.
-        max_pixels: of a file or image, more are refused before they are decoded; None: MAX_PIXELS.
-        turned: asked with the stored (width, height) and the EXIF orientation of a file or image
-            that has one; whether to turn it upright.
+        max_pixels: a larger file or image is refused before it is decoded; None: MAX_PIXELS.
+        turned: called with the stored (width, height) and the EXIF orientation of a file or image
+            that has one; returns whether to turn it upright.
 
     Returns:
         uint8 H×W×3, RGB.
@@ -52,7 +52,7 @@ def rgb_pixels(
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, is damaged, empty or over the limit.
     """
-    if hasattr(picture, "detach"):  # a tensor, without loading torch for those who have none
+    if hasattr(picture, "detach"):  # a tensor; torch need not be loaded to check
         picture = _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
@@ -80,12 +80,12 @@ def rgb_pixels(
 
 
 def is_plain(content: bytes) -> bool:
-    """Return whether any decoder gives a sent file's pixels as rgb_pixels does.
+    """Return whether any decoder gives the same pixels of an untrusted file as rgb_pixels.
 
-    False where the file asks to be turned, may be transparent or is CMYK.
+    False if the file asks for a rotation, may be transparent or is CMYK.
 
     Raises:
-        HeaderError: the bytes are no picture.
+        HeaderError: the bytes are not a picture.
     """
     header = read_header(content)
     if header.alpha or header.inks or not header.tags:
@@ -126,7 +126,7 @@ def _from_image(
 
 
 def _sixteen_bits(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Convert PIL's 32-bit modes, which hold 16-bit files; refuse what has no agreed white."""
+    """Convert PIL's 32-bit modes, which hold 16-bit files; refuse other values."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{name}: pixel values outside 0..65535; convert it to 8 or 16 bits first")
     return values.astype(np.uint16)

@@ -13,16 +13,16 @@ MOST_REGIONS = 256  # region numbers are uint8
 
 @dataclass(frozen=True)
 class Grouping:
-    """How a picture is cut into regions.
+    """The settings that divide a picture into regions.
 
     Raises:
         ValueError: a setting is out of range.
     """
 
     method: Method = "kmeans"
-    regions: int = 16  # K: clusters at the start, and most regions at the end
-    min_patches: int = 2  # smaller regions join the most similar neighbor
-    seed: int = 0  # of the centers that k-means starts from
+    regions: int = 16  # K: clusters at the start, and maximum number of regions at the end
+    min_patches: int = 2  # smaller regions are merged into the most similar neighbor
+    seed: int = 0  # of the initial centers of k-means
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):

@@ -1,10 +1,10 @@
 """Patch features of a picture (P, D) -> spatially consistent regions, uint8 (h, w) (METHOD §9).
 
-Letters: P = h*w patches in scan order, D feature width, K clusters asked for, S restarts, R
+Letters: P = h*w patches in scan order, D feature width, K requested clusters, S restarts, R
 connected components. Nothing is trained. The result is a pure function of features and settings.
 
 Features are compared by the cosine of their deviation from the picture's mean feature: patches of
-one picture share a large common component that would hide what tells them apart.
+one picture share a large common component that would hide their differences.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from codeseg.model.regions.config import Grouping
 
 SAME = 1e-4  # squared distance of unit features below which two patches are the same (0.6 degrees)
 LEAST_DEVIATION = 1e-3  # from the mean; shorter ones are not stretched to unit length
-FAR = 1e3  # a coordinate no unit feature comes near
+FAR = 1e3  # a coordinate far from any unit feature
 RESTARTS = 3
 ITERATIONS = 30
 LEAST_AFFINITY = 1e-5  # keeps the graph of the normalized cut connected
@@ -28,10 +28,10 @@ LEAST_AFFINITY = 1e-5  # keeps the graph of the normalized cut connected
 def group_patches(
     features_PD: Tensor, grid: tuple[int, int], grouping: Grouping
 ) -> NDArray[np.uint8]:
-    """Cut one picture into regions.
+    """Divide one picture into regions.
 
     Args:
-        features_PD: one feature a patch, scan order, any float type and device.
+        features_PD: one feature per patch, scan order, any float type and device.
         grid: (h, w) with h*w = P.
         grouping: the settings.
 
@@ -72,8 +72,8 @@ def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 
     Args:
         points_PD: fp32, on the CPU.
-        clusters: K, at most P. Fewer are found when fewer points differ.
-        seed: of the first centers.
+        clusters: K, at most P. Fewer are found if fewer points differ.
+        seed: of the initial centers.
 
     Returns:
         Cluster numbers (P,) int64 in 0..K-1; numbers may be missing.
@@ -95,7 +95,7 @@ def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _first_centres(points_PD: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ centers (K, D): each drawn with odds by squared distance to those before it."""
+    """Return k-means++ centers (K, D), each drawn by squared distance to the earlier ones."""
     first = torch.randint(len(points_PD), (), generator=generator)
     centres = [points_PD[first]]
     distance_P = (points_PD - centres[0]).square().sum(dim=-1)
@@ -110,9 +110,9 @@ def _first_centres(points_PD: Tensor, clusters: int, generator: torch.Generator)
 
 
 def _nearest(points_PD: Tensor, centres_SKD: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance (S, P) to the nearest center, up to a constant per point, and which (S, P).
+    """Return the squared distance (S, P) to the nearest center, and its index (S, P).
 
-    |p|² is the same for every center, so it is left out. The first of equal centers wins.
+    |p|² is the same for every center and is left out. The first of equal centers wins.
     """
     distances_SPK = centres_SKD.square().sum(dim=-1)[:, None] - 2 * points_PD @ centres_SKD.mT
     nearest = distances_SPK.min(dim=-1)
@@ -120,11 +120,10 @@ def _nearest(points_PD: Tensor, centres_SKD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalised_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Spectral clustering: k-means on the leading eigenvectors of the normalized cosine affinity.
+    """Run spectral clustering: k-means on leading eigenvectors of the normalized cosine affinity.
 
-    Eigenvectors are weighted by their eigenvalues, so that directions without meaning (patches
-    that are exactly the same leave many) cannot tear equal patches apart. Arguments and result as
-    `kmeans`.
+    Eigenvectors are weighted by their eigenvalues, so that meaningless directions (identical
+    patches leave many) cannot separate equal patches. Arguments and result are those of `kmeans`.
     """
     if bool((points_PD - points_PD[0]).square().sum(dim=-1).max() <= SAME):
         return torch.zeros(len(points_PD), dtype=torch.int64)
@@ -138,8 +137,8 @@ def normalised_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 def connected_components(labels_HW: NDArray[Any]) -> NDArray[np.int64]:
     """Number the 4-connected components of equal labels from 0, in order of first occurrence.
 
-    Every patch starts with its own index and takes the smallest among its equal neighbors and of
-    the patch that its number names (pointer jumping), until nothing changes.
+    Every patch starts with its own index and takes the smallest of its equal neighbors' and of
+    the patch with that number (pointer jumping), until nothing changes.
     """
     h, w = labels_HW.shape
     same_across = labels_HW[:, 1:] == labels_HW[:, :-1]
@@ -172,7 +171,7 @@ def merge_small(
         components_HW: 4-connected components, numbered from 0.
         points_PD: feature of each patch; a component's is the mean of its patches.
         min_patches: fewest patches of a component.
-        at_most: most components that may remain.
+        at_most: maximum number of components that remain.
 
     Returns:
         Region numbers (h, w), contiguous from 0 in order of first occurrence.
@@ -181,7 +180,7 @@ def merge_small(
     members_RP = np.arange(count)[:, None] == components_HW.ravel()
     sizes_R, sums_RD = members_RP.sum(axis=1), members_RP.astype(np.float32) @ points_PD
     touching_RR = _touching(components_HW, count)
-    region_R = np.arange(count)  # the component each one has become part of
+    region_R = np.arange(count)  # the component that each was merged into
     while count > 1:
         small = int(np.where(sizes_R > 0, sizes_R, sizes_R.sum() + 1).argmin())
         if sizes_R[small] >= min_patches and count <= at_most:
@@ -207,7 +206,7 @@ def _similarity(sums_RD: NDArray[np.float32], sum_D: NDArray[np.float32]) -> NDA
 
 
 def _touching(components_HW: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Return which components share a patch side, (R, R), symmetric, false on the diagonal."""
+    """Return which components are adjacent, (R, R), symmetric, false on the diagonal."""
     touching_RR = np.zeros((count, count), dtype=bool)
     touching_RR[components_HW[:, 1:], components_HW[:, :-1]] = True
     touching_RR[components_HW[1:], components_HW[:-1]] = True

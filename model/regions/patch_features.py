@@ -1,8 +1,8 @@
 """Pixels or trunk tokens -> the patch features that grouping compares (METHOD §9), (B, Q, D).
 
 Letters: B images, P = 1 + Q image tokens, Q = h*w patches in scan order, D feature width, H W
-pixels. Two sources: the frozen CLIP's own keys, or a self-supervised ViT of timm. Both come on the
-CLIP's patch grid, so that a region is a set of the CLIP's patches and nothing is resampled.
+pixels. There are two sources: the frozen CLIP's own keys, or a self-supervised ViT of timm. Both
+use the CLIP's patch grid, so that a region is a set of CLIP patches and nothing is resampled.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from codeseg.model.clip.hub import hub_or_cache
 
 
 def clip_keys(clip: FrozenClip, tokens_BPD: Tensor) -> Tensor:
-    """Return the keys (B, Q, D) with which the last block finds each patch.
+    """Return the keys (B, Q, D) of the last block.
 
     Args:
         clip: the frozen CLIP.
@@ -37,7 +37,7 @@ class SelfSupervisedVit(nn.Module):
         weights: a file of weights in timm's or the authors' format; None takes them from the hub.
 
     Raises:
-        ValueError: the model is unknown or no ViT, or its weights cannot be had; one line.
+        ValueError: the model is unknown or not a ViT, or its weights are not available.
     """
 
     mean: Tensor
@@ -56,7 +56,7 @@ class SelfSupervisedVit(nn.Module):
         """Return patch tokens (B, Q, D).
 
         Args:
-            pixels_BCHW: uint8 RGB; resized (bilinear, antialiased) so that the ViT's patches lie on
+            pixels_BCHW: uint8 RGB; resized (bilinear, antialiased) so that the ViT's patches match
                 the grid.
             grid: (h, w).
         """
@@ -92,7 +92,7 @@ def _create(name: str, weights: str | None) -> Any:
     except Exception as error:  # the hub's client and torch raise many kinds
         source = f"in {weights}" if weights else "on the hub"
         raise ValueError(
-            f"the weights of {name} cannot be had {source} ({_first_line(error)}): check its tag "
+            f"the weights of {name} were not found {source} ({_first_line(error)}): check its tag "
             "and the network, or give --weights FILE, or group by clip"
         ) from error
     if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):

@@ -1,12 +1,12 @@
-"""Regions of a picture recognized in one forward, and the one-way noun->region loss (METHOD §9).
+"""Recognition of all regions in one forward pass, and the one-way noun->region loss (METHOD §9).
 
     tokens (B, P, D) entering the last block(s), regions (B, h*w) -> region embeddings (B, R, C)
 
-Letters: B images, P = 1 + h*w image tokens (class token first), D width, R regions of the picture
-that has most, C joint width, N nouns (noun-major).
+Letters: B images, P = 1 + h*w image tokens (class token first), D width, R largest number of
+regions of a picture, C joint width, N nouns (noun-major).
 Every region has its own copy of the class token, which sees the region's patches and itself; the
-ordinary tokens run beside the copies, untouched, so patches keep seeing everything and no region
-knows of another. A region that covers the picture gives the image embedding.
+ordinary tokens run beside the copies unchanged, so patches still see everything and regions do not
+see each other. A region that covers the picture gives the image embedding.
 """
 
 import copy
@@ -31,8 +31,8 @@ class RegionRecogniser(nn.Module):
     """Trainable copies of CLIP's last block and projection that read regions, not pictures.
 
     Args:
-        clip: whose weights they start from.
-        pool: how a noun's score is made of its scores with a picture's regions.
+        clip: gives their initial weights.
+        pool: combines a noun's scores with a picture's regions into one.
     """
 
     def __init__(self, clip: FrozenClip, pool: Pool = "max") -> None:
@@ -58,14 +58,14 @@ class RegionRecogniser(nn.Module):
     ) -> Tensor:
         """Return the one-way loss over the pictures of all ranks; equal on every rank.
 
-        Nouns travel to every rank and scores come back: N·B numbers, whatever R is.
+        Nouns are sent to every rank and scores come back: N·B numbers, whatever R is.
 
         Args:
             tokens_BPD: trunk tokens of this rank's pictures.
             regions_BQ: their region maps, int64.
             nouns_NC: unit embeddings of this rank's nouns, noun-major: N = J·B.
             noun_N: int64, equal for equal nouns on any rank.
-            count: most regions a picture may have; None looks, which a GPU waits for.
+            count: maximum number of regions; None reads it, for which a GPU has to wait.
         """
         B, N = len(tokens_BPD), len(nouns_NC)
         members_BRQ = members(regions_BQ, count)
@@ -87,7 +87,7 @@ class RegionRecogniser(nn.Module):
 
 
 def noun_keys(tokens_UM: Tensor) -> Tensor:
-    """Return one int64 for each noun's zero-padded BPE ids, the same whatever the padding."""
+    """Return one int64 for each noun's zero-padded BPE ids, independent of the padding."""
     powers_M = torch.full_like(tokens_UM[0], 1_000_003).cumprod(dim=0)
     return (tokens_UM * powers_M).sum(dim=-1)  # wraps around, as a hash may
 
@@ -97,7 +97,7 @@ def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
 
     Args:
         regions_BQ: region numbers of the Q = h*w patches, int64; negative is no region.
-        count: R; None takes the most that occur.
+        count: R; None: the largest number that occurs.
 
     Returns:
         (B, R, Q) bool. A region without patches is padding.
@@ -118,8 +118,8 @@ def recognise(
         members_BRQ: bool, the patches of each region.
 
     Returns:
-        The copies (B, R, D) after the last block, before ln_post. A region without patches gives
-        its class token attending to itself alone: finite, and to be masked by the caller.
+        The copies (B, R, D) after the last block, before ln_post. In a region without patches the
+        class token attends only to itself: finite, and to be masked by the caller.
     """
     copies_BRD = tokens_BPD[:, :1].expand(-1, members_BRQ.shape[1], -1)
     for number, block in enumerate(blocks):
@@ -132,7 +132,7 @@ def recognise(
 def _advance(
     block: ResidualAttentionBlock, copies_BRD: Tensor, patches_BQD: Tensor, members_BRQ: Tensor
 ) -> Tensor:
-    """Return one block for the copies: each attends to its region's patches and to itself."""
+    """Run one block for the copies: each attends to its region's patches and to itself."""
     copies_normed, patches_normed = block.ln_1(copies_BRD), block.ln_1(patches_BQD)
     itself_BRR = torch.eye(copies_BRD.shape[1], dtype=torch.bool, device=members_BRQ.device)
     seen = torch.cat([members_BRQ, itself_BRR.expand(len(members_BRQ), -1, -1)], dim=-1)
@@ -156,11 +156,11 @@ def noun_region_scores(
         regions_BRC: unit region embeddings.
         real_BR: bool, false for padding.
         pool: "max" takes the best region; "soft" the mean over regions weighted by the softmax of
-            similarity / temperature, so that every region near the best one learns too.
+            similarity / temperature, so that regions near the best one learn too.
         temperature: of "soft", cosine units.
 
     Returns:
-        Scores (N, B), cosines; `NO_REGION` where a picture has no region.
+        Scores (N, B), cosines; `NO_REGION` for a picture without regions.
     """
     similarity_NBR = torch.einsum("nc,brc->nbr", nouns_NC, regions_BRC).float()
     if pool == "max":
@@ -173,10 +173,10 @@ def noun_region_scores(
 def noun_region_loss(
     scores_NB: Tensor, image_N: Tensor, noun_N: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """Return one-way InfoNCE: each noun must find its own picture among all; a region owes nothing.
+    """Return one-way InfoNCE: each noun must find its own picture; regions need no noun.
 
-    A picture that names the same noun is no negative of it: with few distinct nouns it would
-    otherwise be the commonest one.
+    A picture that names the same noun is not used as a negative: with few distinct nouns it would
+    be the most common one.
 
     Args:
         scores_NB: of all nouns and all pictures of the (global) batch.

@@ -1,1 +1,1 @@
-"""What was found: a picture's segments, drawn and written for other programs."""
+"""Results: a picture's segments, drawn and written for other programs."""

@@ -1,7 +1,7 @@
 """Results -> a folder of files that other programs read.
 
 OUT/segments.json            text, area (share), score and box of every segment, always
-OUT/NAME/overlay.png         png: the picture, segments painted and outlined, a legend
+OUT/NAME/overlay.png         png: the picture with painted and outlined segments and a legend
 OUT/NAME/label.png           png: 8-bit palette PNG, index into [background and] the things
 OUT/NAME/mask-001-TEXT.png   png: a soft mask, gray 0..255
 OUT/coco.json                coco: run-length masks and boxes of all pictures
@@ -26,7 +26,7 @@ from PIL import Image
 from codeseg.model.results.segmentation import BLACK, Segmentation
 
 PACKAGES = {"png": (), "coco": ("pycocotools",), "yolo": ("cv2",)}
-"""Formats, and what each needs besides codeseg."""
+"""Formats, and the packages that each needs besides codeseg."""
 
 
 class ResultFolder:
@@ -45,14 +45,14 @@ class ResultFolder:
 
         Args:
             root: OUT.
-            things: what was looked for; a thing's number in coco and yolo is its place here.
+            things: the things that were looked for; their order numbers them in coco and yolo.
             formats: of png, coco, yolo.
-            places: the folders below OUT that `add` will name.
-            overwrite: replace what an earlier run left, and delete what it left of these places.
+            places: the folders in OUT that `add` will name.
+            overwrite: replace the results of an earlier run, and delete its files in these places.
 
         Raises:
-            ValueError: an unknown format, or OUT holds earlier results.
-            ModuleNotFoundError: what a format needs is not installed.
+            ValueError: a format is unknown, or OUT holds earlier results.
+            ModuleNotFoundError: a package that a format needs is not installed.
         """
         self.root, self.things, self.formats = Path(root).expanduser(), list(things), set(formats)
         self.about: dict[str, Any] = {}  # further entries of segments.json
@@ -87,10 +87,10 @@ class ResultFolder:
         """Write one picture's files.
 
         Args:
-            place: its folder below OUT.
-            image: what segments.json, coco.json and the folder labels/ call the picture.
-            result: what was found.
-            every: write the soft masks of things that have no pixel, too.
+            place: its folder in OUT.
+            image: the picture's name in segments.json, coco.json and the folder labels/.
+            result: its segments.
+            every: also write the soft masks of things without pixels.
         """
         height, width = result.label_map.shape
         row: dict[str, Any] = {"image": image, "folder": place, "width": width, "height": height}
@@ -119,7 +119,7 @@ class ResultFolder:
         self.rows.append({"image": image, "error": reason})
 
     def complete(self) -> None:
-        """Write what is about all pictures."""
+        """Write the files about all pictures."""
         if "coco" in self.formats:
             write_whole(self.root / "coco.json", _json(self.coco))
         if "yolo" in self.formats:
@@ -129,7 +129,7 @@ class ResultFolder:
 
 
 def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str | None]:
-    """Write overlay, label map and soft masks; return each segment's mask file, None where none."""
+    """Write overlay, label map and soft masks; return each segment's mask file, or None."""
     write_whole(folder / "overlay.png", _png(result.overlay()))
     label = Image.fromarray(result.label_map)
     label.putpalette([channel for colour in result.palette for channel in colour or BLACK])
@@ -146,7 +146,7 @@ def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str 
 
 
 def coco_annotations(result: Segmentation) -> Iterator[dict[str, Any]]:
-    """Yield the COCO annotation of each thing that has pixels: its whole region, run-length."""
+    """Yield the COCO annotation of each thing with pixels: its whole region, run-length encoded."""
     from pycocotools import mask as coco
 
     for k, region in _regions(result):
@@ -168,7 +168,7 @@ def yolo_lines(result: Segmentation) -> Iterator[str]:
     height, width = result.label_map.shape
     for k, region in _regions(result):
         for points in polygons(region):
-            # A quarter in: a reader that rounds finds the pixel as one that cuts off does.
+            # A quarter inside the pixel: rounding and truncating readers find the same pixel.
             shares = (points + 0.25) / (width, height)
             yield f"{k} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n"
 
@@ -196,7 +196,7 @@ def polygons(region_HW: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.int32]
 
 
 def _regions(result: Segmentation) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-    """Yield (number of a thing, from 0; its region) where it has pixels."""
+    """Yield (number of a thing, from 0; its region) for things with pixels."""
     first = len(result.names) - len(result.segments)
     for k, segment in enumerate(result.segments):
         if segment.area > 0:
@@ -204,7 +204,7 @@ def _regions(result: Segmentation) -> Iterator[tuple[int, npt.NDArray[np.bool_]]
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it; make its folder."""
+    """Write a file under a temporary name, then rename it; make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with partial.open("wb") as file:

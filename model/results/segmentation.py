@@ -20,18 +20,18 @@ BLACK: Colour = (0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """What was found of one thing."""
+    """The segment of one thing."""
 
     text: str
     """The thing's first name."""
     mask: npt.NDArray[np.float32]
     """float32 H×W, 0..1: its soft mask."""
     score: float
-    """Highest value of the mask: how sure it is to be there at all, 0..1."""
+    """Highest value of the mask, 0..1: the confidence that the thing is present."""
     area: float
-    """Share of the picture that the label map gives to it, 0..1."""
+    """Its share of the label map, 0..1."""
     box: tuple[int, int, int, int] | None
-    """Left, top, right, bottom of that region, pixels, the last two outside it; None: nowhere."""
+    """Left, top, right, bottom of its region, pixels, the last two exclusive; None: no region."""
 
     def __repr__(self) -> str:
         return f"{self.text} {self.area:.0%} (score {self.score:.2f})"
@@ -46,9 +46,9 @@ class Segmentation:
     label_map: npt.NDArray[np.uint8]
     """uint8 H×W: index into `names`."""
     names: tuple[str, ...]
-    """What the label map's values mean: "background" first where there is one, then the things."""
+    """Names of the label map's values: "background" first if there is one, then the things."""
     segments: tuple[Segment, ...]
-    """One for each thing in the order asked for, found or not; none for the background."""
+    """One for each thing in the given order, found or not; none for the background."""
 
     @classmethod
     def of(
@@ -58,7 +58,7 @@ class Segmentation:
         masks_KHW: npt.NDArray[np.float32],
         names: Sequence[str],
     ) -> Self:
-        """Cut a label map and K soft masks into segments; the last K names are theirs."""
+        """Split a label map and K soft masks into segments; the last K names are theirs."""
         first = len(names) - len(masks_KHW)
         segments = []
         for k, (text, mask) in enumerate(zip(names[first:], masks_KHW, strict=True), start=first):
@@ -86,15 +86,11 @@ class Segmentation:
 
     @property
     def palette(self) -> list[Colour | None]:
-        """A color for each name; None for the background."""
+        """Return a color for each name; None for the background."""
         return [None] * (len(self.names) - len(self.segments)) + colours(len(self.segments))
 
     def overlay(self, opacity: float = OPACITY) -> Image.Image:
-        """Return the picture with its segments painted and outlined, a legend below it.
-
-        Args:
-            opacity: of the paint, 0..1.
-        """
+        """Return the picture with painted and outlined segments (opacity 0..1) and a legend."""
         areas = np.bincount(self.label_map.ravel(), minlength=len(self.names)) / self.label_map.size
         legend = [
             (f"{name} {area:.0%}", colour or BLACK)
@@ -110,12 +106,12 @@ class Segmentation:
         """Write the result's files into a folder.
 
         Args:
-            folder: made if it is not there.
+            folder: made if it does not exist.
             formats: png (overlay, label map, soft masks), coco, yolo (see `ResultFolder`).
             overwrite: replace the files of an earlier result.
 
         Raises:
-            ValueError: an unknown format, or the folder holds an earlier result.
+            ValueError: a format is unknown, or the folder holds an earlier result.
         """
         from codeseg.model.results.files import ResultFolder
 

@@ -126,7 +126,7 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
     [
         (("--out", "segmenter.tflite"), "FILE.onnx or FILE.pt2"),
         (("--method", "scg"), "clustering"),
-        (("--set", "refinement=pamr"), "refinement is no network"),
+        (("--set", "refinement=pamr"), "refinement cannot be exported"),
         (("--text", " "), "name the things to find"),
     ],
 )

@@ -141,12 +141,12 @@ def test_refuses_weights_of_another_model(clip, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         FrozenClip.load(TINY, str(tmp_path / "w.safetensors"))
     (tmp_path / "w.pt").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="is no file of weights"):
+    with pytest.raises(ValueError, match="is not a file of weights"):
         FrozenClip.load(TINY, str(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"vision_cfg": {}, "text_cfg": 1}'])
 def test_a_json_that_is_no_clip_config_is_named(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ValueError, match=r"c\.json is no open_clip config"):
+    with pytest.raises(ValueError, match=r"c\.json is not an open_clip config"):
         FrozenClip.load(str(tmp_path / "c.json"), "random:1")

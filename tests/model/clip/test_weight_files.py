@@ -108,17 +108,17 @@ class Evil:
 @pytest.mark.parametrize(
     ("save", "said"),
     [
-        (lambda p: p.write_bytes(b"<!DOCTYPE html>"), "is no file of weights"),
-        (lambda p: p.write_bytes(b""), "is no file of weights"),
-        (lambda p: p.write_bytes(b"root:x:0:0:root:/root:/bin/sh"), "is no file of weights"),
-        (lambda p: p.write_bytes(pickle.dumps(Evil())), "is no file of weights|more than tensors"),
+        (lambda p: p.write_bytes(b"<!DOCTYPE html>"), "is not a file of weights"),
+        (lambda p: p.write_bytes(b""), "is not a file of weights"),
+        (lambda p: p.write_bytes(b"root:x:0:0:root:/root:/bin/sh"), "is not a file of weights"),
+        (lambda p: p.write_bytes(pickle.dumps(Evil())), "not a file of weights|more than tensors"),
         (lambda p: torch.save({"a": Evil()}, p), r"holds more than tensors \(_pytest\."),
         (lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False), "more than"),
         (lambda p: torch.save({}, p), "holds no tensors by name"),
         (lambda p: torch.save([1], p), "holds no tensors by name"),
         (lambda p: torch.save(None, p), "holds no tensors by name"),
         (lambda p: torch.save({1: torch.ones(1)}, p), "holds no tensors by name"),
-        (lambda p: torch.save({"state_dict": 5}, p), "'state_dict' is no tensor"),
+        (lambda p: torch.save({"state_dict": 5}, p), "'state_dict' is not a tensor"),
         (lambda p: torch.save({"state_dict": {}}, p), "holds no tensors by name"),
         (lambda p: torch.save(torch.ones(1), p), "holds no tensors by name"),
         (
@@ -168,7 +168,7 @@ def test_an_archive_made_to_do_harm_does_none(tmp_path, program):
 def test_a_safetensors_file_that_lies_about_its_size_is_refused(tmp_path):
     head = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
-    assert "is no file of weights" in refused(tmp_path / "w.safetensors")
+    assert "is not a file of weights" in refused(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("seed", ["²", "x", "9" * 30])

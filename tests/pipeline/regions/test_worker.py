@@ -203,8 +203,8 @@ def test_regions_by_a_vit_from_a_file(vit_file, tmp_path):
     ("name", "weights", "message"),
     [
         ("vit_of_nowhere", None, "unknown model 'vit_of_nowhere' to group by: take clip or a ViT"),
-        ("vit_tiny_patch16_224.augreg_in21k", None, "cannot be had on the hub"),
-        ("vit_tiny_patch16_224", "BROKEN", "cannot be had in"),
+        ("vit_tiny_patch16_224.augreg_in21k", None, "were not found on the hub"),
+        ("vit_tiny_patch16_224", "BROKEN", "were not found in"),
         ("resnet18", "BROKEN", "no patch tokens on one grid"),
     ],
 )
