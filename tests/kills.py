@@ -47,7 +47,7 @@ SHARD_SIZE = 6
 IMPORTED_BEFORE = (
     "ray.data",
     "spacy",
-    "img2dataset.resizer",
+    "img2dataset.downloader",
     "open_clip",
     "codeseg.pipeline.features.worker",
 )

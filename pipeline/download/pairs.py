@@ -1,22 +1,26 @@
-"""Fetch, resize and hash the pictures of one shard of URLs: our guard, img2dataset's resizer.
+"""Fetch, resize and hash the pictures of one shard of URLs with img2dataset, behind our guard.
 
     urls/NNNNN.parquet -> pairs/NNNNN.parquet (PAIRS): every row, failed ones with their reason
 
-A URL that several rows name is fetched once, and the rows share its picture. What an earlier
-attempt at the shard found with the same settings is kept: that makes `--retry-failed` and a killed
-commit cheap. Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries, the
-bodies that wait (transfer.py bounds them) and one picture that is decoded.
+img2dataset's own per-shard machinery does the work (thread pool, resizer, encoder, hash); only its
+fetch function is replaced, and its writer keeps rows in memory instead of a file. A URL that
+several rows name is fetched once, and the rows share its picture. What an earlier attempt at the
+shard found with the same settings is kept: that makes `--retry-failed` and a killed commit cheap.
+Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries, the bodies that wait
+(transfer.py bounds them) and one picture that is decoded.
 """
 
 import hashlib
 import io
 import os
+import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from threading import Lock
+from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -44,16 +48,8 @@ FLOOR_ROWS = 50  # a shard with fewer rows says nothing about the network
 GROUP_ROWS = 500  # of a Parquet row group: about 10 MB
 GROUP_BYTES = 1 << 30  # of a row group's different pictures, where rows share them
 ENCODE_QUALITY = 95
-OUTCOME = (
-    "status",
-    "error",
-    "jpg",
-    "width",
-    "height",
-    "original_width",
-    "original_height",
-    "sha256",
-)
+RESIZED = ("jpg", "width", "height", "original_width", "original_height")
+OUTCOME = ("status", "error", *RESIZED, "sha256")
 
 Outcome = dict[str, Any]
 """What became of a picture: the columns OUTCOME of its rows."""
@@ -130,8 +126,8 @@ class DownloadWorker:
             if place not in found:
                 todo.setdefault(place, url)
         SHARD_ROWS.count(len(urls) - len(todo))
-        with ThreadPoolExecutor(self._settings.threads, thread_name_prefix="fetch") as pool:
-            found.update(zip(todo, pool.map(self._fetch, todo.values()), strict=True))
+        fresh = self._pictures.download(shard, list(todo.values()), self._fetch)
+        found.update(zip(todo, fresh, strict=True))
         if self._outage.gave_up:
             raise ShardError("the network stayed down; nothing of this shard was kept")
         self._check_floor([found[place]["error"] for place in addresses])
@@ -143,16 +139,11 @@ class DownloadWorker:
             self._root, self._settings, shard, input, rows, start, self._pictures.versions
         )
 
-    def _fetch(self, url: str | None) -> Outcome:
+    def _fetch(self, url: str | None) -> io.BytesIO:
         try:
             if self._outage.gave_up:
                 raise FetchError("connection")
-            with self._fetcher.open(url) as body:
-                return self._pictures.resize(body.getvalue())
-        except FetchError as error:
-            return failed(error.reason)
-        except Exception:  # costs one picture, not the shard
-            return failed("internal")
+            return self._fetcher.open(url)
         finally:
             SHARD_ROWS.count()
 
@@ -195,18 +186,19 @@ class DownloadWorker:
 
 
 class Pictures:
-    """img2dataset's resizer behind our checks: bytes as served -> what a row of PAIRS keeps."""
+    """img2dataset behind our checks: pictures as served -> what a row of PAIRS keeps."""
 
     def __init__(self, settings: DownloadSettings) -> None:
-        """Import it; slow, so once a worker."""
+        """Import it; slow (4 s), so once a worker."""
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
         # the decoder's own limit, behind ours: it must hold for formats our header check misreads
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
         import cv2
+        import img2dataset.downloader as downloader
         from img2dataset.resizer import Resizer
 
         self._settings = settings
-        self._one = Lock()  # picture that is decoded at a time: one may take 0.8 GB
+        self._downloader = downloader
         self._encode = cv2.imencode
         self._resizer = Resizer(
             image_size=settings.image_size,
@@ -222,6 +214,67 @@ class Pictures:
             "pyarrow": pa.__version__,
         }
 
+    def download(
+        self, shard: int, urls: Sequence[str | None], fetch: Callable[[str | None], io.BytesIO]
+    ) -> list[Outcome]:
+        """Return what became of each URL, by img2dataset's shard downloader.
+
+        Args:
+            shard: its number.
+            urls: each once.
+            fetch: url -> stream of bytes, closed when they are used, or raises FetchError.
+        """
+        outcomes = [failed("internal")] * len(urls)  # img2dataset drops a row that it trips over
+        if not urls:
+            return outcomes
+
+        def open_picture(row: tuple[int, str | None], *_: Any) -> tuple[int, Any, str | None]:
+            key, url = row
+            try:
+                return key, fetch(url), None
+            except FetchError as error:
+                return key, None, error.reason
+            except Exception:  # one that leaves a thread of the pool stops the shard for ever
+                return key, None, "internal"
+
+        def resize(stream: io.BytesIO, *_: Any) -> tuple[Any, ...]:
+            outcome = self.resize(stream.getvalue())
+            return (*(outcome[name] for name in RESIZED), outcome["error"])
+
+        def write(jpg: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
+            made = {**meta, "error": meta["error_message"], "jpg": jpg}
+            if jpg is not None:
+                outcomes[meta["row"]] = {name: made[name] for name in OUTCOME}
+            else:
+                outcomes[meta["row"]] = failed(made["error"])
+
+        # looked up as a module global by its retry wrapper; our fetch retries by itself
+        self._downloader.download_image = open_picture
+        with tempfile.TemporaryDirectory() as folder:
+            feather = Path(folder) / "urls.feather"
+            rows = pa.table({"url": pa.array(urls, pa.string()), "row": range(len(urls))})
+            with pa.OSFile(str(feather), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as file:
+                file.write_table(rows)
+            self._downloader.Downloader(
+                sample_writer_class=lambda *_: SimpleNamespace(write=write, close=lambda: None),
+                resizer=resize,
+                thread_count=self._settings.threads,
+                save_caption=False,
+                extract_exif=False,
+                output_folder=folder,
+                column_list=["url", "row"],
+                timeout=self._settings.deadline,
+                number_sample_per_shard=self._settings.shard_size,
+                oom_shard_count=SHARD_DIGITS,
+                compute_hash="sha256",
+                verify_hash_type=None,
+                encode_format="jpg",
+                retries=0,
+                user_agent_token=None,
+                disallowed_header_directives=None,  # our fetch honors X-Robots-Tag
+            ).download_shard((shard, str(feather)))
+        return outcomes
+
     def convert(self, content: bytes) -> Outcome:
         """Check, resize and encode a picture that is at hand."""
         try:
@@ -231,19 +284,18 @@ class Pictures:
         return self.resize(content)
 
     def resize(self, content: bytes) -> Outcome:
-        """Resize and encode a picture whose header was checked; threads take turns.
+        """Resize and encode a picture whose header was checked.
 
         What decoders take differently reaches the resizer upright, in RGB, over white.
         """
         picture = content
-        with self._one:
-            try:
-                if not is_plain(content):
-                    pixels = rgb_pixels(content, self._settings.max_pixels)
-                    picture = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
-            except Exception:  # Pillow raises many kinds
-                return failed("undecodable")
-            *made, error = self._resizer(io.BytesIO(picture))
+        try:
+            if not is_plain(content):
+                pixels = rgb_pixels(content, self._settings.max_pixels)
+                picture = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
+        except Exception:  # Pillow raises many kinds
+            return failed("undecodable")
+        *made, error = self._resizer(io.BytesIO(picture))
         if error:
             return failed("bomb" if error == "image area too large" else "undecodable")
         values = ("success", None, *made, hashlib.sha256(content).hexdigest())

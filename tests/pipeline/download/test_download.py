@@ -1,4 +1,4 @@
-"""Download through the real img2dataset resizer from a loopback server."""
+"""Download through the real img2dataset from a loopback server."""
 
 import hashlib
 import io
