@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 CAPTIONS = 256  # encoded together, alike in length
+NOUNS = {"cpu": 1, "cuda": 32}  # encoded together, in all templates
 FAULTS = ("", "zero_norm", "non_finite")  # of image tokens
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,6 +40,10 @@ class Encoder:
         self._up: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self._down: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self.clip = FrozenClip.load(clip.model, clip.pretrained, device)
+        self.nouns_at_once = NOUNS[device]
+        encode, sos = self.clip.tokenizer.encode, self.clip.tokenizer.sot_token_id
+        parts = [template.split("{}") for template in TEMPLATES]
+        self._templates = [([sos, *encode(before)], encode(after)) for before, after in parts]
         if self.clip.weights_sha256 != clip.weights_sha256:
             raise ValueError(
                 f"the weights {clip.pretrained!r} of {clip.model} on this machine differ "
@@ -71,6 +77,29 @@ class Encoder:
             for values, i in zip(states_BLT.numpy(), chosen, strict=True):
                 states[i] = values[: len(captions[i])].copy()
         return states
+
+    @torch.inference_mode()
+    def knowledge(self, nouns: list[list[int]]) -> NDArray[np.float32]:
+        """Return the un-normalized mean over the templates of each noun's unit embeddings (U, C).
+
+        A batch always has the same shape, so that a noun's values do not depend on the others.
+
+        Args:
+            nouns: BPE ids of at most `nouns_at_once` nouns, all of the same length.
+        """
+        clip, sides = self.clip, self._templates
+        filled = nouns + nouns[-1:] * (self.nouns_at_once - len(nouns))
+        room, eos = clip.context_length - 1, clip.tokenizer.eot_token_id
+        rows = [[*[*a, *noun, *b][:room], eos] for noun in filled for a, b in sides]
+        tokens_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for out, row in zip(tokens_BL, rows, strict=True):
+            out[: len(row)] = torch.tensor(row)
+        with self.autocast():
+            units_BC = clip.encode_text(tokens_BL.to(self._device)).float()
+        units_UKC = units_BC.view(len(filled), len(sides), -1)
+        means_UC = torch.stack([units_KC.mean(dim=0) for units_KC in units_UKC])
+        values: NDArray[np.float32] = means_UC[: len(nouns)].cpu().numpy()
+        return values
 
     @torch.inference_mode()
     def start(

@@ -188,7 +188,6 @@ def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[f
     """Return rows and nouns a second of one worker, by encoding a few random ones here."""
     import torch
 
-    from codeseg.model.clip.prompts import template_embeddings
     from codeseg.pipeline.features.encoder import Encoder
 
     torch.set_num_threads(threads)
@@ -198,15 +197,14 @@ def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[f
     seconds, words = [], []
     for _ in range(2):  # the first run is a warm-up
         begin = time.perf_counter()
-        with torch.inference_mode(), encoder.autocast():
-            template_embeddings(encoder.clip, ["dog"]).cpu()
+        encoder.knowledge([[0]])
         words.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         encoder.caption_states([[0] * CAPTION_TOKENS] * PROBE_IMAGES)
         if settings.image_tokens != "none":
             encoder.image_tokens(pixels).cpu()
         seconds.append(time.perf_counter() - begin)
-    return PROBE_IMAGES / seconds[-1], 1 / words[-1]
+    return PROBE_IMAGES / seconds[-1], encoder.nouns_at_once / words[-1]
 
 
 def _load_facts(model: str, pretrained: str) -> ClipFacts:

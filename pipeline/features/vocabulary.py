@@ -1,16 +1,16 @@
 """nouns/*.parquet -> vocabulary/nouns.arrow: every distinct noun and its knowledge embedding.
 
 The embedding is the un-normalized mean over CLIP's 80 templates of unit text embeddings (METHOD
-§3). A noun's templates are encoded together and nothing else with them, so its embedding does not
-depend on the rest of the corpus: embeddings that an older or unfinished file holds are kept, and a
-killed run goes on where it was last saved.
+§3). It does not depend on the rest of the corpus: embeddings that an older or unfinished file holds
+are kept, and a killed run goes on where it was last saved.
 """
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
+from itertools import groupby, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from codeseg.model.clip.prompts import template_embeddings
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord
@@ -69,9 +68,9 @@ class VocabularyWorker:
         embeddings = self._saved(counts)
         saved = time.monotonic()
         SHARD_ROWS.count(len(embeddings), len(counts))
-        for text in sorted(counts.keys() - embeddings.keys()):
-            embeddings[text] = self._embed(text)
-            SHARD_ROWS.count(total=len(counts))
+        for texts in self._batches(counts.keys() - embeddings.keys()):
+            embeddings |= self._embed(texts)
+            SHARD_ROWS.count(len(texts), len(counts))
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._root.write_atomic(PATH, self._writer(counts, embeddings))
                 saved = time.monotonic()
@@ -105,17 +104,25 @@ class VocabularyWorker:
         values = rows["knowledge_embedding"].chunk(0).flatten().to_numpy().reshape(len(texts), -1)
         return {text: row for text, row in zip(texts, values, strict=True) if text in counts}
 
-    @torch.inference_mode()
-    def _embed(self, text: str) -> Embedding:
-        with self._encoder.autocast():
-            embeddings_KC = template_embeddings(self._encoder.clip, [text])[0].float()
-        mean: Embedding = embeddings_KC.mean(dim=0).cpu().numpy()
-        # a mean of unit vectors: its norm says that the text tower works
-        if not 0 < np.linalg.norm(mean) <= 1 + 1e-3:
-            raise FloatingPointError(
-                f"the knowledge embedding of {text!r} is not finite; try --precision fp32"
-            )
-        return mean
+    def _batches(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Yield nouns of as many tokens that are encoded together."""
+
+        def length(text: str) -> int:
+            return len(self._encoder.clip.tokenizer.encode(text))
+
+        for _, alike in groupby(sorted(texts, key=lambda text: (length(text), text)), length):
+            while batch := list(islice(alike, self._encoder.nouns_at_once)):
+                yield batch
+
+    def _embed(self, texts: list[str]) -> dict[str, Embedding]:
+        means = self._encoder.knowledge([self._encoder.clip.tokenizer.encode(t) for t in texts])
+        for text, norm in zip(texts, np.linalg.norm(means, axis=1), strict=True):
+            # a mean of unit vectors: its norm says that the text tower works
+            if not 0 < norm <= 1 + 1e-3:
+                raise FloatingPointError(
+                    f"the knowledge embedding of {text!r} is not finite; try --precision fp32"
+                )
+        return dict(zip(texts, means, strict=True))
 
     def _writer(
         self, counts: Counter[str], embeddings: dict[str, Embedding]

@@ -16,12 +16,12 @@ Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,7 @@ DECODED_AHEAD = 3  # batches of images decoded while one is encoded
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
+Begun = TypeVar("Begun")
 
 
 @dataclass
@@ -54,13 +55,14 @@ class Group:
     pixels: Arrays = field(default_factory=dict)  # picture -> (V, H, W, C), uint8
 
 
-@dataclass
-class Picture:
-    """What the rows of a picture have in common."""
-
-    columns: Arrays  # of the table
-    fault: str
-    embedding: NDArray[np.float32]  # empty where no scores are wanted
+def ahead(begun: Iterable[Begun], count: int) -> Iterator[Begun]:
+    """Yield what an iterator begins, in order, when `count` more are begun."""
+    waiting: deque[Begun] = deque()
+    for item in begun:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class FeaturesWorker:
@@ -103,17 +105,18 @@ class FeaturesWorker:
         self._streak = 0
 
         def write(sink: pa.NativeFile) -> None:
-            sound, rows_out = self._sound(rows, rejected), 0
+            sound, size, rows_out = self._sound(rows, rejected), self._settings.block_rows, 0
             with pa.ipc.new_file(sink, self._schema) as writer, ThreadPoolExecutor(1) as pool:
-                writing: Future[None] | None = None  # join, hash and write one, encode the next
-                while batch := list(islice(sound, self._settings.block_rows)):
-                    if writing is not None:
-                        writing.result()
-                    rows_out += len(batch)
+
+                def write_batch(batch: list[Row]) -> int:
+                    writer.write_batch(self._join(batch))
                     SHARD_ROWS.count(len(batch))
-                    writing = pool.submit(lambda b: writer.write_batch(self._join(b)), batch)
-                if writing is not None:
-                    writing.result()
+                    return len(batch)
+
+                batches = iter(lambda: list(islice(sound, size)), [])
+                # join, hash and write one batch while the next is encoded
+                for writing in ahead((pool.submit(write_batch, batch) for batch in batches), 1):
+                    rows_out += writing.result()
             assert rows_in == rows_out + rejected.total()
 
         return stage.commit(
@@ -143,82 +146,63 @@ class FeaturesWorker:
                 rows.append(row | {"jpg": jpgs[i], "picture": names[i]})
         return rows, nouns.num_rows
 
-    def _sound(self, rows: list[Row], rejected: Counter[str]) -> Iterator[tuple[Row, Picture]]:
-        """Yield the rows whose picture and features are sound, in order."""
+    def _sound(self, rows: list[Row], rejected: Counter[str]) -> Iterator[Row]:
+        """Yield the rows whose picture and features are sound, in order, with their features."""
         last = {row["picture"]: row["key"] for row in rows}
-        known: dict[str, Picture] = {}
-        for group, encoded in self._started(rows, rejected):
+        known: dict[str, Arrays] = {}  # picture -> what the CLIP says of it
+        begun = ((group, self._start(group)) for group in self._groups(rows, rejected))
+        for group, encoded in ahead(begun, 1):
             found = encoded()
             captions_RC = found.pop("captions", None)
-            known |= _pictures(group, found)
-            pictures = [known[row["picture"]] for row in group.rows]
+            for k, (name, pixels) in enumerate(group.pixels.items()):
+                known[name] = {"pixels": pixels} | {n: values[k] for n, values in found.items()}
+            done = [row | {"features": known[row["picture"]]} for row in group.rows]
             if captions_RC is not None:
-                images_RC = np.stack([picture.embedding for picture in pictures])
+                images_RC = np.stack([row["features"]["images"] for row in done])
                 scores = (torch.from_numpy(images_RC) * torch.from_numpy(captions_RC)).sum(dim=-1)
-                for row, score in zip(group.rows, scores.tolist(), strict=True):
-                    row["clip_score"] = score
-            for row, picture in zip(group.rows, pictures, strict=True):
-                finite = np.isfinite(row["caption_states"]).all()
-                fault = picture.fault if finite else "non_finite"
-                self._refuse_streak(fault)
-                if fault:
+                done = [r | {"clip_score": s} for r, s in zip(done, scores.tolist(), strict=True)]
+            for row in done:
+                if fault := self._fault(row):
                     rejected[fault] += 1
                 else:
-                    yield row, picture
+                    yield row
                 if last[row["picture"]] == row["key"]:
                     del known[row["picture"]]
             for name in known.keys() & group.pixels.keys():  # frees the group's arrays
-                columns = known[name].columns
-                columns |= {column: values.copy() for column, values in columns.items()}
+                known[name] |= {column: values.copy() for column, values in known[name].items()}
 
-    def _started(
-        self, rows: list[Row], rejected: Counter[str]
-    ) -> Iterator[tuple[Group, Callable[[], Arrays]]]:
-        """Yield groups with what waits for their features; one more is begun already."""
-        waiting: deque[tuple[Group, Callable[[], Arrays]]] = deque()
-        for group in self._groups(rows, rejected):
-            encoded: Callable[[], Arrays] = dict  # without image tokens there is nothing to encode
-            if self._settings.image_tokens != "none":
-                ends = np.stack([row["caption_states"][-1] for row in group.rows])
-                encoded = self._encoder.start(np.stack([*group.pixels.values()]), ends)
-            waiting.append((group, encoded))
-            if len(waiting) > 1:
-                yield waiting.popleft()
-        yield from waiting
+    def _start(self, group: Group) -> Callable[[], Arrays]:
+        """Begin to encode a group; returns what waits for the result."""
+        if self._settings.image_tokens == "none":
+            return dict  # nothing to encode
+        ends = [row["caption_states"][-1] for row in group.rows]
+        return self._encoder.start(np.stack([*group.pixels.values()]), np.stack(ends))
 
     def _groups(self, rows: list[Row], rejected: Counter[str]) -> Iterator[Group]:
         """Yield the rows whose picture can be decoded, `block_rows` new pictures at a time."""
+        seen: set[str] = set()
+
+        def begin(row: Row) -> tuple[Row, Future[NDArray[np.uint8] | None] | None]:
+            new = row["picture"] not in seen
+            seen.add(row["picture"])
+            return row, self._pool.submit(self._decode, row) if new else None
+
         group, broken = Group(), set[str]()
-        for row, decoding in self._decoding(rows):
-            name = row["picture"]
+        for row, decoding in ahead(map(begin, rows), DECODED_AHEAD * self._settings.block_rows):
             pixels = decoding.result() if decoding else None
             if pixels is not None:
                 if len(group.pixels) == self._settings.block_rows:
                     yield group
                     group = Group()
-                group.pixels[name] = pixels
+                group.pixels[row["picture"]] = pixels
             elif decoding:
-                broken.add(name)
-            if name in broken:
+                broken.add(row["picture"])
+            if row["picture"] in broken:
                 rejected["broken_image"] += 1
             else:
                 group.rows.append(row)
         if group.rows:
             yield group
-
-    def _decoding(
-        self, rows: list[Row]
-    ) -> Iterator[tuple[Row, Future[NDArray[np.uint8] | None] | None]]:
-        """Yield the rows, a picture's first one with its views, which threads make ahead."""
-        seen: set[str] = set()
-        waiting: deque[tuple[Row, Future[NDArray[np.uint8] | None] | None]] = deque()
-        for row in rows:
-            new = row["picture"] not in seen
-            seen.add(row["picture"])
-            waiting.append((row, self._pool.submit(self._decode, row) if new else None))
-            if len(waiting) > DECODED_AHEAD * self._settings.block_rows:
-                yield waiting.popleft()
-        yield from waiting
 
     def _decode(self, row: Row) -> NDArray[np.uint8] | None:
         """Return the picture's views (V, H, W, C), none where the reader augments; None: broken."""
@@ -235,57 +219,37 @@ class FeaturesWorker:
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
         return np.stack(made)
 
-    def _refuse_streak(self, fault: str) -> None:
-        """A faulty row is rejected; many in a row, over groups, say that the CLIP is at fault."""
+    def _fault(self, row: Row) -> str:
+        """Return why a row is rejected; many in a row say that the CLIP is at fault."""
+        finite = np.isfinite(row["caption_states"]).all()
+        fault = FAULTS[row["features"].get("faults", 0)] if finite else "non_finite"
         self._streak = self._streak + 1 if fault else 0
         if self._streak == FAULTY_STREAK:
             raise FloatingPointError(
                 f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
                 "try --precision fp32 or look at the weights"
             )
+        return fault
 
-    def _join(self, batch: list[tuple[Row, Picture]]) -> pa.RecordBatch:
-        """Return the Arrow columns of some rows; those of one picture share its values."""
-        rows = [row for row, _ in batch]
+    def _join(self, rows: list[Row]) -> pa.RecordBatch:
+        """Return rows as Arrow columns, in which those of one picture share its values."""
         columns = _caption_columns(rows)
-        if self._settings.image_tokens == "none":
-            columns["jpg"] = pa.array([row["jpg"].as_py() for row in rows], pa.binary())
-        else:
-            columns |= _picture_columns(batch)
-        if self._settings.clip_score:
-            columns["clip_score"] = pa.array([row["clip_score"] for row in rows], pa.float32())
+        pictures = {row["picture"]: row["features"] for row in rows}
+        number = {name: k for k, name in enumerate(pictures)}
+        number_R = np.array([number[row["picture"]] for row in rows])
+        for name in self._schema.names:
+            if name == "jpg":
+                columns[name] = pa.array([row["jpg"].as_py() for row in rows], pa.binary())
+            elif name == "clip_score":
+                columns[name] = pa.array([row[name] for row in rows], pa.float32())
+            elif name not in columns:
+                values = np.stack([picture[name] for picture in pictures.values()])
+                size = values[0].size
+                columns[name] = pa.LargeListViewArray.from_arrays(
+                    number_R * size, np.full(len(rows), size), values.reshape(-1)
+                )
         arrays = [columns[name] for name in self._schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-
-def _pictures(group: Group, encoded: Arrays) -> dict[str, Picture]:
-    """Return a group's new pictures by name."""
-    faults = encoded.pop("faults", np.zeros(len(group.pixels), np.int64))
-    embeddings = encoded.pop("images", np.empty((len(group.pixels), 0), np.float32))
-    return {
-        name: Picture(
-            {"pixels": pixels} | {column: values[k] for column, values in encoded.items()},
-            FAULTS[faults[k]],
-            embeddings[k],
-        )
-        for k, (name, pixels) in enumerate(group.pixels.items())
-    }
-
-
-def _picture_columns(batch: list[tuple[Row, Picture]]) -> dict[str, pa.Array]:
-    pictures = {row["picture"]: picture for row, picture in batch}
-    number = {name: k for k, name in enumerate(pictures)}
-    number_R = np.array([number[row["picture"]] for row, _ in batch])
-    columns = {}
-    for name in batch[0][1].columns:
-        values = np.stack([picture.columns[name] for picture in pictures.values()])
-        size = values[0].size
-        columns[name] = pa.LargeListViewArray.from_arrays(
-            pa.array(number_R * size),
-            pa.array(np.full(len(batch), size)),
-            pa.array(values.reshape(-1)),
-        )
-    return columns
 
 
 def cut(row: Row, context_length: int) -> Row:

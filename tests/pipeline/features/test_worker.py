@@ -15,7 +15,7 @@ import torch
 
 from bench.make_nouns import make_nouns, write_table
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.clip.prompts import TEMPLATES
+from codeseg.model.clip.prompts import TEMPLATES, template_embeddings
 from codeseg.pipeline import schema
 from codeseg.pipeline.audit.database import Audit
 from codeseg.pipeline.audit.questions import check_names
@@ -24,6 +24,7 @@ from codeseg.pipeline.engine.cluster import Resources
 from codeseg.pipeline.engine.ledger import Ledger, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
+from codeseg.pipeline.features import encoder
 from codeseg.pipeline.features.encoder import FAULTS, Encoder, find_faults, to_int8
 from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, make_plan, resolve_settings
 from codeseg.pipeline.features.vocabulary import VocabularyWorker
@@ -242,7 +243,11 @@ def test_all_rows_of_a_faulty_picture_are_rejected(repeating, monkeypatch):
     assert [int(key[5:]) for key in rows_of(repeating)] == [3, 6, 7, 8, 9, 11]
 
 
-def test_a_nouns_embedding_does_not_depend_on_its_corpus(root, tmp_path_factory):
+@pytest.mark.parametrize("nouns", [1, 4])
+def test_a_nouns_embedding_does_not_depend_on_its_corpus(
+    root, tmp_path_factory, monkeypatch, nouns
+):
+    monkeypatch.setitem(encoder.NOUNS, "cpu", nouns)  # as many at a time as on a GPU
     smaller = tmp_path_factory.mktemp("smaller")
     make_nouns(smaller, rows=4, seed=5)
     found = []
@@ -253,6 +258,12 @@ def test_a_nouns_embedding_does_not_depend_on_its_corpus(root, tmp_path_factory)
     whole, part = found
     assert 0 < len(part) < len(whole)
     assert part == {text: whole[text] for text in part}
+    alone = Encoder(options(root)["features"], "cpu")
+    ids = alone.clip.tokenizer.encode
+    assert all(alone.knowledge([ids(text)])[0].tolist() == whole[text] for text in whole)
+    with torch.no_grad():  # each by itself, as open_clip's tokenizer reads the sentences
+        plain = template_embeddings(alone.clip, list(whole)).mean(1)
+    assert (torch.tensor(list(whole.values())) - plain).abs().max() < 1e-6
 
 
 def test_the_vocabulary_is_the_unnormalised_mean_over_templates(root):
@@ -414,7 +425,9 @@ def test_known_nouns_are_not_embedded_again(root, monkeypatch):
     embedded = []
     honest = VocabularyWorker._embed
     monkeypatch.setattr(
-        VocabularyWorker, "_embed", lambda self, text: embedded.append(text) or honest(self, text)
+        VocabularyWorker,
+        "_embed",
+        lambda self, texts: embedded.extend(texts) or honest(self, texts),
     )
     worker.process(0, "input")
     assert embedded == []

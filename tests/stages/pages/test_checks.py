@@ -24,10 +24,11 @@ def test_every_check_has_words_for_its_figures():
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (finding("pairs_success", "pass", success=0.5971, pictures=597, urls=1000),
-         "success rate 59.7 %: 597 pictures from 1,000 URLs"),
-        (finding("pairs_success", "warn", success=0.5, pictures=1, urls=2),
-         "success rate 50 %: 1 picture from 2 URLs"),
+        (finding("pairs_success", "pass", success=0.5971, pictures=597, urls=1000, left_out=0),
+         "success rate 59.7 %: 597 pictures from 1,000 URLs; "
+         "lines of the list that were no rows: 0"),
+        (finding("pairs_success", "warn", success=0.5, pictures=1, urls=2, left_out=9),
+         "success rate 50 %: 1 picture from 2 URLs; lines of the list that were no rows: 9"),
         (finding("pairs_success", "skip", **{"no rows in": "pairs"}), "no rows in: pairs"),
         (finding("pairs_success", "fail", error="Out of <memory>"), "error: Out of <memory>"),
         (finding("of_another_version", "pass", rows=3, share=None), "rows: 3, share: –"),
