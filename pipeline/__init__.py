@@ -1,1 +1,1 @@
-"""Data: what flows between stages, and the offline work on it."""
+"""The data between stages, and the offline work on it."""

@@ -1,6 +1,6 @@
 """Dataset manifests: data_manifests/<name>.toml or any TOML of that form -> Manifest. Light.
 
-A manifest says what data exists: the form of its URL list and its columns, never how to work on it.
+A manifest describes data: the form of its URL list and its columns, never how to process it.
 """
 
 import tomllib
@@ -26,20 +26,20 @@ class Manifest:
     format: str  # one of FORMATS
     header: bool  # tsv and csv: whether the first row names the columns
     columns: tuple[str, ...]  # every column in file order when there is no header, else ()
-    url: str  # the column that holds the URL
-    caption: str  # the column that holds the caption
+    url: str  # the URL's column
+    caption: str  # the caption's column
     rows: int | None  # as published, for estimates only
     licence: str
     homepage: str
-    image_size: int  # pixels of the shorter side that is kept
+    image_size: int  # shorter side of stored pictures, pixels
 
 
 def load_manifest(name_or_path: str) -> Manifest:
     """Read a manifest by name or by path.
 
     Raises:
-        FileNotFoundError: naming the manifests there are.
-        ValueError: naming the file and the key that is wrong.
+        FileNotFoundError: names the existing manifests.
+        ValueError: names the file and the wrong key.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
@@ -65,7 +65,7 @@ def parse_manifest(content: bytes, origin: str) -> Manifest:
     """Check a manifest's TOML text.
 
     Raises:
-        ValueError: naming `origin` and the key that is wrong.
+        ValueError: names `origin` and the wrong key.
     """
     try:
         value = tomllib.loads(content.decode())

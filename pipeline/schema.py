@@ -1,4 +1,4 @@
-"""Arrow schemas of every table, in one place: the contract between the stages. Light: pyarrow only.
+"""The Arrow schemas of all tables: the contract between the stages. Light: pyarrow only.
 
     pairs/NNNNN.parquet       PAIRS         one row per URL of shard NNNNN, failed ones included
     nouns/NNNNN.parquet       NOUNS         one row per successful pair, rejected ones included
@@ -40,7 +40,7 @@ SPAN = pa.struct([pa.field("start", pa.int32()), pa.field("end", pa.int32())])
 NOUNS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),  # cleaned as the CLIP tokenizer cleans
+        pa.field("caption", pa.string(), nullable=False),  # cleaned as by the CLIP tokenizer
         pa.field("caption_tokens", pa.list_(pa.int32()), nullable=False),  # SOS … EOS, no padding
         pa.field(
             "nouns",  # distinct, in order of first occurrence
@@ -69,21 +69,17 @@ SELECTION = pa.schema(
 
 
 def noun_id(text: str) -> int:
-    """Return the identity of a noun: 63 bits of its BLAKE2b hash.
+    """Return the id of a noun: 63 bits of its BLAKE2b hash.
 
-    A hash, not a row number, so that a features shard depends on nothing but its own captions: a
-    vocabulary that grows leaves every other shard current.
+    A hash, not a row number, so that a features shard depends only on its own captions: a growing
+    vocabulary leaves every other shard current.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def vocabulary(embed_dim: int) -> pa.Schema:
-    """Return schema of vocabulary/nouns.arrow; rows sorted by id.
-
-    Args:
-        embed_dim: C, the CLIP's joint width.
-    """
+    """Return the schema of vocabulary/nouns.arrow, rows sorted by id, for joint width C."""
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),  # noun_id(text)
@@ -107,7 +103,7 @@ def features(
     clip_score: bool = False,
     by_picture: bool = False,
 ) -> pa.Schema:
-    """Return schema of features/NNNNN.arrow.
+    """Return the schema of features/NNNNN.arrow.
 
     Args:
         views: V, fixed augmented views of every image.
@@ -116,15 +112,15 @@ def features(
         width: D, the vision trunk's width.
         text_width: T, the text transformer's width.
         image_tokens: "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels).
-        clip_score: whether there is such a column.
+        clip_score: whether this column exists.
         by_picture: whether the rows of one picture share its values in a record batch.
 
     Raises:
-        ValueError: for another `image_tokens`.
+        ValueError: `image_tokens` is unknown.
     """
 
     def fixed(kind: pa.DataType, size: int) -> pa.DataType:
-        """All rows have `size` values; a view's may lie anywhere in the batch, and be another's."""
+        """Return a list of `size` values; with by_picture, values anywhere in the batch."""
         return pa.large_list_view(kind) if by_picture else pa.list_(kind, size)
 
     fields = [pa.field("key", pa.string(), nullable=False)]

@@ -1,1 +1,1 @@
-"""What runs a stage: storage, ledger, Ray, progress, overview."""
+"""The engine of the stages: storage, ledger, Ray, progress, overview."""

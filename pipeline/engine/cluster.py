@@ -1,6 +1,6 @@
-"""Ray itself: started here or joined, and how much of it the workers of a stage may take.
+"""Ray: started here or joined, and the share of it that a stage's workers may use.
 
-Resources, a cluster -> Resources that some node can give, the number of workers that fit
+Resources, a cluster -> Resources that some node has, the number of workers that fit
 """
 
 import logging
@@ -16,22 +16,22 @@ OBJECT_STORE_BYTES = 100 << 20  # only shard numbers and records travel through 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage may use; the result never depends on it."""
+    """The resources of a stage; its result never depends on them."""
 
     workers: int | None = None  # None = as many as fit
     cpus: float = 1  # of each worker
     gpus: float = 0  # of each worker
-    memory: int | None = None  # bytes each worker may need: Ray starts no more than fit
+    memory: int | None = None  # bytes per worker: Ray starts no more workers than fit
     ray_address: str | None = None  # None = start Ray on this machine
-    take_over: bool = False  # from another run of the stage, whether it lives or not
+    take_over: bool = False  # from another run of the stage, even if it is alive
 
 
 @contextmanager
 def ray_session(resources: Resources) -> Iterator[None]:
-    """Ray, started here or joined by address; a session that is already open is used as it is.
+    """Start Ray here or join it by address; use a session that is already open.
 
     Raises:
-        ConnectionError: when no cluster answers at the address, or Ray does not start.
+        ConnectionError: no cluster answers at the address, or Ray does not start.
     """
     import ray
 
@@ -44,9 +44,9 @@ def ray_session(resources: Resources) -> Iterator[None]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "num_cpus": max(os.cpu_count() or 1, resources.workers or 1),
     }
-    # by default its workers are at nice 15: beside any other busy process they stand still
+    # by default its workers run at nice 15 and make no progress beside a busy process
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # its C++ side writes lines to stderr that say nothing to a user; what fails is in our table
+    # its C++ code writes lines to stderr that do not help a user; failures are in our table
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         with _quiet_stderr():
@@ -58,7 +58,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
             )
     except ConnectionError:
         raise
-    except Exception as error:  # a timeout of its start-up is a bare Exception
+    except Exception as error:  # a timeout of its startup is a bare Exception
         ray.shutdown()
         raise ConnectionError(
             f"Ray did not start: {error}; is its temporary folder full, or the machine too busy?"
@@ -71,7 +71,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Send the process's stderr, C++ included, to nowhere for a moment."""
+    """Discard the process's stderr, C++ included, while the block runs."""
     sys.stderr.flush()
     saved = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -85,16 +85,16 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def fit_workers(resources: Resources, memory: int) -> Resources:
-    """Declare the memory of a worker, and see that the open Ray session can give it all.
+    """Declare the memory of a worker, and check that the open Ray session has all resources.
 
     Args:
-        resources: as asked for.
-        memory: bytes that a worker of this stage is known to need; declared where the user
-            declared none, but never more than a node has: an estimate must not stop anyone.
+        resources: as requested.
+        memory: bytes that a worker of this stage usually needs; declared if the user declared
+            none, but never more than a node has: an estimate must not stop a run.
 
     Raises:
-        ValueError: no node of this machine's Ray has that much; it would wait forever. On a
-            cluster that was joined it waits, as a node may be added, and says so.
+        ValueError: no node of this machine's Ray has that much, so it would wait forever. On a
+            joined cluster it prints a line and waits, since a node may be added.
     """
     nodes = _nodes()
     most = max((int(node.get("memory", 0)) for node in nodes), default=0)
@@ -105,13 +105,13 @@ def fit_workers(resources: Resources, memory: int) -> Resources:
             for kind, need in _needs(resources).items()
         )
         if resources.ray_address is None:
-            raise ValueError(f"each worker needs {asked}; this machine has not that much")
-        print(f"each worker needs {asked}; no node has that much, waiting for one that has")
+            raise ValueError(f"each worker needs {asked}; this machine does not have that much")
+        print(f"each worker needs {asked}; no node has that much, waiting for one that does")
     return resources
 
 
 def most_workers(tasks: int, resources: Resources) -> int:
-    """How many workers a stage has at most on what the open Ray session knows of the cluster.
+    """Return the maximum number of workers of a stage on the open Ray session's cluster.
 
     Args:
         tasks: pending shards.
@@ -122,7 +122,7 @@ def most_workers(tasks: int, resources: Resources) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return what each living node has, by Ray's names."""
+    """Return the resources of each living node, by Ray's names."""
     import ray
 
     known = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
@@ -130,12 +130,12 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _needs(resources: Resources) -> dict[str, float]:
-    """Return what one worker takes, by Ray's names."""
+    """Return the resources of one worker, by Ray's names."""
     asked = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
     return {kind: need for kind, need in asked.items() if need}
 
 
 def _workers_on(node: dict[str, float], resources: Resources) -> int:
-    """Return how many workers fit on a node."""
+    """Return the number of workers that fit on a node."""
     shares = [node.get(kind, 0) / need for kind, need in _needs(resources).items()]
     return int(min(shares) + 1e-6)  # a tenth of a GPU fits ten times, not nine

@@ -1,11 +1,11 @@
-"""Which shards of which stage are done, from which input and with which settings. Light.
+"""The ledger: which shards of a stage are done, from which input, with which settings. Light.
 
-    ledger/<stage>/NNNNN.json      one record per committed shard; comes last and alone says "done"
+    ledger/<stage>/NNNNN.json      one record per committed shard; written last, it means "done"
     ledger/<stage>/settings.json   the stage's resolved settings, as last used
 
-Whether a shard is current is told by stage.py. Order of a shard's commit: retract the old record,
-write the data files, commit the new record; killed anywhere in between, the shard counts as missing
-and is done again.
+stage.py decides whether a shard is current. A commit retracts the old record, writes the data
+files, then writes the new record; if it is killed in between, the shard counts as missing and is
+redone.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from codeseg.pipeline.engine.storage import Storage
 
-READERS = 16  # parallel reads of records, each a round trip; a local disk has no use for them
+READERS = 16  # parallel reads of records, each a round trip; a local disk does not need them
 FINGERPRINT_CHARACTERS = 16
 Plain = TypeVar("Plain")
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What is known of one committed shard.
+    """The record of one committed shard.
 
-    rows_in = rows_out + sum(rejected.values()); a pairs row that failed counts as rejected, though
-    it is kept in the table.
+    rows_in = rows_out + sum(rejected.values()); a failed pairs row counts as rejected, although
+    it stays in the table.
     """
 
     stage: str
     shard: int
-    input: str  # fingerprint of what it was made from
-    settings: str  # fingerprint of the settings that matter
+    input: str  # fingerprint of its input
+    settings: str  # fingerprint of the settings that affect it
     output: str  # SHA-256 of the main data file
     files: dict[str, dict[str, Any]]  # path under the root -> {"bytes": …, "sha256": …}
     rows_in: int
@@ -55,7 +55,7 @@ def fingerprint(value: object) -> str:
 
 
 def from_json(cls: type[Plain], value: object) -> Plain:
-    """Return the dataclass `cls` of a JSON object; fields with a default may be missing.
+    """Return a JSON object as the dataclass `cls`; fields with a default may be missing.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or not finite.
@@ -68,7 +68,7 @@ def from_json(cls: type[Plain], value: object) -> Plain:
 
 @cache
 def _fields(cls: type) -> tuple[dict[str, Any], set[str]]:
-    """Types of all fields, and the names of those without a default."""
+    """Return the types of all fields, and the names of those without a default."""
     parameters = signature(cls).parameters.items()
     return get_type_hints(cls), {name for name, p in parameters if p.default is p.empty}
 
@@ -97,7 +97,7 @@ class Ledger:
         """Return all committed shards of a stage, by shard number, ascending.
 
         Raises:
-            ValueError: naming the record that cannot be read.
+            ValueError: names the record that cannot be read.
         """
         names = self._root.names(f"ledger/{stage}", ".json")
         shards = [int(stem) for name in names if (stem := PurePath(name).stem).isdigit()]
@@ -107,7 +107,7 @@ class Ledger:
         return {record.shard: record for record in found if record is not None}
 
     def record(self, stage: str, shard: int) -> ShardRecord | None:
-        """One shard's record, None when it is not committed (or being redone this moment)."""
+        """Return one shard's record; None if it is not committed (or is being redone)."""
         value = self._read(_record_path(stage, shard))
         if value is None:
             return None
@@ -119,15 +119,15 @@ class Ledger:
             if (record.stage, record.shard) != (stage, shard) or not inside:
                 raise ValueError("it is another shard's, or names files outside the root")
             if any(type(count) is not int or count < 0 for count in counts):
-                raise ValueError("a count is none")
+                raise ValueError("a count is invalid")
         except (ValueError, KeyError, OverflowError):
             raise ValueError(self._broken(_record_path(stage, shard))) from None
         return record
 
     def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
-        """Return shards whose files are gone or have another size than their record says.
+        """Return shards whose files are missing or differ in size from their record.
 
-        One listing of each folder, so that it takes a moment on an object store, too.
+        It lists each folder once, so it is fast on an object store, too.
         """
         folders = {path.rpartition("/")[0] for r in records.values() for path in r.files}
         sizes = {f"{f}/{name}": n for f in folders for name, n in self._root.sizes(f).items()}
@@ -138,20 +138,20 @@ class Ledger:
         ]
 
     def commit(self, record: ShardRecord) -> None:
-        """Declare a shard done; its data files must be written already."""
+        """Record a shard as done; its data files must be written already."""
         self._write(_record_path(record.stage, record.shard), asdict(record))
 
     def retract(self, stage: str, shard: int) -> None:
-        """Declare a shard not done: called before its files are overwritten."""
+        """Delete a shard's record, before its files are overwritten."""
         self._root.delete(_record_path(stage, shard))
 
     def write_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Keep the stage's resolved settings beside its records; unchanged ones are left alone."""
+        """Write the stage's resolved settings beside its records, unless they are unchanged."""
         if self.read_settings(stage) != settings:
             self._write(f"ledger/{stage}/settings.json", settings)
 
     def read_settings(self, stage: str) -> dict[str, Any] | None:
-        """Return the stage's settings as last used, None when it never ran."""
+        """Return the settings that the stage last used; None if it never ran."""
         return self._read(f"ledger/{stage}/settings.json")
 
     def _read(self, path: str) -> dict[str, Any] | None:

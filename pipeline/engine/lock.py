@@ -1,10 +1,10 @@
 """One run of a stage at a time on a root: ledger/<stage>/lock/NNNNNN.json. Light.
 
-The highest number is the owner's; who takes over from a dead or finished owner creates the next
-one exclusively, so of two starts at once exactly one succeeds. On the same boot an owner is alive
-by its pid and start time; one elsewhere by its beats, watched on the observer's own clock: no wall
-clocks are compared. An object store has no exclusive creation here: the last of two writers wins,
-and both read it back after a moment.
+The highest number is the owner's; a run that takes over from a dead or finished owner creates the
+next one exclusively, so of two simultaneous starts exactly one succeeds. An owner on the same boot
+is alive by its pid and start time; one elsewhere by its beats, timed by the observer's own clock:
+no wall clocks are compared. On an object store creation is not exclusive here: the last of two
+writers wins, and both read the file back after a moment.
 """
 
 import json
@@ -22,12 +22,12 @@ from codeseg.pipeline.engine.ledger import from_json
 from codeseg.pipeline.engine.storage import Storage
 
 BEAT_SECONDS = 5.0
-LEASE_SECONDS = 6 * BEAT_SECONDS  # an owner elsewhere that does not beat for so long is dead
-LOOK_SECONDS = 1.0  # between two looks at another owner's beats
+LEASE_SECONDS = 6 * BEAT_SECONDS  # an owner elsewhere without a beat for this long is dead
+LOOK_SECONDS = 1.0  # between two reads of another owner's beats
 
 
 def _boot() -> str:
-    """Return what tells whose pids are ours: this boot and, in containers, the pid namespace."""
+    """Return an id of the pids' scope: this boot and, in containers, the pid namespace."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -35,7 +35,7 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty when there is none."""
+    """Return the start time of a process, in clock ticks since boot; empty if there is none."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if facts[0] in "ZX" else facts[19]  # a zombie is dead
@@ -65,7 +65,7 @@ class StageLock:
         take_over: end the ownership of a run that seems alive; its later commits are refused.
 
     Raises:
-        ValueError: another run is at work; names it.
+        ValueError: another run is active; names it.
     """
 
     def __init__(self, root: Storage, stage: str, *, take_over: bool = False) -> None:
@@ -91,14 +91,14 @@ class StageLock:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        with suppress(OSError):  # a full disk must not hide what the stage has to say
+        with suppress(OSError):  # a full disk must not hide the stage's own error
             if self.held:
                 text = self._write_text(replace(self.owner, finished=True))
                 self._root.write_atomic(self._path(self._number), text)
 
     @property
     def held(self) -> bool:
-        """Return whether nobody has taken over."""
+        """Return whether no other run has taken over."""
         return holds(self._root, self._stage, self.owner.token)
 
     def _beat(self) -> None:
@@ -110,14 +110,14 @@ class StageLock:
                 self._root.write_atomic(self._path(self._number), self._write_text(self.owner))
 
     def _lives(self, number: int, other: Owner | None) -> bool:
-        """Return whether the owner of a number is at work."""
+        """Return whether the owner of a number is alive."""
         if number == 0 or (other is not None and other.finished):
             return False
         if other is not None and other.boot == self.owner.boot:
             return _started(other.pid) == other.started
         print(
             f"{self._stage}: waiting {LEASE_SECONDS:g} s to see whether the run on "
-            f"{other.host if other else 'another machine'} lives (--take-over does not wait)",
+            f"{other.host if other else 'another machine'} is alive (--take-over does not wait)",
             flush=True,
         )
         deadline = time.monotonic() + LEASE_SECONDS
@@ -129,10 +129,10 @@ class StageLock:
         return False
 
     def _refusal(self, other: Owner | None) -> str:
-        who = f"process {other.pid} on {other.host}" if other else "a run that began just now"
+        who = f"process {other.pid} on {other.host}" if other else "a run that has just started"
         return (
-            f"{self._root.uri}: {self._stage} is being made already, by {who}; wait for its end "
-            "(codeseg status), end it, or give --take-over if it is surely dead"
+            f"{self._root.uri}: {self._stage} is already being made by {who}; wait for its end "
+            "(codeseg status), stop it, or give --take-over if it is certainly dead"
         )
 
     def _path(self, number: int) -> str:
@@ -143,7 +143,7 @@ class StageLock:
 
 
 def highest(root: Storage, folder: str) -> tuple[int, Owner | None]:
-    """Return the last number of a lock folder and its owner; 0 when nobody ever held it."""
+    """Return the last number of a lock folder and its owner; 0 if it was never held."""
     numbers = [int(n[:-5]) for n in root.names(folder, ".json") if n[:-5].isdigit()]
     number = max(numbers, default=0)
     with suppress(FileNotFoundError, ValueError, RecursionError):
@@ -163,19 +163,19 @@ class TakenOverError(ValueError):
     """This process may no longer write the stage."""
 
 
-_tokens: dict[tuple[str, str], str] = {}  # (root, stage) -> of the run that this process works for
+_tokens: dict[tuple[str, str], str] = {}  # (root, stage) -> this process's run
 
 
 def work_for(root: Storage, stage: str, token: str) -> None:
-    """Let this process commit for the run with this token alone."""
+    """Let this process commit only for the run with this token."""
     _tokens[root.uri, stage] = token
 
 
 def refuse_lost(root: Storage, stage: str) -> None:
-    """Refuse to write for a run that another has taken over from.
+    """Refuse to write for a run whose stage another run has taken over.
 
     Raises:
-        TakenOverError: in a process that works for such a run.
+        TakenOverError: this process works for such a run.
     """
     token = _tokens.get((root.uri, stage))
     if token is not None and not holds(root, stage, token):

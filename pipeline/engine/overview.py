@@ -1,4 +1,4 @@
-"""How far a dataset root is, from its ledger and its files' sizes -> a StageView a stage. Light."""
+"""The ledger and file sizes of a dataset root -> its progress, one StageView per stage. Light."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,9 @@ class StageView:
     """One stage of one root."""
 
     stage: str
-    shards: int  # there should be
+    shards: int  # expected
     current: list[int]
-    stale: dict[int, str]  # shard -> why
+    stale: dict[int, str]  # shard -> reason
     rows_in: int
     rows_out: int
     rejected: dict[str, int]  # reason -> rows, the most frequent first
@@ -32,12 +32,12 @@ class StageView:
 
     @property
     def missing(self) -> int:
-        """Shards that were never done."""
+        """The shards that were never done."""
         return self.shards - len(self.current) - len(self.stale)
 
     @property
     def success(self) -> float | None:
-        """Share of the rows that were kept."""
+        """The share of rows that were kept."""
         return self.rows_out / self.rows_in if self.rows_in else None
 
 
@@ -45,7 +45,7 @@ def read_overview(root: Storage) -> list[StageView]:
     """Read the ledger of every stage.
 
     Raises:
-        ValueError: when the folder holds no dataset.
+        ValueError: the folder holds no dataset.
     """
     ledger = Ledger(root)
     with ThreadPoolExecutor(len(STAGES)) as pool:

@@ -1,8 +1,8 @@
-"""One progress display for every offline stage, and the heartbeat `codeseg status` reads. Light.
+"""The progress display of all offline stages, and the heartbeat for `codeseg status`. Light.
 
 ledger/<stage>/progress.json     written every few seconds while a stage runs
 ledger/<stage>/notes/NNNNN.txt   written by a worker that waits ("paused: …"), then removed
-ledger/<stage>/notes/NNNNN.rows  rows of a running shard that are done, and of how many if known
+ledger/<stage>/notes/NNNNN.rows  rows of a running shard that are done, and the total if known
 """
 
 import json
@@ -22,13 +22,13 @@ from codeseg.pipeline.engine.ledger import ShardRecord, from_json
 from codeseg.pipeline.engine.storage import Storage, is_alive
 
 HEARTBEAT_SECONDS = 5.0
-ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run whose heartbeat is older does not run any more
-LINE_SECONDS = 10.0  # between two plain lines when the output is no terminal
+ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run with an older heartbeat is dead
+LINE_SECONDS = 10.0  # between two plain lines if the output is not a terminal
 
 
 @dataclass
 class Heartbeat:
-    """What a running stage says about itself; times are seconds since the epoch."""
+    """The state of a running stage; times are seconds since the epoch."""
 
     stage: str
     started: float
@@ -43,7 +43,7 @@ class Heartbeat:
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
     finished: bool = False
-    host: str = ""  # and process that runs the command
+    host: str = ""  # that runs the command
     pid: int = 0
 
     @property
@@ -57,17 +57,17 @@ class Heartbeat:
 
     @property
     def rows_per_second(self) -> float:
-        """Mean over this run."""
+        """The mean rate over this run."""
         return (self.rows_done + self.rows_running) / max(self.updated - self.started, 1e-9)
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until the last row, at the mean rate; None before the first row is done."""
+        """The time to the last row at the mean rate; None before the first row is done."""
         done = self.rows_done + self.rows_running
         return max(self.rows - done, 0) / self.rows_per_second if done else None
 
     def line(self) -> str:
-        """One line for people."""
+        """Return one readable line."""
         done = self.rows_done + self.rows_running
         parts = [f"{done:,} of {max(self.rows, done):,} rows"] if done else []
         parts.append(f"{self.rows_per_second:,.0f} rows/s")
@@ -82,23 +82,23 @@ class Heartbeat:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as people read them."""
+    """Return readable hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
 def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
-    """The stage's last heartbeat, None when it never ran or the file is unreadable."""
+    """Return the stage's last heartbeat; None if it never ran or the file is unreadable."""
     with suppress(FileNotFoundError, ValueError, OverflowError, RecursionError):
         return from_json(Heartbeat, json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
     return None
 
 
 class ShardRows:
-    """Counts the rows that a worker has done of its shard, and notes them every few seconds.
+    """A count of the rows that a worker has done of its shard, written every few seconds.
 
-    A process works on one shard at a time; its threads may count together.
+    A process works on one shard at a time; all its threads may count.
     """
 
     def __init__(self) -> None:
@@ -106,13 +106,13 @@ class ShardRows:
         self._root: Storage | None = None
 
     def begin(self, root: Storage, stage: str, shard: int) -> None:
-        """Begin to note the rows of a shard; outside a stage nothing is noted."""
+        """Start counting the rows of a shard; outside a stage nothing is written."""
         self._root, self._path = root, f"ledger/{stage}/notes/{shard:05d}.rows"
         self._rows = self._total = 0
         self._noted = time.monotonic()
 
     def count(self, rows: int = 1, total: int = 0) -> None:
-        """Count rows that are done, of `total` where that is not known beforehand."""
+        """Count rows that are done, of `total` if that was not known before."""
         with self._lock:
             if self._root is None:
                 return
@@ -136,7 +136,7 @@ SHARD_ROWS = ShardRows()
 
 
 class StageProgress:
-    """Shows a stage's progress and keeps its heartbeat; a context manager with its own thread."""
+    """A stage's progress display and heartbeat; a context manager with its own thread."""
 
     def __init__(self, root: Storage, stage: str, rows: dict[int, int]) -> None:
         """Prepare the display.
@@ -158,7 +158,7 @@ class StageProgress:
         self._counting = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
+        # FORCE_COLOR, which notebooks set, makes rich take a log for a terminal
         terminal = Console().file.isatty()
         self._bar = _Bar(stage, len(rows)) if terminal else _Lines(stage)
 
@@ -202,7 +202,7 @@ class StageProgress:
             self.beat.rows_running = sum(self._running.values())
 
     def _count_running(self) -> None:
-        """Read what the workers note of their shards."""
+        """Read the workers' counts of their shards."""
         for name in self._root.names(self._notes_folder, ".rows"):
             with suppress(FileNotFoundError, ValueError), self._counting:
                 text = self._root.read_bytes(f"{self._notes_folder}/{name}")

@@ -1,4 +1,4 @@
-"""What codeseg needs of other packages: installed metadata in, requirements by extra out. Light."""
+"""codeseg's requirements: installed metadata in, requirements by extra out. Light."""
 
 from importlib.metadata import metadata
 
@@ -7,7 +7,7 @@ from packaging.utils import canonicalize_name
 
 
 def read_requirements() -> dict[str, list[Requirement]]:
-    """Return what applies to this Python, by extra: "" (needed by everything) first, without dev.
+    """Return the requirements for this Python by extra: "" (needed by all) first, without dev.
 
     Raises:
         PackageNotFoundError: codeseg is not installed.

@@ -3,8 +3,8 @@
     shard numbers -> ShardWorker.process in Ray actors -> ledger/<stage>/NNNNN.json
 
 Each pending shard is one Ray Data block of one row, so Ray balances, retries after a lost worker
-or node, and grows the pool; the data themselves never enter Ray's object store. A shard that fails
-is reported at the end and stops no other.
+or node, and grows the pool; the data itself never enters Ray's object store. A shard that fails
+is reported at the end and does not stop the others.
 """
 
 import errno
@@ -30,22 +30,22 @@ from codeseg.pipeline.engine.storage import Storage
 
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
 LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
-PASSES = 3  # over the shards that Ray gave up, as it does when their node is gone
-QUEUED_FROM = 4  # shards a worker: from here on the next waits in the worker while it does one
+PASSES = 3  # over the shards that Ray gave up, for instance because their node is gone
+QUEUED_FROM = 4  # shards per worker from which the next waits in the worker while it does one
 BACKOFF_SECONDS = 1.0
 FAILURES_SHOWN = 20
 
 
 class ShardError(RuntimeError):
-    """A shard must not be committed; the message is for people, and trying at once is no use."""
+    """A shard must not be committed; the message is for users; an immediate retry is useless."""
 
 
 class ShardWorker(Protocol):
-    """One object in each Ray worker: set up once, then called a shard at a time."""
+    """One object in each Ray worker: set up once, then called for one shard at a time."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
     ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
-    MEMORY: ClassVar[int]  # bytes it needs, libraries and a shard of the usual size included
+    MEMORY: ClassVar[int]  # bytes that it needs, including libraries and a usual shard
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
         """Load what every shard needs."""
@@ -56,11 +56,11 @@ class ShardWorker(Protocol):
 
 @dataclass
 class StageReport:
-    """What became of the pending shards."""
+    """The outcome of the pending shards."""
 
     stage: str
     done: list[ShardRecord] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)  # shard -> why, one line
+    failed: dict[int, str] = field(default_factory=dict)  # shard -> reason, one line
     seconds: float = 0.0
 
 
@@ -74,33 +74,33 @@ def run_stage(
     resources: Resources,
     rows: Mapping[int, int],
 ) -> StageReport:
-    """Do every pending shard and show how it goes.
+    """Do every pending shard and show the progress.
 
     Args:
         stage: the table being made.
         worker: importable class, instantiated once in each Ray worker.
         root: the dataset root; workers open its URI themselves.
         options: handed to every worker.
-        todo: where the stage stands; with nothing pending Ray is not even imported.
-        settings: resolved, kept in the ledger.
+        todo: the stage's state; if nothing is pending, Ray is not imported.
+        settings: resolved, recorded in the ledger.
         resources: of each worker.
         rows: shard -> expected rows, for the progress display.
 
     Returns:
-        Records of the shards done, reasons of the failed.
+        Records of the completed shards, reasons of the failed ones.
 
     Raises:
-        ValueError: another run of the stage is at work on the root.
+        ValueError: another run of the stage is active on the root.
     """
     table, pending = stage.table, todo.pending
     report = StageReport(table)
     again = {shard: why for shard, why in todo.stale.items() if shard in pending}
     for reason in sorted(set(again.values())):
         stale = [shard for shard, why in again.items() if why == reason]
-        print(f"{table}: {len(stale)} shards are done again because {reason}: {_brief(stale)}")
+        print(f"{table}: {len(stale)} shards are redone because {reason}: {_brief(stale)}")
     ledger = Ledger(root)
     if not pending and ledger.read_settings(table) == settings:
-        return report  # a root that is only read needs no lock
+        return report  # reading a root needs no lock
     start = time.monotonic()
     with StageLock(root, table, take_over=resources.take_over) as lock:
         ledger.write_settings(table, settings)
@@ -130,7 +130,7 @@ def _do(
         constructor = {**arguments, "stage": table, "root_uri": root.uri}
         for number in range(PASSES):
             tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
-            # what a first pass left may be a shard that kills its worker, and those queued behind
+            # the first pass may have left a shard that kills its worker, and those queued behind
             # it: from now on each is alone in its worker
             in_flight = _in_flight(len(tasks), resources) if number == 0 else 1
             for answer in _answers(tasks, constructor, resources, in_flight):
@@ -172,10 +172,10 @@ def show_report(report: StageReport) -> None:
 
 
 def _in_flight(tasks: int, resources: Resources) -> int:
-    """Shards given to a worker at a time: the one it does, and the next when there are plenty.
+    """Return the shards given to a worker at a time: one, and a second if there are many shards.
 
-    Ray Data looks for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
-    a shard; with few shards a queued one would miss a worker that is free.
+    Ray Data polls for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
+    per shard; with few shards a queued one could have run on a free worker.
     """
     return 2 if tasks >= QUEUED_FROM * most_workers(tasks, resources) else 1
 
@@ -189,12 +189,12 @@ def _answers(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a shard whose worker died for good stops no other
+    context.max_errored_blocks = -1  # a shard whose worker died does not stop the others
     # grow the pool when every worker has a shard; by default each would need two
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Ray offers no other way yet to bound the retries of a shard that kills its worker
+    # Ray has no other way yet to limit the retries of a shard that kills its worker
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     most = min(resources.workers or len(tasks), len(tasks))
     fixed = resources.workers is not None
@@ -217,7 +217,7 @@ def _answers(
 
 
 class _RayWorker:
-    """What Ray runs: makes the ShardWorker at its first shard, turns exceptions into answers."""
+    """Ray's actor: makes the ShardWorker for its first shard, turns exceptions into answers."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class _RayWorker:
         return {"shard": [shard], "error": [self._attempt(shard, shard_input)]}
 
     def _attempt(self, shard: int, shard_input: str) -> str:
-        """Empty when the shard is committed, otherwise why it is not."""
+        """Return "" if the shard is committed, otherwise the reason why not."""
         for attempt in range(ATTEMPTS):
             try:
                 if self._worker is None:
@@ -250,7 +250,7 @@ class _RayWorker:
                 SHARD_ROWS.begin(self._root, self._stage, shard)
                 self._worker.process(shard, shard_input)
                 return ""
-            except OSError as error:  # storage or network: worth another try
+            except OSError as error:  # storage or network: worth a retry
                 message = one_line(error)
                 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
                     break
@@ -263,10 +263,10 @@ class _RayWorker:
 
 
 def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) -> pa.Table:
-    """Return a shard of pairs or nouns, for the stage after it.
+    """Return a shard of pairs or nouns, for the next stage.
 
     Raises:
-        ValueError: the file is damaged; says how it is made again.
+        ValueError: the file is damaged; says how to make it again.
     """
     path = stage.path(shard)
     try:
@@ -281,7 +281,7 @@ def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) 
 
 
 def one_line(error: BaseException) -> str:
-    """One line: the kind of error, unless its message is meant for people, and what it says."""
+    """Return an error in one line: its kind, unless its message is for users, and its message."""
     text = " ".join(str(error).split())
     for_people = isinstance(error, ValueError | ShardError) and text
     return text if for_people else f"{type(error).__name__}: {text}"

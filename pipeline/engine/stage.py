@@ -1,4 +1,4 @@
-"""What each stage is made from, its files, and which of its shards are current: said once. Light.
+"""The stages: their inputs, their files, and which of their shards are current. Light.
 
     root, stage -> StageState: every shard is current, missing or stale (and why)
 
@@ -37,23 +37,23 @@ class Stage:
     file: str  # of a shard, under the root
     inputs: tuple[str, ...] = ()  # tables whose shard of the same number it is made from
     whole: bool = False  # one shard for the corpus, made from every shard of its input
-    matters: Callable[[Settings], object] = dict  # what of the settings decides the content
-    next: str = ""  # command that the table is made for
-    empty: str = ""  # what to do when no row was kept
+    matters: Callable[[Settings], object] = dict  # the settings that affect the content
+    next: str = ""  # the next command
+    empty: str = ""  # what to do if no row was kept
 
     def path(self, shard: int) -> str:
-        """Return where a shard lies under the root."""
+        """Return a shard's path under the root."""
         return self.file.format(shard)
 
     def again(self, root: Storage) -> str:
-        """Return what to run to have the table made or completed."""
+        """Return the command that makes or completes the table."""
         return f"run `codeseg {self.command} {root.uri}`"
 
     def fingerprint(self, settings: Settings) -> str:
-        """Return the fingerprint of what of the settings decides the content.
+        """Return the fingerprint of the settings that affect the content.
 
         Raises:
-            ValueError: they are no settings of this stage.
+            ValueError: they are not settings of this stage.
         """
         try:
             return str(settings.get("fingerprint") or fingerprint(self.matters(settings)))
@@ -64,14 +64,14 @@ class Stage:
             ) from None
 
     def inputs_today(self, records: Records, settings: Settings | None) -> dict[int, str] | None:
-        """Return what each shard would be made from today, as fingerprints.
+        """Return the fingerprint of each shard's current input.
 
         Args:
             records: of every table in `inputs`.
             settings: of this stage; those of a folder of tars name its "inputs".
 
         Returns:
-            shard -> fingerprint, ascending; None where the ledger does not tell.
+            shard -> fingerprint, ascending; None if the ledger does not know.
         """
         tables = [records[table] for table in self.inputs]
         if not tables or not all(tables):
@@ -92,7 +92,7 @@ def _without(settings: Settings, *names: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in names}
 
 
-# Where weights lie decides nothing, what they are does.
+# The location of weights does not matter, their content does.
 URLS = Stage(
     "urls", "download MANIFEST", "urls/{:05d}.parquet",
     matters=lambda s: _without(s, "complete", "left_out"),
@@ -125,17 +125,17 @@ STAGES = {stage.table: stage for stage in (URLS, PAIRS, NOUNS, VOCABULARY, FEATU
 
 @dataclass(frozen=True)
 class StageState:
-    """Where a stage stands. Shard numbers ascend; stale ones have the reason."""
+    """The state of a stage. Shard numbers ascend; stale ones have a reason."""
 
     records: Mapping[int, ShardRecord] = field(default_factory=dict)
-    inputs: Mapping[int, str] | None = None  # shard -> fingerprint of its input today, if known
+    inputs: Mapping[int, str] | None = None  # shard -> fingerprint of its current input, if known
     current: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     stale: dict[int, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> list[int]:
-        """Shards that a run does: missing or stale, and their input is there."""
+        """The shards that a run does: missing or stale ones whose input exists."""
         return sorted(i for i in [*self.missing, *self.stale] if i in (self.inputs or {}))
 
 
@@ -147,14 +147,14 @@ def state(
     inputs: Mapping[int, str] | None = None,
     records: Records | None = None,
 ) -> StageState:
-    """Compare a stage's records with its inputs, its settings and its files as they are now.
+    """Compare a stage's records with its current inputs, settings and files.
 
     Args:
         root: of the dataset.
         stage: one of `STAGES`.
         settings: fingerprint of the settings; None = of those last used.
-        inputs: shard -> fingerprint of its input, where the ledger does not know it.
-        records: of the stage and its inputs, where they have been read already.
+        inputs: shard -> fingerprint of its input, if the ledger does not know it.
+        records: of the stage and its inputs, if they have been read already.
 
     Raises:
         ValueError: a record or the settings cannot be read.
@@ -187,7 +187,7 @@ def state(
 
 
 def faults(root: Storage, stage: Stage, found: StageState) -> dict[str, tuple[list[int], str]]:
-    """Return what a reader of the table must refuse: reason -> (shards, a line that says it)."""
+    """Return the faults that a reader must refuse: reason -> (shards, a line for the user)."""
     faulty = {**dict.fromkeys(found.missing, MISSING), **found.stale}
     lines = {}
     for why in dict.fromkeys(faulty.values()):
@@ -211,22 +211,22 @@ def commit(
     start: float,
     versions: Mapping[str, str],
 ) -> ShardRecord:
-    """Write a shard's file, then the record that alone says "done".
+    """Write a shard's file, then the record that marks it done.
 
     Args:
         root: of the dataset.
         stage: of the shard.
         shard: its number.
-        input: fingerprint of what it was made from.
-        settings: fingerprint of the settings that it was made with.
-        write: writes the file to the stream it is given.
-        rows_in: rows that went in.
-        rejected: reason -> rows that did not come out; read when the file is written.
-        start: when the work began, on `time.perf_counter`'s clock.
+        input: fingerprint of its input.
+        settings: fingerprint of its settings.
+        write: writes the file to the given stream.
+        rows_in: number of input rows.
+        rejected: reason -> number of rejected rows; read after the file is written.
+        start: of the work, on `time.perf_counter`'s clock.
         versions: of the libraries that made it.
 
     Raises:
-        TakenOverError: another run owns the stage now; the shard counts as not done.
+        TakenOverError: another run now owns the stage; the shard counts as not done.
     """
     path = stage.path(shard)
     refuse_lost(root, stage.table)
@@ -248,7 +248,7 @@ def commit(
     Ledger(root).commit(record)
     try:
         refuse_lost(root, stage.table)
-    except TakenOverError:  # the file may be the other run's by now: done again rather than trusted
+    except TakenOverError:  # the file may be the other run's: redo it, do not trust it
         Ledger(root).retract(stage.table, shard)
         raise
     return record

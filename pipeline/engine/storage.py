@@ -3,7 +3,7 @@
     Storage.open("data/cc3m") or Storage.open("s3://bucket/cc3m?region=eu-west-1")
 
 A file is written whole or not at all. Locally: a temporary name beside the target, fsync, rename.
-Object stores: the whole content is made on the local disk first, then uploaded, then its size on
+Object stores: the content is first written to the local disk, then uploaded, then its size on
 the store is compared. Names of unfinished files start with a dot and are never listed.
 """
 
@@ -27,12 +27,12 @@ from pyarrow import fs
 
 COPY_BYTES = 8 << 20
 SETTLE_SECONDS = 2.0  # after which two writers of one object see the same content
-ABANDONED_SECONDS = 24 * 3600  # an unfinished file of another machine is left alone for a day
+ABANDONED_SECONDS = 24 * 3600  # age at which another machine's unfinished file is deleted
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What was written: its size in bytes and the lower-case hex SHA-256 of its content."""
+    """A written file: its size in bytes and the lower-case hex SHA-256 of its content."""
 
     bytes: int
     sha256: str
@@ -53,11 +53,11 @@ class Storage:
         """Open a folder, which need not exist yet.
 
         Args:
-            uri: a local path, or a URI that pyarrow.fs knows; options such as
-                `?endpoint_override=host:port&scheme=http` follow it.
+            uri: a local path, or a URI that pyarrow.fs knows, with options such as
+                `?endpoint_override=host:port&scheme=http`.
 
         Raises:
-            ValueError: when no file system of that name is known.
+            ValueError: the file system is unknown.
         """
         text = str(uri)
         if "://" not in text:
@@ -72,7 +72,7 @@ class Storage:
         return cls(filesystem, base, text)
 
     def child(self, path: str) -> "Storage":
-        """Return the sub-folder `path` as a Storage of its own."""
+        """Return the subfolder `path` as a Storage."""
         if self.is_local:
             return Storage(self._filesystem, self._full(path), self._full(path))
         parts = urlsplit(self.uri)
@@ -80,12 +80,12 @@ class Storage:
         return Storage(self._filesystem, self._full(path), uri)
 
     def exists(self, path: str) -> bool:
-        """Return whether the file or folder is there."""
+        """Return whether the file or folder exists."""
         info = self._filesystem.get_file_info(self._full(path))
         return bool(info.type != fs.FileType.NotFound)
 
     def size(self, path: str) -> int | None:
-        """Return bytes of the file, None when there is none."""
+        """Return the file's size in bytes; None if it does not exist."""
         info = self._filesystem.get_file_info(self._full(path))
         return info.size if info.type == fs.FileType.File else None
 
@@ -93,7 +93,7 @@ class Storage:
         """Return the whole content.
 
         Raises:
-            FileNotFoundError: naming the whole URI.
+            FileNotFoundError: names the whole URI.
         """
         with self.open_input(path, mapped=False) as source:
             return bytes(source.read())
@@ -103,11 +103,11 @@ class Storage:
 
         Args:
             path: of the file.
-            mapped: memory-map it when local; no use for a large file that is read through once,
-                whose pages would all count as ours.
+            mapped: memory-map a local file; not for a large file that is read once, whose pages
+                would all count as this process's memory.
 
         Raises:
-            FileNotFoundError: naming the whole URI.
+            FileNotFoundError: names the whole URI.
         """
         try:
             if self.is_local:
@@ -117,11 +117,11 @@ class Storage:
             raise FileNotFoundError(f"{self.uri}: no file {path}") from None
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
-        """Sorted names of the files directly in `folder` that end in `suffix`; [] if missing."""
+        """Return the sorted names of files in `folder` that end in `suffix`; [] if missing."""
         return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Name -> bytes of the files directly in `folder`, by one listing; {} if missing."""
+        """Return name -> bytes of the files in `folder`, by one listing; {} if missing."""
         selector = fs.FileSelector(self._full(folder), allow_not_found=True)
         return {
             info.base_name: info.size
@@ -130,7 +130,7 @@ class Storage:
         }
 
     def tree(self) -> dict[str, int]:
-        """Return path -> bytes of every file below the folder, hidden ones left out."""
+        """Return path -> bytes of every file at any depth, without hidden ones."""
         selector = fs.FileSelector(self._base or "/", allow_not_found=True, recursive=True)
         start = len(self._base) + 1
         paths = {
@@ -141,14 +141,14 @@ class Storage:
         return {p: n for p, n in paths.items() if not any(x.startswith(".") for x in p.split("/"))}
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens when it is not there."""
+        """Remove the file, if it exists."""
         try:
             self._filesystem.delete_file(self._full(path))
         except FileNotFoundError:
             return
 
     def free_bytes(self) -> int | None:
-        """Return free space of the disk the folder is or will be on; None on an object store."""
+        """Return the free bytes of the folder's disk; None on an object store."""
         if self.local_path is None:
             return None
         existing = next(p for p in (self.local_path, *self.local_path.parents) if p.exists())
@@ -158,15 +158,15 @@ class Storage:
         """Write the file whole or not at all, replacing an older one.
 
         Args:
-            path: of the file; its folder is made when needed.
-            write: the content, or a function that writes it sequentially to the stream it is given.
+            path: of the file; its folder is made if necessary.
+            write: the content, or a function that writes it sequentially to the given stream.
 
         Returns:
-            Size and hash of what was written.
+            Size and hash of the file.
 
         Raises:
-            OSError: when it could not be written; what was there before is untouched (a killed
-                upload may have replaced it: the ledger record, not the file, says "done").
+            OSError: it could not be written; the older file is untouched (a killed upload may
+                have replaced it: the ledger record, not the file, means "done").
         """
         if self.is_local:
             made: list[FileInfo] = []
@@ -181,7 +181,7 @@ class Storage:
         return info
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new file whole; False, and nothing is changed, when somebody was first.
+        """Write a new file whole; return False and change nothing if it already exists.
 
         Exclusive on a file system. On an object store, where the last of two writers wins, the
         file is read back after `SETTLE_SECONDS`.
@@ -205,7 +205,7 @@ class Storage:
         return True
 
     def _upload(self, path: str, spool: IO[bytes]) -> None:
-        """Send a file; pyarrow cannot abort an upload, so one cut short is removed again."""
+        """Upload a file; pyarrow cannot abort an upload, so a truncated one is removed again."""
         sent = 0
         sink = self._filesystem.open_output_stream(self._full(path))
         try:
@@ -221,7 +221,7 @@ class Storage:
         sink.close()
 
     def remove_abandoned(self, folder: str) -> None:
-        """Delete the unfinished files that killed processes left in a local folder."""
+        """Delete unfinished files of killed processes in a local folder."""
         if self.local_path is None:
             return
         for path in (self.local_path / folder).glob(".*.tmp"):
@@ -244,8 +244,8 @@ def write_file(target: Path, write: bytes | str | Callable[[IO[bytes]], object])
     """Write a local file whole or not at all, making its folder.
 
     Args:
-        target: the file, which is replaced when it is there.
-        write: the content, or a function that writes it to the binary file it is given.
+        target: the file; an existing one is replaced.
+        write: the content, or a function that writes it to the given binary file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{socket.gethostname()}~{os.getpid()}~{uuid4().hex[:8]}"
@@ -266,13 +266,13 @@ def write_file(target: Path, write: bytes | str | Callable[[IO[bytes]], object])
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole or not at all; what JSON lacks, NaN for instance, as a string."""
+    """Write a JSON file whole or not at all; values that JSON lacks, such as NaN, as strings."""
     plain = json.loads(json.dumps(content, default=str), parse_constant=str)
     write_file(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 class _HashingFile:
-    """A write-only binary file that hashes and counts what goes through it."""
+    """A write-only binary file that hashes and counts its bytes."""
 
     closed = False
 
@@ -310,7 +310,7 @@ def _write_hashed(file: IO[bytes], write: bytes | Callable[[pa.NativeFile], None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut, where the file system can."""
+    """Flush a rename in the folder to disk, if the file system can."""
     with suppress(OSError):  # some network and FUSE file systems refuse
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -320,7 +320,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of that number runs on this machine."""
+    """Return whether a process with that number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -69,7 +69,7 @@ def test_of_many_starts_at_once_exactly_one_succeeds(root):
     runs = [hold(root) for _ in range(6)]
     said = [run.stdout.readline() for run in runs]
     assert said.count("held\n") == 1, said
-    assert sum("is being made already" in line for line in said) == 5
+    assert sum("is already being made" in line for line in said) == 5
     for run in runs:
         run.kill()
         run.communicate()

@@ -152,7 +152,7 @@ def test_stale_shards_are_named_before_they_are_redone(ray_session, tmp_path, ca
     inputs = {0: fingerprint(0), 1: "changed"}
     todo = state(root, PAIRS, settings="s", inputs=inputs)
     run_stage(PAIRS, CountingWorker, root, {}, todo, {}, Resources(workers=1), {})
-    assert "1 shards are done again because its input changed: 1" in capsys.readouterr().out
+    assert "1 shards are redone because its input changed: 1" in capsys.readouterr().out
     assert len(root.names("tries/0")) == 1 and len(root.names("tries/1")) == 2
 
 
