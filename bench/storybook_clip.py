@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, IterableDataset
 
+from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.pipeline.storybook.scenes import (
     BENCHMARK_SEEDS,
@@ -200,9 +201,9 @@ def judge_weights(clip: FrozenClip, seed: int, count: int) -> dict[str, float]:
         label = torch.from_numpy(scene.label.astype(np.int64))
         share_K = torch.bincount(label.flatten(), minlength=K) / label.numel()
         shown.append(share_K > 0.01)
-        logits_KHW = F.interpolate(
-            torch.einsum("bchw,kc->bkhw", clip.dense(image), text_KC), label.shape, mode="bilinear"
-        )[0]
+        dense = dense_embedding(clip, [clip.trunk(image)], clip.grid(image), "maskclip")
+        logits = torch.einsum("bchw,kc->bkhw", dense, text_KC)
+        logits_KHW = F.interpolate(logits, label.shape, mode="bilinear")[0]
         found = logits_KHW.argmax(dim=0)
         confusion += torch.bincount((label * K + found).flatten(), minlength=K * K).view(K, K)
         truth, guess = (torch.where(m < things, m + 1, 0) for m in (label, found))

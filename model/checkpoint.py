@@ -214,19 +214,16 @@ def load_model(
     identity = checkpoint.config["clip"]
     clip = FrozenClip.load(identity["model"], pretrained or identity["pretrained"], device=device)
     check_clip(identity, clip, str(checkpoint.folder))
-    code = CoDe(clip, _model_config(checkpoint))
-    restore(code, checkpoint)
-    return code.to(device)
-
-
-def _model_config(checkpoint: Checkpoint) -> CoDeConfig:
     try:
-        return CoDeConfig(**checkpoint.config["model"])
+        config = CoDeConfig(**checkpoint.config["model"])
     except TypeError as error:  # a field that this version does not know
         raise ValueError(
             f"{checkpoint.folder / CONFIG}: {error}; saved by codeseg "
             f"{checkpoint.config.get('codeseg')}, this is another version"
         ) from None
+    code = CoDe(clip, config)
+    restore(code, checkpoint)
+    return code.to(device)
 
 
 def restore(code: CoDe, checkpoint: Checkpoint) -> None:

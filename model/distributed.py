@@ -31,10 +31,7 @@ def gather(x: Tensor, dim: int = 0) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """Sum a tensor over all ranks."""
-    if world_size() == 1:
-        return x
-    summed: Tensor = _Total.apply(x)
-    return summed
+    return x if world_size() == 1 else gather(x[None]).sum(0)
 
 
 class _Gather(torch.autograd.Function):
@@ -52,17 +49,3 @@ class _Gather(torch.autograd.Function):
         grad = grads[0].contiguous().clone()
         dist.all_reduce(grad)
         return grad.chunk(world_size(), dim=ctx.dim)[rank()], None
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        summed = x.contiguous().clone()
-        dist.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad)
-        return grad

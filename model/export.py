@@ -10,6 +10,7 @@ Letters: C joint width, K texts, H W pixels, R S rows and columns of a mask, P =
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,15 +53,16 @@ class SegmenterNetworks(nn.Module):
         trained = code is not None and settings.masks_by == "code"
         self.image_segmenter = code.image_segmenter if code is not None and trained else None
 
-    @property
-    def mixed(self) -> bool:
-        """Return whether masks of the frozen CLIP, with their own embeddings, are mixed in."""
-        return self.image_segmenter is not None and self.settings.knowledge_weight > 0
+        self.mixed = self.image_segmenter is not None and settings.knowledge_weight > 0
+        """Whether masks of the frozen CLIP, with their own embeddings, are mixed in."""
+        self.inputs = INPUTS if self.mixed else INPUTS[:-1]
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs, in order."""
-        return INPUTS if self.mixed else INPUTS[:-1]
+    def named(self, embeddings: TextEmbeddings) -> dict[str, Tensor]:
+        """Return the embeddings under the names of the graph's inputs."""
+        words_KC, templates_KC = embeddings.words_KC, embeddings.templates_KC
+        if self.mixed:
+            return {"classes": words_KC, "templates": templates_KC}
+        return {"classes": templates_KC if self.image_segmenter is None else words_KC}
 
     def forward(
         self, image: Tensor, classes: Tensor, templates: Tensor | None = None
@@ -91,16 +93,6 @@ class SegmenterNetworks(nn.Module):
         return dense_logits(dense_1Chw, texts_KC, scale, threshold)
 
 
-def inputs_of(networks: SegmenterNetworks, embeddings: TextEmbeddings) -> dict[str, Tensor]:
-    """Return the embeddings under the names of the graph's inputs."""
-    named = {"classes": embeddings.words_KC}
-    if networks.mixed:
-        named["templates"] = embeddings.templates_KC
-    elif networks.image_segmenter is None:
-        named["classes"] = embeddings.templates_KC
-    return named
-
-
 def sample(
     segmenter: Segmenter, grid: tuple[int, int], texts: int
 ) -> tuple[Tensor, TextEmbeddings]:
@@ -125,7 +117,7 @@ def trace(segmenter: Segmenter) -> ExportedProgram:
     """
     networks = SegmenterNetworks(segmenter).eval()
     image, embeddings = sample(segmenter, (9, 11), 3)  # all sizes differ: none is taken for fixed
-    named = inputs_of(networks, embeddings)
+    named = networks.named(embeddings)
     patch = segmenter.clip.patch_size
     h, w = (Dim(name, min=2, max=LARGEST_GRID) for name in ("h", "w"))
     texts = Dim("texts", min=1, max=MOST_TEXTS)
@@ -146,14 +138,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         raise ValueError(
             f"{size / 1e9:.1f} GB of weights: an ONNX file holds 2 GB at most; write a .pt2 file"
         )
-    names = list(INPUTS[: len(program.graph_signature.user_inputs)])
-    model = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=names,
-        output_names=list(OUTPUTS),
-        verbose=False,
-    )
+    names = INPUTS[: len(program.graph_signature.user_inputs)]
+    options: dict[str, Any] = {"input_names": names, "output_names": OUTPUTS, "verbose": False}
+    model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, **options)
     assert model is not None
     model.save(path, external_data=False)

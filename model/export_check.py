@@ -3,16 +3,17 @@
 Everything runs on the CPU with torch's number of threads.
 """
 
-import time
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from statistics import median
+from timeit import timeit
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from codeseg.model.export import SegmenterNetworks, inputs_of, sample
+from codeseg.model.export import SegmenterNetworks, sample
 from codeseg.model.inference.segmenter import Segmenter
 
 TOLERANCE = 1e-4
@@ -72,16 +73,14 @@ def largest_difference(
     """
     networks = SegmenterNetworks(segmenter).eval()
     worst = 0.0
-    for grid in sizes:
-        for count in TEXTS:
-            image, embeddings = sample(segmenter, grid, count)
-            named = inputs_of(networks, embeddings)
-            logits, _ = networks(image, *named.values())
-            expected = (logits, segmenter.window_masks(image, embeddings))
-            for theirs, ours in zip(exported({"image": image, **named}), expected, strict=True):
-                if theirs.shape != ours.shape or not theirs.isfinite().all():
-                    return float("inf")
-                worst = max(worst, float((theirs - ours).abs().max()))
+    for grid, count in product(sizes, TEXTS):
+        image, embeddings = sample(segmenter, grid, count)
+        named = networks.named(embeddings)
+        expected = (networks(image, *named.values())[0], segmenter.window_masks(image, embeddings))
+        for theirs, ours in zip(exported({"image": image, **named}), expected, strict=True):
+            if theirs.shape != ours.shape or not theirs.isfinite().all():
+                return float("inf")
+            worst = max(worst, float((theirs - ours).abs().max()))
     return worst
 
 
@@ -90,19 +89,9 @@ def milliseconds(
     segmenter: Segmenter, exported: Networks, grid: tuple[int, int]
 ) -> tuple[float, float]:
     """Time one image, eager and exported alternately; return the median of some runs of each."""
-    networks = SegmenterNetworks(segmenter).eval()
     image, embeddings = sample(segmenter, grid, TEXTS[-1])
-    named = inputs_of(networks, embeddings)
-    ways: list[Callable[[], object]] = [
-        lambda: segmenter.window_masks(image, embeddings),
-        lambda: exported({"image": image, **named}),
-    ]
-    taken: list[list[float]] = [[], []]
-    for repeat in range(REPEATS + 1):
-        for way, times in zip(ways, taken, strict=True):
-            begin = time.perf_counter()
-            way()
-            if repeat:  # the first is a warm-up
-                times.append(time.perf_counter() - begin)
-    eager, other = (1000 * median(times) for times in taken)
+    inputs = {"image": image, **SegmenterNetworks(segmenter).named(embeddings)}
+    ways = (lambda: segmenter.window_masks(image, embeddings), lambda: exported(inputs))
+    taken = [[timeit(way, number=1) for way in ways] for _ in range(REPEATS + 1)]
+    eager, other = (1000 * median(times) for times in zip(*taken[1:], strict=True))  # one warm-up
     return eager, other

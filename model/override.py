@@ -45,7 +45,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(_unknown(key, list(known)))
+            raise ValueError(f"unknown setting {key}: {closest(key, known)}")
         section, _, field = key.rpartition(".")
         sections.setdefault(section, {})[field] = _convert(key, value, known[key])
     top = sections.pop("", {})
@@ -70,17 +70,10 @@ def field_types(config: Any) -> dict[str, Any]:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """Return `did you mean …?` with the names closest to a word, or the list of all names."""
-    names = list(known)
+    names, last = list(known), word.rpartition(".")[2]
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    near += [name for name in names if name.rpartition(".")[2] == last and name not in near]
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    last = key.rpartition(".")[2]
-    near += [name for name in known if name.rpartition(".")[2] == last and name not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
-    return f"unknown setting {key}: {hint}"
 
 
 def _convert(key: str, value: Any, annotation: Any) -> Any:

@@ -58,6 +58,7 @@ def export(
     Example: codeseg export runs/code --out segmenter.onnx --text "red car" --text dog
     """
     refuse_what_cannot_be(out)
+    from codeseg.model.export import SegmenterNetworks
     from codeseg.model.inference.segmenter import Segmenter
 
     console = Console(soft_wrap=True, highlight=False)
@@ -68,14 +69,16 @@ def export(
     settings = {"refinement": "none"} | ({} if run else {"method": "naclip"})
     settings |= prediction_settings(method, assignments)
     segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
-    embeddings = embed(segmenter, texts)
+    networks = SegmenterNetworks(segmenter)  # refuses a method that is no network
+    embeddings = networks.named(segmenter.embed_texts(texts)) if texts else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         made = Path(folder) / out.name
         agreement = write_checked(console, segmenter, made)
         if agreement is None:
             raise typer.Exit(1)
-        publish(out, made, embeddings, describe(segmenter, texts, agreement))
+        about = describe(segmenter, texts) | {"inputs": networks.inputs, "agreement": agreement}
+        publish(out, made, embeddings, about)
     beside = " and ".join(f"{out.stem}{end}" for end in (".json", ".npz")[: 1 + bool(texts)])
     console.print(f"{out}, with {beside} beside it")
 
@@ -92,14 +95,6 @@ def refuse_what_cannot_be(out: Path) -> None:
     for name in ONNX_PACKAGES if out.suffix == ".onnx" else ():
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def embed(segmenter: "Segmenter", texts: list[str]) -> dict[str, "Tensor"]:
-    """Return the graph's embeddings by the names of its inputs; {} without texts."""
-    from codeseg.model.export import SegmenterNetworks, inputs_of
-
-    networks = SegmenterNetworks(segmenter)  # also refuses a method that is not a network
-    return inputs_of(networks, segmenter.embed_texts(texts)) if texts else {}
 
 
 def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[str, Any] | None:
@@ -147,23 +142,21 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
     }
 
 
-def describe(segmenter: "Segmenter", texts: list[str], agreement: dict[str, Any]) -> dict[str, Any]:
-    """Return what a program needs to run the file."""
-    from codeseg.model.export import OUTPUTS, SegmenterNetworks
+def describe(segmenter: "Segmenter", texts: list[str]) -> dict[str, Any]:
+    """Return what a program needs to know to run the file."""
+    from codeseg.model.export import OUTPUTS
     from codeseg.stages.training.run import codeseg_version
 
     clip = segmenter.clip
     return {
         "codeseg": codeseg_version(),
         "clip": {"model": clip.name, "pretrained": clip.pretrained},
-        "inputs": list(SegmenterNetworks(segmenter).inputs),
-        "outputs": list(OUTPUTS),
+        "outputs": OUTPUTS,
         "patch_size": clip.patch_size,
         "mean": clip.mean.flatten().tolist(),
         "std": clip.std.flatten().tolist(),
         "settings": segmenter.settings.record(),
         "texts": texts,
-        "agreement": agreement,
     }
 
 

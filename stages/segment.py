@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -72,7 +72,7 @@ def segment(
     from codeseg.model.pictures.pixels import rgb_pixels
     from codeseg.model.results.files import ResultFolder
 
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     things = wanted_words(text, text_file, classes_from, background)
     images, chosen = split_formats(images, formats)
     paths = find_images(images)
@@ -94,6 +94,7 @@ def segment(
                     pixels = rgb_pixels(name)
                 except (ValueError, FileNotFoundError) as error:
                     folder.refuse(name, str(error))
+                    console.print(f"failed: {error}")
                     continue
                 opened.append(name)
                 yield pixels
@@ -101,7 +102,9 @@ def segment(
         for result in segmenter.segment_many(pictures(), things, background=background):
             name = opened.popleft()
             folder.add(places[name], name, result, every=classes_from is None)
-    show(console, folder.rows, folder.root)
+            found = ", ".join(map(repr, result.found())) or "nothing found"
+            console.print(f"{name}: {found}")
+    console.print(f"results in {folder.root}")
     if any("error" in row for row in folder.rows):
         raise typer.Exit(1)
 
@@ -185,16 +188,3 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
         count = taken[path.stem] = taken.get(path.stem, 0) + 1
         names.append(path.stem if count == 1 else f"{path.stem}-{count}")
     return names
-
-
-def show(console: Console, rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Print a line per picture with the texts found, largest first."""
-    for row in rows:
-        if "error" in row:
-            console.print(f"failed: {row['error']}", markup=False, soft_wrap=True)
-            continue
-        found = sorted((s for s in row["segments"] if s["area"] > 0), key=lambda s: -s["area"])
-        parts = [f"{s['text']} {s['area']:.0%} (score {s['score']:.2f})" for s in found]
-        line = f"{row['image']}: {', '.join(parts) or 'nothing found'}"
-        console.print(line, markup=False, soft_wrap=True, highlight=False)
-    console.print(f"results in {out}", markup=False, soft_wrap=True)

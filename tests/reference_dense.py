@@ -145,7 +145,7 @@ def method_arrays(
         ("label_argmax", (0.0, 0.0)),
         ("label_background", (settings.probability_threshold, settings.area_threshold)),
     ):
-        yield label, decide(lambda: finish(masks), owners, settings.logit_scale, *thresholds)[0]
+        yield label, decide(lambda: finish(masks), owners, settings.logit_scale, *thresholds)
 
 
 def probabilities(

@@ -20,7 +20,6 @@ from codeseg.model.clip.blocks import (
     run_block,
     run_block_after_prefix,
     run_block_for_one,
-    run_dense_block,
 )
 from codeseg.model.clip.weights import build_clip, hash_weights, refuse_unsupported
 
@@ -203,13 +202,6 @@ class FrozenClip(nn.Module):
         """Apply ln_post and the projection: (…, D) to (…, C), not normalized."""
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
         return projected
-
-    def dense(self, images_BCHW: Tensor) -> Tensor:
-        """Return MaskCLIP's patch embeddings (B, C, h, w), unit over C (METHOD §1)."""
-        h, w = self.grid(images_BCHW)
-        tokens_BPD = run_dense_block(self.last_block, self.trunk(images_BCHW))
-        patches_BPC = F.normalize(self.project(tokens_BPD[:, 1:]).float(), dim=-1)
-        return patches_BPC.transpose(1, 2).reshape(len(images_BCHW), -1, h, w)
 
     def _positions(self, h: int, w: int, by_factor: bool) -> Tensor:
         """Return position embeddings (P, D), bicubically resized if the grid is not the native."""

@@ -19,8 +19,8 @@ def decide(
     scale: float,
     probability_threshold: float = 0.0,
     area_threshold: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Return the class of every pixel and its probability.
+) -> Tensor:
+    """Return the class of every pixel, int64 (H, W), the first of equal ones.
 
     Args:
         maps: makes the cosines; called a second time if a class is dropped.
@@ -28,9 +28,6 @@ def decide(
         scale: τ of softmax(τ·cosine) over all names.
         probability_threshold: pixels whose best class is less probable become class 0.
         area_threshold: classes 1… with no larger share of the foreground's pixels are dropped.
-
-    Returns:
-        int64 (H, W), the first of equal classes; float32 (H, W), 0..1.
     """
     owners_Q, none = owners_Q.to(torch.int64), torch.zeros(len(owners_Q), dtype=torch.bool)
     label_HW, best_HW = _best(maps(), owners_Q, none, scale)
@@ -43,7 +40,7 @@ def decide(
             label_HW, best_HW = _best(maps(), owners_Q, dropped[owners_Q.cpu()], scale)
     if probability_threshold > 0:
         label_HW = label_HW.where(best_HW >= probability_threshold, 0)
-    return label_HW, best_HW
+    return label_HW
 
 
 def _best(maps: Maps, owners_Q: Tensor, dropped_Q: Tensor, scale: float) -> tuple[Tensor, Tensor]:

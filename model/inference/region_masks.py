@@ -68,7 +68,7 @@ def embed_regions(
     if recogniser is not None:
         trained: Tensor = recogniser(tokens_WPD, regions.patches_WRQ)
         return trained
-    copies_WRD = recognise([clip.last_block], tokens_WPD, regions.patches_WRQ)
+    copies_WRD = recognise(clip.last_block, tokens_WPD, regions.patches_WRQ)
     return F.normalize(clip.project(copies_WRD), dim=-1)
 
 

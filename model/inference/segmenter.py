@@ -285,7 +285,7 @@ class Segmenter:
         else:
             masks, finish = self.stitching(pixels, embeddings)
             thresholds = (settings.probability_threshold, settings.area_threshold)
-            label, _ = decide(
+            label = decide(
                 lambda: finish(masks),
                 owners_K,
                 settings.logit_scale,

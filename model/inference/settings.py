@@ -159,7 +159,7 @@ class PredictionSettings:
             chosen = read_settings(WEIGHTS / "photographs.toml").get(method, {})
         for key in chosen.keys() & set(SIDES):
             chosen[key] = round(chosen[key] * clip.image_size / 224)
-        if chosen.get("protocol", "code") == "code":
+        if (protocol or {}).get("protocol", "code") == "code":
             if clip.pretrained == EMBEDDED:
                 chosen |= for_method(read_settings(WEIGHTS / f"{EMBEDDED}.toml"), method)
             chosen |= for_method(recorded or {}, method)

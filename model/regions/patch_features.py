@@ -87,23 +87,16 @@ def _create(name: str, weights: str | None) -> Any:
                 num_classes=0,
                 dynamic_img_size=True,
             )
-    except TypeError:
-        raise _no_vit(name) from None
+    except TypeError:  # it takes no dynamic_img_size
+        vit = None
     except Exception as error:  # the hub's client and torch raise many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         source = f"in {weights}" if weights else "on the hub"
         raise ValueError(
-            f"the weights of {name} were not found {source} ({_first_line(error)}): check its tag "
+            f"the weights of {name} were not found {source} ({reason}): check its tag "
             "and the network, or give --weights FILE, or group by clip"
         ) from error
     if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
-        raise _no_vit(name)
+        line = f"{name} has no patch tokens on one grid: take clip or a plain ViT of timm"
+        raise ValueError(line)
     return vit
-
-
-def _no_vit(name: str) -> ValueError:
-    return ValueError(f"{name} has no patch tokens on one grid: take clip or a plain ViT of timm")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,16 +1,14 @@
 """Recognition of all regions in one forward pass, and the one-way noun->region loss (METHOD §9).
 
-    tokens (B, P, D) entering the last block(s), regions (B, h*w) -> region embeddings (B, R, C)
+    tokens (B, P, D) entering the last block, regions (B, h*w) -> region embeddings (B, R, C)
 
 Letters: B images, P = 1 + h*w image tokens (class token first), D width, R largest number of
 regions of a picture, C joint width, N nouns (noun-major).
-Every region has its own copy of the class token, which sees the region's patches and itself; the
-ordinary tokens run beside the copies unchanged, so patches still see everything and regions do not
-see each other. A region that covers the picture gives the image embedding.
+Every region has its own copy of the class token, which sees the region's patches and itself;
+regions do not see each other. A region that covers the picture gives the image embedding.
 """
 
 import copy
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from codeseg.model import distributed
-from codeseg.model.clip.blocks import attend_across, feed_forward, run_block
+from codeseg.model.clip.blocks import attend_across, feed_forward
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import Pool
 
@@ -45,7 +43,7 @@ class RegionRecogniser(nn.Module):
 
     def forward(self, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
         """Return region embeddings (B, R, C), unit, from trunk tokens and `members`."""
-        copies_BRD = recognise([self.block], tokens_BPD, members_BRQ)
+        copies_BRD = recognise(self.block, tokens_BPD, members_BRQ)
         return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
 
     def loss(
@@ -107,38 +105,27 @@ def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
     return regions_BQ[:, None] == numbers_R1
 
 
-def recognise(
-    blocks: Sequence[ResidualAttentionBlock], tokens_BPD: Tensor, members_BRQ: Tensor
-) -> Tensor:
-    """Run every region's copy of the class token through the last block(s).
+def recognise(block: ResidualAttentionBlock, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
+    """Run every region's copy of the class token through the last block.
 
     Args:
-        blocks: the last vision blocks, in order; all but the last also advance the ordinary tokens.
-        tokens_BPD: tokens that enter the first of them, class token first.
+        block: the last vision block.
+        tokens_BPD: tokens that enter it, class token first.
         members_BRQ: bool, the patches of each region.
 
     Returns:
-        The copies (B, R, D) after the last block, before ln_post. In a region without patches the
-        class token attends only to itself: finite, and to be masked by the caller.
+        The copies (B, R, D) after the block, before ln_post: each attended to its region's patches
+        and to itself. In a region without patches the class token attends only to itself: finite,
+        and to be masked by the caller.
     """
-    copies_BRD = tokens_BPD[:, :1].expand(-1, members_BRQ.shape[1], -1)
-    for number, block in enumerate(blocks):
-        copies_BRD = _advance(block, copies_BRD, tokens_BPD[:, 1:], members_BRQ)
-        if number < len(blocks) - 1:
-            tokens_BPD = run_block(block, tokens_BPD)
-    return copies_BRD
-
-
-def _advance(
-    block: ResidualAttentionBlock, copies_BRD: Tensor, patches_BQD: Tensor, members_BRQ: Tensor
-) -> Tensor:
-    """Run one block for the copies: each attends to its region's patches and to itself."""
-    copies_normed, patches_normed = block.ln_1(copies_BRD), block.ln_1(patches_BQD)
-    itself_BRR = torch.eye(copies_BRD.shape[1], dtype=torch.bool, device=members_BRQ.device)
+    R = members_BRQ.shape[1]
+    normed_BPD = block.ln_1(tokens_BPD)
+    copies_BRD = normed_BPD[:, :1].expand(-1, R, -1)
+    itself_BRR = torch.eye(R, dtype=torch.bool, device=members_BRQ.device)
     seen = torch.cat([members_BRQ, itself_BRR.expand(len(members_BRQ), -1, -1)], dim=-1)
-    keys_BLD = torch.cat([patches_normed, copies_normed], dim=1)
-    attended_BRD = attend_across(block.attn, copies_normed, keys_BLD, seen[:, None])
-    return feed_forward(block, copies_BRD + block.ls_1(attended_BRD))
+    keys_BLD = torch.cat([normed_BPD[:, 1:], copies_BRD], dim=1)
+    attended_BRD = attend_across(block.attn, copies_BRD, keys_BLD, seen[:, None])
+    return feed_forward(block, tokens_BPD[:, :1] + block.ls_1(attended_BRD))
 
 
 def noun_region_scores(

@@ -63,9 +63,8 @@ class Segmentation:
         segments = []
         for k, (text, mask) in enumerate(zip(names[first:], masks_KHW, strict=True), start=first):
             region = label_map == k
-            box = _box(region)
-            area = float(region.mean())
-            segments.append(Segment(text, mask, float(mask.max()), area, box))
+            box = Image.fromarray(region).getbbox()
+            segments.append(Segment(text, mask, float(mask.max()), float(region.mean()), box))
         return cls(pixels, label_map, tuple(names), tuple(segments))
 
     def __getitem__(self, text: str) -> Segment:
@@ -118,10 +117,3 @@ class Segmentation:
         things = [segment.text for segment in self.segments]
         with ResultFolder(folder, things, formats, [""], overwrite=overwrite) as files:
             files.add("", "picture", self)
-
-
-def _box(region_HW: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

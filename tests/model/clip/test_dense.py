@@ -126,13 +126,6 @@ def test_sc_clip_takes_a_grid_of_one_patch(clip):
 
 
 @torch.no_grad()
-def test_maskclip_is_the_frozen_clips_own_dense_forward(clip):
-    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    ours = dense_embedding(clip, [clip.trunk(image)], (2, 3), "maskclip")
-    assert torch.equal(ours, clip.dense(image))
-
-
-@torch.no_grad()
 def test_variants_differ_and_are_unit(clip):
     states = clip.states(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     maps = [dense_embedding(clip, states, (2, 2), variant) for variant in VARIANTS]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from codeseg.model.clip.blocks import run_block
+from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
@@ -57,14 +58,13 @@ def test_dense_is_last_block_with_identity_attention(clip):
     eye = torch.zeros(16, 16).fill_diagonal_(1).bool()
     tokens = block(tokens, attn_mask=torch.zeros(16, 16).masked_fill(~eye, float("-inf")))
     expected = torch.nn.functional.normalize(clip.project(tokens), dim=-1)
-    dense = clip.dense(images)
+    dense = dense_embedding(clip, [clip.trunk(images)], (4, 4), "maskclip")
     assert dense.shape == (1, 64, 4, 4)
     torch.testing.assert_close(dense.flatten(2).transpose(1, 2), expected)
 
 
 def test_other_grids_interpolate_positions(clip):
     assert clip.trunk(torch.randn(1, 3, 96, 64)).shape == (1, 1 + 6 * 4, 64)
-    assert clip.dense(torch.randn(1, 3, 48, 80)).shape == (1, 64, 3, 5)
     with pytest.raises(ValueError, match="multiples of the patch size 16"):
         clip.trunk(torch.randn(1, 3, 90, 64))
 

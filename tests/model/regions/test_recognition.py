@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codeseg.model.clip.blocks import run_block
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.recognition import (
     members,
@@ -25,20 +24,8 @@ def clip():
     return FrozenClip.load(TINY, "random:1")
 
 
-def last_blocks(clip, count):
-    return list(clip.clip.visual.transformer.resblocks)[-count:]
-
-
-def entering(clip, images, count):
-    """Tokens that enter the last `count` blocks."""
-    tokens = clip.embed(images)
-    for block in list(clip.clip.visual.transformer.resblocks)[:-count]:
-        tokens = run_block(block, tokens)
-    return tokens
-
-
-def one_region_by_full_mask(blocks, tokens, patches):
-    """One region alone, with open_clip's own blocks and a full attention mask.
+def one_region_by_full_mask(block, tokens, patches):
+    """One region alone, with open_clip's own block and a full attention mask.
 
     The sequence is [class, patches, copy]; class and patches see class and patches; the copy sees
     the region's patches and itself.
@@ -49,33 +36,28 @@ def one_region_by_full_mask(blocks, tokens, patches):
     hidden[:L, L] = -math.inf
     hidden[L, :L] = -math.inf
     hidden[L, 1:L][patches] = 0
-    for block in blocks:
-        tokens = block(tokens, attn_mask=hidden)
-    return tokens[:, -1]
+    return block(tokens, attn_mask=hidden)[:, -1]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_all_regions_at_once_equal_each_region_alone(clip, count):
+def test_all_regions_at_once_equal_each_region_alone(clip):
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     regions = torch.randint(5, (3, 16), generator=torch.Generator().manual_seed(1))
-    blocks, tokens = last_blocks(clip, count), entering(clip, images, count)
+    block, tokens = clip.last_block, clip.trunk(images)
     with torch.no_grad():
-        together = recognise(blocks, tokens, members(regions))
+        together = recognise(block, tokens, members(regions))
         for b in range(3):
             for r in range(5):
                 patches = regions[b] == r
-                alone = one_region_by_full_mask(blocks, tokens[b : b + 1], patches)[0]
+                alone = one_region_by_full_mask(block, tokens[b : b + 1], patches)[0]
                 if patches.any():
                     torch.testing.assert_close(together[b, r], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_region_of_the_whole_picture_is_the_image_embedding(clip, count):
+def test_region_of_the_whole_picture_is_the_image_embedding(clip):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole = torch.zeros(2, 16, dtype=torch.int64)
-    tokens = entering(clip, images, count)
     with torch.no_grad():
-        copies = recognise(last_blocks(clip, count), tokens, members(whole))
+        copies = recognise(clip.last_block, clip.trunk(images), members(whole))
         embedding = torch.nn.functional.normalize(clip.project(copies[:, 0]), dim=-1)
         torch.testing.assert_close(embedding, clip.encode_image(images), rtol=1e-5, atol=1e-5)
 
@@ -86,9 +68,7 @@ def test_region_knows_nothing_of_other_patches(clip):
     changed = tokens.clone()
     changed[:, 5:] = torch.randn(1, 12, 64)  # the patches of region 1
     with torch.no_grad():
-        before, after = (
-            recognise(last_blocks(clip, 1), t, members(regions)) for t in (tokens, changed)
-        )
+        before, after = (recognise(clip.last_block, t, members(regions)) for t in (tokens, changed))
     torch.testing.assert_close(before[:, 0], after[:, 0])
     assert (before[:, 1] - after[:, 1]).abs().max() > 1e-3
 
@@ -97,7 +77,7 @@ def test_gradients_are_finite_with_padding_regions(clip):
     tokens = torch.randn(2, 17, 64, requires_grad=True)
     regions = torch.stack([torch.zeros(16, dtype=torch.int64), torch.arange(16)])
     of_patches = members(regions)
-    copies = recognise(last_blocks(clip, 1), tokens, of_patches)
+    copies = recognise(clip.last_block, tokens, of_patches)
     unit = torch.nn.functional.normalize(copies, dim=-1)
     scores = noun_region_scores(unit[0, :3], unit, of_patches.any(-1))
     noun_region_loss(scores, torch.tensor([0, 1, 0]), torch.arange(3), 10.0).backward()
