@@ -26,6 +26,8 @@ PROTOBUF_BYTES = 2_000_000_000  # an ONNX file without side files holds no more
 LARGEST_GRID, MOST_TEXTS = 1024, 4096
 INPUTS = ("image", "classes", "templates")
 OUTPUTS = ("logits", "masks")
+GRAPH = {"refinement": "none", "score": "sigmoid", "positions": "size", "normalisation": "imagenet"}
+"""The only values of these settings that the graph, and what describes it, stand for."""
 
 
 class SegmenterNetworks(nn.Module):
@@ -44,8 +46,9 @@ class SegmenterNetworks(nn.Module):
                 f"method {settings.method} groups patches by clustering or repairs them, which "
                 "cannot be exported: choose code, maskclip, sclip, clearclip or naclip"
             )
-        if settings.refinement != "none":
-            raise ValueError("refinement cannot be exported: leave it at none")
+        for name, only in GRAPH.items():
+            if (given := getattr(settings, name)) != only:
+                raise ValueError(f"{name} {given} cannot be exported: set it to {only}")
         self.settings = settings
         # The text encoder stays outside: only registered modules go into the file.
         self._clip = (segmenter.clip,)

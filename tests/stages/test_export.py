@@ -21,6 +21,7 @@ from codeseg.stages.cli import app
 from tests.helpers.small_code import TINY, small_code
 
 TEXTS = ("red car", "dog")
+EMBEDDED = ("--clip", "storybook", "--pretrained", "storybook")  # deep enough for scclip
 WORDS = [part for text in TEXTS for part in ("--text", text)]
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "export.md"
 pytestmark = pytest.mark.slow
@@ -126,7 +127,9 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
     [
         (("--out", "segmenter.tflite"), "FILE.onnx or FILE.pt2"),
         (("--method", "scg"), "clustering"),
-        (("--set", "refinement=pamr"), "refinement cannot be exported"),
+        ((*EMBEDDED, "--method", "scclip"), "choose code, maskclip, sclip, clearclip or naclip"),
+        (("--set", "refinement=pamr"), "refinement pamr cannot be exported: set it to none"),
+        (("--set", "normalisation=clip"), "normalisation clip cannot be exported: set it to imagenet"),
         (("--text", " "), "name the things to find"),
     ],
 )
