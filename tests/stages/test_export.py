@@ -129,7 +129,10 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
         (("--method", "scg"), "clustering"),
         ((*EMBEDDED, "--method", "scclip"), "choose code, maskclip, sclip, clearclip or naclip"),
         (("--set", "refinement=pamr"), "refinement pamr cannot be exported: set it to none"),
-        (("--set", "normalisation=clip"), "normalisation clip cannot be exported: set it to imagenet"),
+        (
+            ("--set", "normalisation=clip"),
+            "normalisation clip cannot be exported: set it to imagenet",
+        ),
         (("--text", " "), "name the things to find"),
     ],
 )
