@@ -55,7 +55,7 @@ def test_a_second_run_is_refused_while_the_first_lives_stopped_or_not(root):
     todo = state(root, PAIRS, settings="s", inputs={0: "i"})
     for number in (signal.SIGCONT, signal.SIGSTOP):
         os.kill(first.pid, number)
-        with pytest.raises(ValueError, match=rf"made already, by process {first.pid} on"):
+        with pytest.raises(ValueError, match=rf"being made by process {first.pid} on"):
             run_stage(PAIRS, object, root, {}, todo, {}, Resources(workers=1), {})
     first.kill()
     os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
