@@ -98,7 +98,7 @@ def test_an_owner_elsewhere_with_our_pid_is_told_by_its_beats(root, monkeypatch,
     with pytest.raises(ValueError, match=rf"by process {os.getpid()} on elsewhere"):
         StageLock(root, "pairs").__enter__()
     beating.join()
-    assert "to see whether the run on elsewhere lives" in capsys.readouterr().out
+    assert "to see whether the run on elsewhere is alive" in capsys.readouterr().out
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.1)
     with StageLock(root, "pairs"):
         pass
