@@ -1,4 +1,4 @@
-"""A benchmark and a data folder -> what is there and what is wrong with it. Light.
+"""A benchmark and a data folder -> its facts and faults. Light.
 
 `codeseg evaluate --check` prints it before hours are spent on predictions: counts, missing pairs,
 damaged files, sizes that do not match, label values, classes that never occur.
@@ -15,7 +15,7 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData
 from codeseg.pipeline.benchmark.metrics import ignored_label
 
 SHOWN = 3
-"""How many offenders of a kind are named."""
+"""Maximum number of named offenders of a kind."""
 
 
 @dataclass
@@ -23,12 +23,12 @@ class DataCheck:
     """The findings."""
 
     images: int = 0
-    """Image–label pairs that are right."""
+    """Number of correct image–label pairs."""
     turned: dict[str, int] = field(default_factory=lambda: {"upright": 0, "stored": 0})
     """Images with an EXIF rotation, by how they are read."""
     facts: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
-    """Kind -> offenders (an id and what is wrong with it)."""
+    """Kind -> offenders (an id and its fault)."""
 
     def add(self, kind: str, offender: str) -> None:
         """Note one problem."""
@@ -55,7 +55,7 @@ def check_data(
     Args:
         benchmark: The manifest.
         data: Its data folder.
-        limit: Only the first so many images.
+        limit: Check only this many images.
         track: Wraps the ids, to show progress.
 
     Returns:
@@ -154,11 +154,11 @@ def _summarise(
         check.facts.append(f"{scored:,} scored pixels, {ignored:.1%} ignored")
         absent = [n for n, count in zip(benchmark.classes, pixels, strict=False) if count == 0]
         if absent:
-            check.facts.append(f"{len(absent)} classes never labelled: {', '.join(absent[:10])}")
+            check.facts.append(f"{len(absent)} classes never labeled: {', '.join(absent[:10])}")
     if len(ids) != benchmark.images:
         difference = (
             f"{len(ids)} images here, {benchmark.images} in the official split, "
-            "so a number from here does not compare with published ones"
+            "so a score from here does not compare with published ones"
         )
         if part:
             check.facts.append(f"a subset: {difference}")

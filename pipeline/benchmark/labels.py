@@ -103,7 +103,7 @@ def read_raw_label(path: Path) -> npt.NDArray[Any]:
             depth = _grey_bits(image)
             if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise ValueError(
-                    f"{path}: a label map must have one channel (grey or palette), "
+                    f"{path}: a label map must have one channel (gray or palette), "
                     f"but this image is {image.mode}"
                 )
             stored: npt.NDArray[Any] = np.asarray(image)

@@ -325,7 +325,7 @@ def _check(benchmark: Benchmark) -> None:
     if any(not name.strip() for name in benchmark.classes):
         raise ValueError("a class name is blank")
     if len(benchmark.palette) != classes:
-        raise ValueError(f"{classes} classes but {len(benchmark.palette)} palette colours")
+        raise ValueError(f"{classes} classes but {len(benchmark.palette)} palette colors")
     if benchmark.exif not in (None, "stored", "upright"):
         raise ValueError(f'[layout] exif is "stored" or "upright", not {benchmark.exif!r}')
     for form in benchmark.forms:
