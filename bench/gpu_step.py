@@ -51,6 +51,7 @@ CAPTION, NOUN = 14, 4  # tokens of the longest caption and noun of a batch
 PARTS: dict[str, tuple[type, str]] = {
     "decoder": (GatedUpsampling, "forward"),
     "rest of the image segmenter": (ImageSegmenter, "forward"),
+    "masks": (CoDe, "_masks"),
     "mask logits": (ImageSegmenter, "mask_logits"),
     "highlighted images": (FrozenClip, "encode_image"),
     "trunk": (FrozenClip, "trunk"),

@@ -183,13 +183,15 @@ def training_arrays(code: CoDe, batch: Batch) -> tuple[dict[str, Tensor], Losses
     composition = code.decompose(batch)
     captions = composition.captions
     assert captions is not None
+    pixels_BCHW, nouns_AC = composition.pixels_BCHW, composition.nouns_AC
+    soft_BAHW = code.image_segmenter.mask_logits(pixels_BCHW, nouns_AC).sigmoid()
     arrays = {
         "feature_map": composition.pixels_BCHW,
         "noun_embedding": composition.nouns_NC,
         "knowledge_embedding": composition.knowledge_NC,
         "mask/pos": composition.hard_JBHW.flatten(0, 1)[:, None],
-        "mask/soft_pos": composition.soft_JBHW.flatten(0, 1)[:, None],
-        "mask/soft_all": composition.soft_BAHW.repeat(code.config.nouns_per_image, 1, 1, 1),
+        "mask/soft_pos": composition.masks.soft_JBHW.flatten(0, 1)[:, None],
+        "mask/soft_all": soft_BAHW.repeat(code.config.nouns_per_image, 1, 1, 1),
         "region_embedding": composition.regions_NC,
         "word_features": captions.words_BLC,
         "word_logits": captions.logits_BKL,

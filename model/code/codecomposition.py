@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from codeseg.model import distributed
 from codeseg.model.clip.encoder import FrozenClip
@@ -27,6 +28,7 @@ from codeseg.model.code.composition import (
     CaptionParts,
     Composition,
     Losses,
+    Masks,
     argmax_labels,
     harden,
     own_pairs,
@@ -39,6 +41,7 @@ from codeseg.model.regions.recognition import RegionRecogniser, noun_keys
 __all__ = ["CoDe", "CoDeConfig", "Losses"]
 
 LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
+MAP_PIXELS = 2**28  # most mask pixels of images with nouns at a time: 1 GiB in fp32
 
 
 class CoDe(nn.Module):
@@ -229,20 +232,15 @@ class CoDe(nn.Module):
         captions = None
         if self.config.co_decomposition:
             captions = self._decompose_captions(batch, nouns_NC)
-        B, J = len(images), self.config.nouns_per_image
+        J = self.config.nouns_per_image
         tokens_BPD = batch.trunk_tokens()
         pixels_BCHW = self.pixel_embedding(
             images, None if tokens_BPD is None else tokens_BPD.float()
         )
         nouns_AC = self._gather_pairs(nouns_NC)
         with torch.autocast(images.device.type, enabled=False):
-            logits_BAHW = self.image_segmenter.mask_logits(pixels_BCHW, nouns_AC)
-            first = distributed.rank() * B
-            logits_JBHW = own_pairs(logits_BAHW, J, first)
-            # In place: at 512 images a map of all pairs is 6.6 GB.
-            soft_BAHW = logits_BAHW.sigmoid_()
-            soft_JBHW = own_pairs(soft_BAHW, J, first)
-            hard_JBHW = harden(logits_JBHW, noise_JBHW)
+            masks = self._masks(pixels_BCHW, nouns_AC)
+            hard_JBHW = harden(masks.logits_JBHW, noise_JBHW)
             highlighted = highlight_region(
                 images.repeat(J, 1, 1, 1), hard_JBHW.flatten(0, 1)[:, None], self.region_prompt
             )
@@ -251,11 +249,42 @@ class CoDe(nn.Module):
             nouns_NC=nouns_NC,
             nouns_AC=nouns_AC,
             knowledge_NC=knowledge_NC,
-            soft_BAHW=soft_BAHW,
-            soft_JBHW=soft_JBHW,
+            masks=masks,
             hard_JBHW=hard_JBHW,
             regions_NC=self.clip.encode_image(highlighted),
             captions=captions,
+        )
+
+    def _masks(self, pixels_BCHW: Tensor, nouns_AC: Tensor) -> Masks:
+        """Mask every image with the nouns of all ranks, as many images at a time as memory allows.
+
+        With more than one chunk each is made again for its gradient, and its maps are not kept.
+        """
+        B, _, H, W = pixels_BCHW.shape
+        most = max(1, MAP_PIXELS // (len(nouns_AC) * H * W))
+
+        def some(pixels_BCHW: Tensor, first: int) -> tuple[Tensor, ...]:
+            J, place = self.config.nouns_per_image, distributed.rank() * B + first
+            logits_BAHW = self.image_segmenter.mask_logits(pixels_BCHW, nouns_AC)
+            logits_JBHW = own_pairs(logits_BAHW, J, place)
+            soft_BAHW = logits_BAHW.sigmoid_()  # in place: one map less
+            return (
+                logits_JBHW,
+                own_pairs(soft_BAHW, J, place),
+                losses.pooled_similarity(pixels_BCHW, soft_BAHW, nouns_AC),
+                soft_BAHW.sum(),
+                losses.total_variation(soft_BAHW) * (len(soft_BAHW) / B),
+            )
+
+        if most >= B:
+            return Masks(*some(pixels_BCHW, 0))
+        chunks = [
+            checkpoint(some, part, most * number, use_reentrant=False)
+            for number, part in enumerate(pixels_BCHW.split(most))
+        ]
+        logits, soft, pooled, sums, variations = zip(*chunks, strict=True)
+        return Masks(
+            torch.cat(logits, 1), torch.cat(soft, 1), torch.cat(pooled), sum(sums), sum(variations)
         )
 
     def _decompose_captions(self, batch: Batch, nouns_NC: Tensor) -> CaptionParts:
@@ -296,11 +325,12 @@ class CoDe(nn.Module):
     def losses(self, c: Composition) -> Losses:
         """Return every weighted term of METHOD §6."""
         config, J = self.config, self.config.nouns_per_image
-        pooled_BA = losses.pooled_similarity(c.pixels_BCHW, c.soft_BAHW, c.nouns_AC)
         # An image has one row for each of its J nouns.
-        pooled_AA = distributed.gather(pooled_BA).repeat(J, 1)
+        pooled_AA = distributed.gather(c.masks.pooled_BA).repeat(J, 1)
         regions_AC = self._gather_pairs(c.regions_NC)
-        positive, negative = losses.areas(c.soft_BAHW, c.soft_JBHW, config.area_prior)
+        positive, negative = losses.areas(
+            c.masks.sum, c.masks.soft_JBHW, len(c.nouns_AC), config.area_prior
+        )
         terms = Losses(
             kg=self._knowledge_loss(c.nouns_NC, c.knowledge_NC),
             tcl_feature=config.tcl_feature_weight
@@ -308,7 +338,7 @@ class CoDe(nn.Module):
             tcl_image=config.tcl_image_weight
             * losses.info_nce(regions_AC @ c.nouns_AC.T, self.tcl_image_temperature),
             tv_embedding=config.tv_embedding_weight * losses.total_variation(c.pixels_BCHW),
-            tv_mask=config.tv_mask_weight * losses.total_variation(c.soft_BAHW),
+            tv_mask=config.tv_mask_weight * c.masks.variation,
             area_positive=config.area_positive_weight * positive,
             area_negative=config.area_negative_weight * negative,
         )

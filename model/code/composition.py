@@ -5,6 +5,7 @@ of all ranks, L caption tokens, K = 1+J word classes, C joint width, H W mask ro
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,21 @@ class CaptionParts:
     """Embeddings e^t of the highlighted captions, unit."""
 
 
+class Masks(NamedTuple):
+    """What is kept of the masks of every image with all nouns."""
+
+    logits_JBHW: Tensor
+    """Mask logits of the pairs."""
+    soft_JBHW: Tensor
+    """Soft masks M^v of the pairs."""
+    pooled_BA: Tensor
+    """How like each noun is to what its soft mask pools from each image."""
+    sum: Tensor
+    """Of all soft masks' pixels, scalar."""
+    variation: Tensor
+    """Total variation of all soft masks, scalar."""
+
+
 @dataclass(frozen=True)
 class Composition:
     """The decomposition of this rank's batch."""
@@ -47,12 +63,9 @@ class Composition:
     """Noun embeddings of all ranks."""
     knowledge_NC: Tensor
     """Template embeddings n', or their mean."""
-    soft_BAHW: Tensor
-    """Soft masks of every image with all nouns."""
-    soft_JBHW: Tensor
-    """Soft masks M^v of the pairs."""
+    masks: Masks
     hard_JBHW: Tensor
-    """The same, hard, straight-through."""
+    """The pairs' masks, hard, straight-through."""
     regions_NC: Tensor
     """Embeddings e^v of the highlighted images, unit."""
     captions: CaptionParts | None

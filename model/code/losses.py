@@ -88,20 +88,22 @@ class _Variation(torch.autograd.Function):
             yield x.narrow(dim, 1, length) - x.narrow(dim, 0, length), dim, length
 
 
-def areas(soft_BNHW: Tensor, positive_JBHW: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+def areas(
+    sum_all: Tensor, positive_JBHW: Tensor, nouns: int, prior: float
+) -> tuple[Tensor, Tensor]:
     """Return |mean(M^v) − prior| over positives and |mean| over negatives of the global batch.
 
     Args:
-        soft_BNHW: this rank's images masked with all nouns; an image counts once for each of its J
-            nouns, so its mask with noun i is a negative of every pair except pair i.
-        positive_JBHW: the masks of this rank's own pairs.
+        sum_all: of the soft masks of this rank's images with all nouns; an image counts once for
+            each of its J nouns, so its mask with noun i is a negative of every pair except pair i.
+        positive_JBHW: the soft masks of this rank's own pairs.
+        nouns: N, all of them.
         prior: the share of an image that a noun is expected to cover.
     """
     J, _, H, W = positive_JBHW.shape
-    N = soft_BNHW.shape[1]
-    sums = total(torch.stack([positive_JBHW.sum(), J * soft_BNHW.sum()]))
-    positive = sums[0] / (N * H * W)
-    negative = (sums[1] - sums[0]) / max(1, N * (N - 1) * H * W)
+    sums = total(torch.stack([positive_JBHW.sum(), J * sum_all]))
+    positive = sums[0] / (nouns * H * W)
+    negative = (sums[1] - sums[0]) / max(1, nouns * (nouns - 1) * H * W)
     return (positive - prior).abs(), negative.abs()
 
 

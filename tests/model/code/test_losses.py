@@ -62,7 +62,7 @@ def test_areas_count_an_image_once_for_each_noun():
     rows = soft.repeat(2, 1, 1, 1)  # N x N, as the reference holds it
     eye = torch.eye(6, dtype=torch.bool)
     own = rows[eye].view(2, 3, 2, 2)
-    positive, negative = losses.areas(soft, own, prior=0.25)
+    positive, negative = losses.areas(soft.sum(), own, 6, prior=0.25)
     assert torch.isclose(positive, (rows[eye].mean() - 0.25).abs())
     assert torch.isclose(negative, rows[~eye].mean())
 
