@@ -7,19 +7,21 @@ forms that the model takes on a GPU. Every operator that is no view counts as on
 its inputs and writes its outputs. Roofline time of a kernel is the larger of bytes over bandwidth
 and FLOP over the data sheet's rate: an estimate of an eager step, never a measurement. CPU autocast
 stands for CUDA's, whose list of fp32 operators is a little longer. With `--measure` on a machine
-with a GPU the same step is timed: median of 20 after a warm-up.
+with a GPU the same table is timed, and whole steps (median of 20 after a warm-up): compiled, eager,
+and the straightforward rendering of `bench/plain_step.py`.
 
 Letters as in `codeseg.model.code.batch`.
 """
 
 import argparse
 import statistics
-import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -30,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from bench.plain_step import plain_step
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import NounPrompt
 from codeseg.model.code.batch import Batch
@@ -37,7 +40,7 @@ from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.image_segmenter import GatedUpsampling, ImageSegmenter
 from codeseg.model.code.text_segmenter import TextSegmenter
 from codeseg.model.regions.recognition import RegionRecogniser
-from codeseg.stages.training.flops import data_sheet
+from codeseg.stages.training.flops import data_sheet, peak_flops
 from codeseg.stages.training.loop import initial_state
 from codeseg.stages.training.processes import Processes
 from codeseg.stages.training.recipes import Recipe, resolve
@@ -47,7 +50,7 @@ BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.0e12, "NVIDIA A100-SXM4-80GB": 1.8e12}
 """Bytes/s that large elementwise kernels reach, about nine tenths of the data sheet."""
 ATTENDABLE = 0.8  # share of the data sheet's FLOP/s that large products reach
 LAUNCH = 8e-6  # seconds a kernel that Python launches costs at least
-CAPTION, NOUN = 14, 4  # tokens of the longest caption and noun of a batch
+CAPTION, NOUN = 16, 4  # tokens of a batch's longest caption and noun, rounded up as in training
 PARTS: dict[str, tuple[type, str]] = {
     "decoder": (GatedUpsampling, "forward"),
     "rest of the image segmenter": (ImageSegmenter, "forward"),
@@ -79,10 +82,17 @@ class Cost:
 
 
 class Counter(TorchDispatchMode):
-    """Counts what every operator costs, by part; backward belongs to the part that it undoes."""
+    """Counts what every operator costs, by part; backward belongs to the part that it undoes.
 
-    def __init__(self, gpu: str) -> None:
+    Args:
+        gpu: whose rates make seconds of bytes and FLOP.
+        timed: measure the seconds instead, on the GPU at hand; `finish` adds them up.
+    """
+
+    def __init__(self, gpu: str, timed: bool = False) -> None:
         super().__init__()
+        self._timed = timed
+        self._events: list[tuple[Cost, Any, Any]] = []
         self._bandwidth, sheet = BANDWIDTH[gpu], data_sheet(gpu)
         assert sheet is not None
         self._rates = {2: sheet * ATTENDABLE, 4: sheet * ATTENDABLE / 2}  # TF32 is half of bf16
@@ -132,8 +142,10 @@ class Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             self.syncs += 1
-            return 1.0
+            return func(*args, **kwargs) if self._timed else 1.0
+        started = _moment() if self._timed else None
         out = func(*args, **kwargs)
+        ended = _moment() if self._timed else None
         written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in written:
@@ -145,12 +157,22 @@ class Counter(TorchDispatchMode):
             return out
         if name == "aten::detach" or (not read and not written):
             return out
-        self._book(func, args, kwargs, out, read, written)
+        cost = self._book(func, args, kwargs, out, read, written)
+        if self._timed:
+            self._events.append((cost, started, ended))
         return out
+
+    def finish(self) -> None:
+        """Wait for the GPU and put what was measured in the place of the estimates."""
+        torch.cuda.synchronize()
+        for cost in self.parts.values():
+            cost.seconds = 0
+        for cost, started, ended in self._events:
+            cost.seconds += started.elapsed_time(ended) / 1e3
 
     def _book(
         self, func: Any, args: Any, kwargs: Any, out: Any, read: list[Tensor], written: list[Tensor]
-    ) -> None:
+    ) -> Cost:
         moved = {id(t): t.numel() * t.element_size() for t in read if not _broadcast(t)}
         total = sum(moved.values()) + sum(t.numel() * t.element_size() for t in written)
         flop = _flop(func, args, kwargs, out)
@@ -162,6 +184,13 @@ class Counter(TorchDispatchMode):
         cost.bytes += total
         cost.flop += flop
         cost.seconds += max(total / self._bandwidth, flop / self._rates[4 if width == 4 else 2])
+        return cost
+
+
+def _moment() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _broadcast(tensor: Tensor) -> bool:
@@ -200,20 +229,29 @@ def random_clip(recipe: Recipe) -> FrozenClip:
     return FrozenClip.load(recipe.clip.model + quick, "random")
 
 
-def make_batch(clip: FrozenClip, recipe: Recipe, B: int, tokens: str) -> Batch:
-    """Make a batch of a recipe's shapes; every noun is distinct. Zeros, or fake under the mode."""
+def make_batch(
+    clip: FrozenClip,
+    recipe: Recipe,
+    B: int,
+    tokens: str,
+    L: int = CAPTION,
+    M: int = NOUN,
+    U: int = 0,
+) -> Batch:
+    """Make a batch of a recipe's shapes, every noun distinct without U. Zeros, or fake ones."""
     J, P = recipe.model.nouns_per_image, 1 + (clip.image_size // clip.patch_size) ** 2
     N, whole = J * B, torch.int64
+    U = U or N
     batch = Batch(
         pixels_BCHW=torch.zeros(B, 3, clip.image_size, clip.image_size, dtype=torch.uint8),
-        caption_tokens_BL=torch.zeros(B, CAPTION, dtype=whole),
-        caption_lengths_B=torch.zeros(B, dtype=whole) + CAPTION,
-        labels_BL=torch.zeros(B, CAPTION, dtype=whole),
-        noun_tokens_UM=torch.zeros(N, NOUN, dtype=whole),
-        noun_lengths_U=torch.zeros(N, dtype=whole) + NOUN,
+        caption_tokens_BL=torch.zeros(B, L, dtype=whole),
+        caption_lengths_B=torch.zeros(B, dtype=whole) + L,
+        labels_BL=torch.zeros(B, L, dtype=whole),
+        noun_tokens_UM=torch.zeros(U, M, dtype=whole),
+        noun_lengths_U=torch.zeros(U, dtype=whole) + M,
         noun_index_N=torch.zeros(N, dtype=whole),
-        knowledge_UC=torch.zeros(N, clip.embed_dim),
-        caption_states_BLT=torch.zeros(B, CAPTION, clip.text_width, dtype=torch.float16),
+        knowledge_UC=torch.zeros(U, clip.embed_dim),
+        caption_states_BLT=torch.zeros(B, L, clip.text_width, dtype=torch.float16),
     )
     if tokens == "int8":
         batch = replace(
@@ -265,13 +303,13 @@ def count(recipe: Recipe, B: int, phase: int, tokens: str, gpu: str) -> Counter:
             if isinstance(tensor, Tensor):
                 counter.keep(tensor)
         stepper._state.optimizer.zero_grad()
-        with contextmanager_of(counter):
+        with counting(counter):
             step(stepper, batch)
     return counter
 
 
 @contextmanager
-def contextmanager_of(counter: Counter) -> Iterator[None]:
+def counting(counter: Counter) -> Iterator[None]:
     """Count, with every part's function marked."""
     patches = []
     for name, (owner, method) in PARTS.items():
@@ -320,25 +358,40 @@ def _line(name: str, cost: Cost) -> str:
     )
 
 
-def measure(recipe: Recipe, B: int, phase: int, tokens: str, steps: int = 20) -> None:
-    """Time real steps on the GPU at hand and print."""
+def measure(recipe: Recipe, B: int, phase: int, tokens: str, gpu: str, steps: int = 20) -> None:
+    """Time real steps on the GPU at hand and print: whole ones, and an eager one by part."""
     device = torch.device("cuda")
-    code = CoDe(random_clip(recipe), recipe.model).to(device)
-    hold_frozen(code, recipe.train.precision)
-    stepper = stepper_of(code, recipe, phase, device)
-    batch = make_batch(code.clip, recipe, B, tokens).to(device)
-    seconds = []
-    for _ in range(5 + steps):
+    rate = peak_flops(device, recipe.train.precision)
+    for way in ("compiled", "eager", "straightforward")[: 3 if recipe.model.masks else 2]:
+        torch.cuda.reset_peak_memory_stats()
+        code = CoDe(random_clip(recipe), recipe.model).to(device)
+        if way != "straightforward":
+            hold_frozen(code, recipe.train.precision)
+        train = replace(recipe.train, compile=way == "compiled")
+        stepper = stepper_of(code, replace(recipe, train=train), phase, device)
+        batch = make_batch(code.clip, recipe, B, tokens).to(device)
+        stepper.enter_phase(batch)
+        if way == "straightforward":
+            stepper._model = partial(plain_step, code)  # type: ignore[assignment]
+        for _ in range(5):
+            step(stepper, batch)
+        moments = [_moment()]
+        for _ in range(steps):
+            step(stepper, batch)
+            moments.append(_moment())
         torch.cuda.synchronize()
-        began = time.perf_counter()
-        step(stepper, batch)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds[5:])
-    print(
-        f"measured on {torch.cuda.get_device_name(device)}: {median * 1e3:.1f} ms, "
-        f"{B / median:,.0f} images/s, peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
-    )
+        median = statistics.median(a.elapsed_time(b) for a, b in pairwise(moments)) / 1e3
+        used = f", MFU {stepper.flops / median / rate:.1%}" if rate else ""
+        print(
+            f"{way} on {torch.cuda.get_device_name(device)}: {median * 1e3:.1f} ms, "
+            f"{B / median:,.0f} images/s{used if way != 'straightforward' else ''}, "
+            f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+        )
+        if way == "eager":
+            with counting(counter := Counter(gpu, timed=True)):
+                step(stepper, batch)
+            counter.finish()
+            show(counter, B)
 
 
 def main() -> None:
@@ -359,7 +412,7 @@ def main() -> None:
         )
         show(count(recipe, B, arguments.phase, arguments.tokens, arguments.gpu), B)
         if arguments.measure:
-            measure(recipe, B, arguments.phase, arguments.tokens)
+            measure(recipe, B, arguments.phase, arguments.tokens, arguments.gpu)
 
 
 if __name__ == "__main__":

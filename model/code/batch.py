@@ -52,6 +52,19 @@ class Batch:
                 values[name] = value.to(device, non_blocking=True)
         return Batch(**values)
 
+    def varying(self) -> list[tuple[Tensor, int]]:
+        """Return the tensors and dimensions (L, M, U) whose size is another in each batch."""
+        sized = (
+            (self.caption_tokens_BL, 1),
+            (self.labels_BL, 1),
+            (self.caption_states_BLT, 1),
+            (self.noun_tokens_UM, 0),
+            (self.noun_tokens_UM, 1),
+            (self.noun_lengths_U, 0),
+            (self.knowledge_UC, 0),
+        )
+        return [(tensor, dim) for tensor, dim in sized if tensor is not None]
+
     def trunk_tokens(self) -> Tensor | None:
         """Return the trunk's output (B, P, D), dequantized; None if it is not stored."""
         if self.image_tokens_int8_BPD is not None and self.image_token_scale_BP is not None:

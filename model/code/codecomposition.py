@@ -280,7 +280,7 @@ class CoDe(nn.Module):
             return Masks(*some(pixels_BCHW, 0))
         chunks = [
             checkpoint(some, part, most * number, use_reentrant=False)
-            for number, part in enumerate(pixels_BCHW.split(most))
+            for number, part in enumerate(torch.split(pixels_BCHW, most))
         ]
         logits, soft, pooled, sums, variations = zip(*chunks, strict=True)
         return Masks(

@@ -43,6 +43,7 @@ class FeatureStream:
         prefetch: batches made ahead in threads; 0 makes each when it is asked for.
         threads: that make batches.
         pin_memory: gather into pinned memory, for a GPU.
+        pad: round up the sizes that captions and nouns need, for a compiler.
 
     Attributes:
         name: of the roots, for messages; settings: what the features were made with;
@@ -71,6 +72,7 @@ class FeatureStream:
         prefetch: int = 2,
         threads: int = 2,
         pin_memory: bool = False,
+        pad: bool = False,
     ) -> None:
         self._roots = Roots(
             [roots] if isinstance(roots, str | Path) else roots,
@@ -91,7 +93,9 @@ class FeatureStream:
         self._seed, self._rank = seed, rank
         self._start = start
         self._check()
-        self._collate = Collate(self.settings, self._roots.vocabulary, pin_memory=pin_memory)
+        self._collate = Collate(
+            self.settings, self._roots.vocabulary, pin_memory=pin_memory, pad=pad
+        )
         self._prefetch, self._threads = prefetch, threads
 
     def __iter__(self) -> Iterator[StreamBatch]:

@@ -65,6 +65,8 @@ class Collate:
         settings: of the features.
         vocabulary: of the same roots.
         pin_memory: gather into pinned memory, for a GPU.
+        pad: round up what captions and nouns need, so that sizes are few and none is 1, which a
+            compiler would take for a special case.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Collate:
         vocabulary: Vocabulary | MergedVocabulary,
         *,
         pin_memory: bool = False,
+        pad: bool = False,
     ) -> None:
         self._settings = settings
         self._vocabulary = vocabulary
         self._pin_memory = pin_memory
+        self._pad = pad
 
     def __call__(
         self, samples: Sequence[Sample], nouns_BJ: IntArray, views_B: Hash, position: Position
@@ -111,6 +115,9 @@ class Collate:
         tensor = self._empty(*shape, dtype=dtype)
         tensor.numpy().fill(value)  # torch's own fill would queue for the training step's threads
         return tensor
+
+    def _size(self, needed: int, step: int) -> int:
+        return -(-needed // step) * step if self._pad else needed
 
     def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Any]:
         """Return pixels and image tokens of each sample's view."""
@@ -168,7 +175,8 @@ class Collate:
     def _captions(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
         """Return caption tokens, states and the labels of METHOD §4."""
         rows = [s.block.values("caption_tokens", s.row) for s in samples]
-        B, L, T = len(rows), max(map(len, rows)), self._settings.clip.text_width
+        B, T = len(rows), self._settings.clip.text_width
+        L = min(self._size(max(map(len, rows)), 8), self._settings.clip.context_length)
         tokens_BL = self._full(B, L, value=0, dtype=torch.int64)
         states_BLT = self._full(B, L, T, value=0, dtype=torch.float16)
         labels_BL = self._full(B, L, value=-1, dtype=torch.int64)
@@ -195,15 +203,17 @@ class Collate:
         ids_BJ = [s.nouns[chosen] for s, chosen in zip(samples, nouns_BJ, strict=True)]
         rows_N = self._vocabulary.rows(np.stack(ids_BJ, axis=1).reshape(-1))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows_N.tolist()))}
-        tokens = [self._vocabulary.tokens(row) for row in number]
-        tokens_UM = self._full(len(tokens), max(map(len, tokens)), value=0, dtype=torch.int64)
+        rows = list(number) + [int(rows_N[0])] * (self._size(len(number), 8) - len(number))
+        tokens = [self._vocabulary.tokens(row) for row in rows]
+        M = self._size(max(map(len, tokens)), 4)
+        tokens_UM = self._full(len(tokens), M, value=0, dtype=torch.int64)
         for out, noun in zip(tokens_UM.numpy(), tokens, strict=True):
             out[: len(noun)] = noun
         return {
             "noun_tokens_UM": tokens_UM,
             "noun_lengths_U": self._tensor([len(noun) for noun in tokens]),
             "noun_index_N": self._tensor([number[row] for row in rows_N.tolist()]),
-            "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(np.array(list(number)))),
+            "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(np.array(rows))),
         }
 
 

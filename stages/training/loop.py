@@ -38,7 +38,7 @@ from codeseg.stages.training.run import (
     write_config,
 )
 from codeseg.stages.training.runlog import Meter, RunLog
-from codeseg.stages.training.stepper import Stepper, hold_frozen
+from codeseg.stages.training.stepper import Stepper, compiles, hold_frozen
 
 
 @dataclass
@@ -95,35 +95,30 @@ def fit(
         OSError: a checkpoint could not be written; earlier ones survive.
     """
     with stop_when_asked() as stop, Processes.start(recipe.train.device) as processes:
-        step, position = saved_progress(run)
-        stream = open_stream(root, recipe, position, processes)
-        data = {
-            "features": stream.settings.to_json(),
-            "rows": stream.rows,
-            "contents": stream.fingerprint,
-            "sources": stream.sources,
-        }
-        if start_from is not None:
-            data["from"] = str(start_from)
-        processes.refuse_differences(
-            {"RUN": seen(run), "settings": asdict(recipe), "data": data["contents"]}
-        )
-        check_run(run, recipe, data)
+        with processes.together():
+            step, position = saved_progress(run)
+            stream = open_stream(root, recipe, position, processes)
+            data = {
+                "features": stream.settings.to_json(),
+                "rows": stream.rows,
+                "contents": stream.fingerprint,
+                "sources": stream.sources,
+            }
+            if start_from is not None:
+                data["from"] = str(start_from)
+            shared = {"RUN": seen(run), "settings": asdict(recipe), "data": data["contents"]}
+        processes.refuse_differences(shared)
+        with processes.together():  # all look at the folder before it changes
+            check_run(run, recipe, data)
+            if step < recipe.train.steps:
+                state = prepare(run, recipe, stream, processes.device, start_from)
         if step == recipe.train.steps:
             if processes.is_main:
                 typer.echo(f"{run} is finished: {step} steps")
             return True
-        torch.manual_seed(recipe.train.seed)
-        clip = load_clip(stream.name, recipe, stream.settings.clip)
-        code = CoDe(clip, recipe.model).to(processes.device)
-        if processes.device.type == "cuda":
-            hold_frozen(code, recipe.train.precision)
-        state = initial_state(code, recipe.train, processes.device)
-        resume(run, state, start_from)
-        processes.wait()  # until all have checked the folder, before it changes
-        if processes.is_main:
-            write_config(run, recipe, data)
-        processes.wait()
+        with processes.together():
+            if processes.is_main:
+                write_config(run, recipe, data)
         processes.refuse_differences({"RUN": (run / CONFIG).is_file()})
         with RunLog(run, recipe, state.step, processes.is_main) as log:
             for shard, reason in stream.skipped.items():
@@ -134,6 +129,20 @@ def fit(
         if not finished and stop.by_keyboard:
             raise KeyboardInterrupt
         return finished
+
+
+def prepare(
+    run: Path, recipe: Recipe, stream: FeatureStream, device: torch.device, start_from: Path | None
+) -> State:
+    """Make the model and bring it to where the run, or the one it starts from, stopped."""
+    torch.manual_seed(recipe.train.seed)
+    clip = load_clip(stream.name, recipe, stream.settings.clip)
+    code = CoDe(clip, recipe.model).to(device)
+    if device.type == "cuda":
+        hold_frozen(code, recipe.train.precision)
+    state = initial_state(code, recipe.train, device)
+    resume(run, state, start_from)
+    return state
 
 
 def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
@@ -171,8 +180,10 @@ def open_stream(
         weights=train.weights,
         selection=train.selection,
         skip_corrupt=train.skip_corrupt,
-        prefetch=train.prefetch,
+        prefetch=max(train.prefetch, train.threads),
+        threads=train.threads,
         pin_memory=processes.device.type == "cuda",
+        pad=compiles(train, processes.device),
     )
 
 
@@ -221,7 +232,6 @@ def train_steps(
                 save(run, recipe, state)
         if stopping:
             break
-    processes.wait()
     return state.step == train.steps
 
 

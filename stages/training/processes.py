@@ -5,8 +5,8 @@ Out: a `Processes`; its collectives do nothing when there is one process.
 """
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -78,6 +78,25 @@ class Processes:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave the block when all processes do; if one fails in it, all fail, and none waits.
+
+        Raises:
+            ValueError: on the others, with the line of the first that failed.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        lines = self.gather(str(failed) if failed else None)
+        if failed:
+            raise failed
+        for rank, line in enumerate(lines):
+            if line is not None:
+                raise ValueError(f"process {rank} failed: {line}")
 
     def refuse_differences(self, seen: Mapping[str, Any]) -> None:
         """Refuse to continue if processes do not see the same.

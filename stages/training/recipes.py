@@ -64,12 +64,14 @@ class TrainConfig:
     """Gradients are scaled down to this global L2 norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast type of forward and backward; weights and optimizer stay in fp32."""
-    compile: bool = False
-    """Compile the model with torch.compile: slower first step, faster others."""
+    compile: bool | None = None
+    """Compile the model with torch.compile, once a phase; none: on a GPU, not on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     prefetch: int = 4
-    """Batches read ahead of the step."""
+    """Batches read ahead of the step, at least one a thread."""
+    threads: int = 2
+    """Threads of a process that make batches; with image_tokens=none each decodes its JPEGs."""
     weights: tuple[float, ...] | None = None
     """Each root's share of the samples, if there are several; none: in proportion to its rows."""
     selection: str | None = None
@@ -120,14 +122,14 @@ class Recipe:
 HARMLESS = {
     f"train.{name}"
     for name in (
-        "device", "compile", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints",
-        "wandb",
+        "device", "compile", "prefetch", "threads", "log_every", "checkpoint_every",
+        "keep_checkpoints", "wandb",
     )
 }  # fmt: skip
 """Settings that may change when a run is resumed: they do not change what is learned."""
 
 POSITIVE = ("steps", "batch_size", "accumulation", "base_lr", "lr_batch", "clip_norm", "eps",
-            "prefetch", "log_every", "checkpoint_every", "keep_checkpoints")  # fmt: skip
+            "prefetch", "threads", "log_every", "checkpoint_every", "keep_checkpoints")  # fmt: skip
 FRACTIONS = ("warmup_fraction", "phase1_fraction")
 
 

@@ -34,6 +34,7 @@ class Stepper:
         self._model: nn.Module = state.code
         self._names: list[str] = []
         self._figures: Tensor | None = None
+        self._compiles = compiles(train, processes.device)
         # On a CPU reading costs nothing; a loss scaler must recognize its infinities each step.
         self.reads_each_step = processes.device.type == "cpu" or state.scaler.is_enabled()
         self.phase: Literal[0, 1, 2] = 0
@@ -49,7 +50,7 @@ class Stepper:
         self.flops = count_flops(
             lambda: _backward(self._loss(self._state.code.forward, batch, 0)["loss"])
         )
-        if self._train.compile:
+        if self._compiles:
             self._state.code.compile()
         self._model = self._processes.wrap(self._state.code)
 
@@ -80,8 +81,12 @@ class Stepper:
         noise_JBHW = code.mask_noise(seed, B, (H, W))
         template_N = code.draw_templates(seed, B) if code.config.random_template else None
         dtype = AUTOCAST.get(self._train.precision)
+        batch = batch.to(device)
+        if self._compiles:
+            for values, dim in batch.varying():
+                torch._dynamo.mark_dynamic(values, dim)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            losses = model(batch.to(device), noise_JBHW, template_N)
+            losses = model(batch, noise_JBHW, template_N)
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:
@@ -128,6 +133,11 @@ class Stepper:
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._state.parameters.values() if p.grad is not None]
+
+
+def compiles(train: TrainConfig, device: torch.device) -> bool:
+    """Return whether the model is compiled: as asked, else on a GPU."""
+    return device.type == "cuda" if train.compile is None else train.compile
 
 
 def hold_frozen(code: CoDe, precision: str) -> None:

@@ -387,15 +387,32 @@ def test_two_processes_give_the_losses_and_gradients_of_one(root, tmp_path):
         assert (shared[name] - single[name]).norm() <= 1e-5 * single[name].norm(), name
 
 
-def _node(rank, root, folder, port):
-    """One of two processes, each with a RUN of its own; writes down what it was told."""
+def _node(rank, roots, folder, runs, port):
+    """One of two processes, each with its own ROOT and RUN; writes down what it was told."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
+    recipe = tiny_recipe(roots[0])
     try:
-        fit(root, folder / f"run{rank}", tiny_recipe(root))
-    except ValueError as error:
+        fit(roots[rank], folder / runs[rank], recipe)
+    except (ValueError, OSError) as error:
         (folder / f"told{rank}").write_text(str(error))
+
+
+def run_nodes(*arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_node, (*arguments, port), nprocs=2)
+
+
+@pytest.mark.slow
+def test_process_whose_data_do_not_open_leaves_no_other_waiting(root, tmp_path):
+    run_nodes([root, tmp_path / "not-mounted"], tmp_path, ["run", "run"])
+    here, there = ((tmp_path / f"told{rank}").read_text() for rank in (0, 1))
+    assert "not-mounted holds no features" in there
+    assert here == f"process 1 failed: {there}"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -404,10 +421,7 @@ def test_processes_that_do_not_share_the_run_are_refused(root, undisturbed, tmp_
     if begun:  # one node has the checkpoints, the other does not
         shutil.copytree(undisturbed, tmp_path / "run0")
         shutil.rmtree(checkpoints(tmp_path / "run0")[-1])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_node, (root, tmp_path, port), nprocs=2)
+    run_nodes([root, root], tmp_path, ["run0", "run1"])
     for rank in range(2):
         told = (tmp_path / f"told{rank}").read_text()
         assert told.startswith("process 1 does not see the same RUN as process 0: put RUN and ROOT")

@@ -128,6 +128,24 @@ def test_threads_and_batches_made_ahead_change_nothing(root, ahead):
         assert_equal(ours, theirs)
 
 
+def test_padded_batches_have_few_sizes_none_of_1_and_hold_the_same(root):
+    batches = zip(
+        take(FeatureStream(root, batch_size=3), 40),
+        take(FeatureStream(root, batch_size=3, pad=True), 40),
+        strict=True,
+    )
+    for plain, padded in batches:
+        L, (U, longest) = plain.labels_BL.shape[1], plain.noun_tokens_UM.shape
+        assert padded.caption_tokens_BL.shape[1] % 8 == 0
+        assert padded.noun_tokens_UM.shape[0] % 8 == padded.noun_tokens_UM.shape[1] % 4 == 0
+        for name in ("caption_tokens_BL", "labels_BL", "caption_states_BLT"):
+            assert torch.equal(getattr(padded, name)[:, :L], getattr(plain, name))
+        assert (padded.labels_BL[:, L:] == -1).all()
+        assert torch.equal(padded.noun_tokens_UM[:U, :longest], plain.noun_tokens_UM)
+        assert torch.equal(padded.knowledge_UC[:U], plain.knowledge_UC)
+        assert torch.equal(padded.noun_index_N, plain.noun_index_N)
+
+
 @pytest.mark.parametrize("done", [1, 12, 13, 14, 29])  # 123 rows: an epoch is 13 batches of 9
 def test_resuming_at_a_position_goes_on_exactly(root, done):
     batches = take(FeatureStream(root, batch_size=9), 32)

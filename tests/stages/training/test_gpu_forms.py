@@ -1,26 +1,42 @@
 """What can be known of a GPU's step without one: counts, devices, and that nothing waits."""
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from bench.gpu_step import count, fake, make_batch
+from codeseg.model import distributed
 from codeseg.model.checkpoint import checkpoints
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.codecomposition import CoDe, CoDeConfig
+from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
+from codeseg.model.inference.settings import PredictionSettings
+from codeseg.model.regions.patch_features import clip_keys
+from codeseg.pipeline.features.encoder import Encoder, to_int8
 from codeseg.stages.training.loop import fit
+from codeseg.stages.training.processes import Processes
 from codeseg.stages.training.recipes import RECIPES, resolve
 from codeseg.stages.training.runlog import read_metrics
 from codeseg.stages.training.stepper import hold_frozen
-from tests.helpers.small_code import TINY
+from tests.helpers.small_code import TINY, gradients, small_batch, small_code
 from tests.helpers.tiny_run import make_root, tiny_recipe
 
 H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.slow
+def test_step_of_512_images_fits_an_h100():
+    counter = count(resolve("code_vitb16"), 512, 2, "int8", H100)
+    assert counter.peak <= 75e9
+    assert sum(part.seconds for part in counter.parts.values()) <= 512 / 850
 
 
 @pytest.mark.slow
@@ -32,29 +48,74 @@ def test_step_of_64_images_keeps_to_what_an_h100_can_move_and_waits_for_nothing(
     assert sum(part.seconds for part in parts) <= 0.050
 
 
+@contextmanager
+def fake_cuda(*modules):
+    """Put modules on fake CUDA tensors: an operator on two devices raises, and so does reading."""
+    available = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    bf16 = mock.patch("torch.cuda.is_bf16_supported", lambda *_: True)
+    with FakeTensorMode() as mode, available, bf16:
+        for module in modules:
+            fake(module, mode, "cuda")
+        yield
+
+
+def on_gpu(*tensors):
+    return all(tensor.device.type == "cuda" for tensor in tensors)
+
+
 @pytest.mark.parametrize(
     ("name", "tokens"), [*((name, "int8") for name in RECIPES), ("code_vitb16", "none")]
 )
 def test_forward_of_every_recipe_stays_on_the_gpu(name, tokens):
-    """On fake CUDA tensors: an operator on two devices raises, and so does reading a value."""
     recipe = resolve(name)
     model = replace(recipe.model, random_template=name == "code_vitb16")
     code = CoDe(FrozenClip.load(TINY, "random:1"), model)
     hold_frozen(code, "bf16")
-    available = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    bf16 = mock.patch("torch.cuda.is_bf16_supported", lambda *_: True)
-    with FakeTensorMode() as mode, available, bf16:
-        fake(code, mode, "cuda")
+    with fake_cuda(code):
         batch = make_batch(code.clip, recipe, 4, tokens).to("cuda")
         noise = torch.zeros(2, 4, 16, 16, device="cuda")
         drawn = torch.zeros(8, dtype=torch.int64, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             losses = code(batch, noise, drawn if model.random_template else None)
-    assert all(leaf.device.type == "cuda" for leaf in tree_leaves(dict(losses)))
+    assert on_gpu(*losses.values())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"refinement": "laplacian"},
+        {"method": "naclip", "refinement": "none"},
+        {"method": "sclip", "positions": "factor"},
+    ],
+)
+def test_windows_are_segmented_on_the_gpu(change):
+    code = CoDe(FrozenClip.load(TINY, "random:1"), CoDeConfig())
+    settings = replace(PredictionSettings.for_clip(code.clip), knowledge_weight=0.3, **change)
+    with fake_cuda(code), torch.no_grad():
+        texts = torch.zeros(5, code.clip.embed_dim, device="cuda")
+        windows = torch.zeros(2, 3, 64, 64, device="cuda")
+        segmenter = Segmenter(code.clip, code, settings)
+        masks = segmenter.window_masks(windows, TextEmbeddings(texts, texts))
+    assert on_gpu(masks)
+
+
+def test_features_and_what_regions_group_by_are_made_on_the_gpu():
+    clip = FrozenClip.load(TINY, "random:1")
+    encoder = Encoder.__new__(Encoder)
+    encoder.clip, encoder._device = clip, "cuda"
+    encoder._settings = SimpleNamespace(precision="bf16")
+    with fake_cuda(clip):
+        tokens = encoder.image_tokens(torch.zeros(4, 2, 64, 64, 3, dtype=torch.uint8))
+        assert on_gpu(tokens, *to_int8(tokens), clip_keys(clip, tokens[:, 0].float()))
+
+
+def needs_gpu(test):
+    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return pytest.mark.gpu(missing(test))
+
+
+@needs_gpu
 @pytest.mark.parametrize("more", [("bf16", "false"), ("fp16", "false"), ("bf16", "true")])
 def test_twenty_steps_on_a_gpu_learn_resume_and_stay_near_a_cpu(tmp_path, more):
     precision, compiled = more
@@ -70,3 +131,50 @@ def test_twenty_steps_on_a_gpu_learn_resume_and_stay_near_a_cpu(tmp_path, more):
     shutil.rmtree(checkpoints(run)[-1])
     assert fit(root, run, recipe)
     assert read_metrics(run)["loss"].to_pylist() == pytest.approx(mine, rel=0.02)
+
+
+@needs_gpu
+def test_one_rank_of_nccl_has_the_gradients_of_none(tmp_path):
+    gpu = torch.device("cuda", 0)
+    code = small_code(FrozenClip.load(TINY, "random:1")).to(gpu)
+    batch = small_batch(code.clip).to(gpu)
+    code(batch).total.backward()
+    alone = gradients(code)
+    code.zero_grad()
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", world_size=1, rank=0)
+    try:
+        code.compile()
+        Processes(0, 2, gpu).wrap(code)(batch).total.backward()
+        assert torch.equal(distributed._Gather.apply(batch.labels_BL, 0), batch.labels_BL)
+    finally:
+        dist.destroy_process_group()
+    for name, gradient in gradients(code).items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-2, atol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("method", ["code", "naclip"])
+def test_gpu_segments_as_a_cpu_does(method):
+    code = small_code(FrozenClip.load(TINY, "random:1"))
+    settings = replace(PredictionSettings.for_clip(code.clip), method=method)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    texts = torch.nn.functional.normalize(torch.randn(5, code.clip.embed_dim), dim=-1)
+    masks = []
+    for device in ("cpu", "cuda"):
+        embeddings = TextEmbeddings(texts.to(device), texts.to(device))
+        segmenter = Segmenter(code.clip.to(device), code.to(device), settings)
+        masks.append(segmenter.stitching(picture, embeddings)[0].cpu())
+    torch.testing.assert_close(*masks, rtol=0, atol=0.01)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 0.01), ("bf16", 0.05)])
+def test_gpu_encodes_as_a_cpu_does(precision, near):
+    pixels = torch.randint(256, (4, 2, 64, 64, 3), dtype=torch.uint8)
+    tokens = []
+    for device in ("cpu", "cuda"):
+        encoder = Encoder.__new__(Encoder)
+        encoder.clip, encoder._device = FrozenClip.load(TINY, "random:1", device), device
+        encoder._settings = SimpleNamespace(precision=precision)
+        tokens.append(encoder.image_tokens(pixels).float().cpu())
+    assert (tokens[0] - tokens[1]).norm() <= near * tokens[0].norm()
