@@ -220,6 +220,10 @@ class Segmenter:
         """
         things = read_words(words, background)
         names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
+        if len(names) > 256:
+            raise ValueError(
+                f"{len(things)} things to find: at most 255 at a time, in several runs"
+            )
         settings = self.settings
         named = background and settings.background == "vabs"  # the background has its own words
         if named:
@@ -259,7 +263,7 @@ class Segmenter:
         Raises:
             ValueError: the segmenter is training-free, or a caption or noun is invalid.
         """
-        if self.code is None or self.settings.method != "code":
+        if self.code is None or self.settings.masks_by != "code":
             raise ValueError("word segments need a trained model: give a RUN")
         return segment_words(self.code, caption, self.embed_texts(nouns).words_KC, tuple(nouns))
 

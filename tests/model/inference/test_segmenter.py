@@ -183,6 +183,12 @@ def test_settings_that_make_no_sense_are_refused(clip, code, change, message):
         Segmenter(clip, code, PredictionSettings.for_clip(clip, **change))
 
 
+def test_more_things_than_a_label_map_of_bytes_can_hold_are_refused(clip, photo):
+    segmenter = Segmenter(clip, settings=PredictionSettings.for_clip(clip, method="naclip"))
+    with pytest.raises(ValueError, match="256 things to find: at most 255 at a time"):
+        segmenter.segment(photo, [f"thing {k}" for k in range(256)])
+
+
 def test_method_code_needs_a_trained_model(clip):
     with pytest.raises(ValueError, match="needs a trained model"):
         Segmenter(clip, None, PredictionSettings.for_clip(clip))
