@@ -1,9 +1,10 @@
 """Soft masks and an image -> masks that follow the image's edges: a sparse linear system on a grid.
 
-A far cheaper refinement than PAMR: every mask is resized to a grid of at most 80 × 80, where
-(1 + L) x = m is solved by conjugate gradients; L is the Laplacian of the grid's 8-neighborhood,
-weighted by the similarity of two neighbors' colors. Our implementation of the idea of PEARL's
-propagation, not its code: weights and constants are our own.
+A cheaper refinement than PAMR: every mask is resized to a grid of at most 80 × 80, where
+(1 + L) x = m is solved; L is the Laplacian of the grid's 8-neighborhood, weighted by the similarity
+of two neighbors' colors. All masks of an image share the matrix, so it is eliminated once, row
+of the grid by row, and a mask more costs little. Our implementation of the idea of PEARL's propagation,
+not its code: weights and constants are our own.
 
 Letters: B images, K classes, H W mask rows and columns, h w rows and columns of the grid.
 """
@@ -14,8 +15,6 @@ from torch import Tensor
 
 GRID = 80
 """Most rows, and columns, of the grid."""
-STEPS = 25
-"""Steps of conjugate gradients."""
 STRENGTH = 16.0
 """Weight of two neighbors of the same color; a pixel's own mask has weight 1."""
 CONTRAST = 0.1
@@ -57,29 +56,27 @@ def _pair(x: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
 
 
 def _solve(masks_BKhw: Tensor, weights: list[Tensor]) -> Tensor:
-    """Solve (1 + L) x = m by conjugate gradients, with every mask as a right-hand side."""
+    """Return x of (1 + L) x = m for every mask.
 
-    def apply(x: Tensor) -> Tensor:
-        y = x.clone()
-        for weight, step in zip(weights, NEIGHBOURS, strict=True):
-            here, there = _pair(x, *step)
-            flow = weight * (here - there)
-            first, second = _pair(y, *step)
-            first += flow
-            second -= flow
-        return y
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim=(-2, -1), keepdim=True)
-
-    x = masks_BKhw.clone()
-    residual = masks_BKhw - apply(x)
-    direction, error = residual, dot(residual, residual)
-    for _ in range(STEPS):
-        moved = apply(direction)
-        step = error / dot(direction, moved).clamp(min=1e-20)
-        x = x + step * direction
-        residual = residual - step * moved
-        before, error = error, dot(residual, residual)
-        direction = residual + error / before.clamp(min=1e-20) * direction
-    return x
+    Only neighboring rows of the grid touch, so the matrix is block tridiagonal: w × w blocks
+    `own` on the diagonal and `down` below it, eliminated from the first row to the last.
+    """
+    right, down, down_right, down_left = (weight[:, 0] for weight in weights)
+    degree_Bhw = torch.ones_like(masks_BKhw[:, 0])
+    for weight, step in zip((right, down, down_right, down_left), NEIGHBOURS, strict=True):
+        for end in _pair(degree_Bhw, *step):
+            end += weight
+    own_Bhww = torch.diag_embed(degree_Bhw)
+    own_Bhww -= torch.diag_embed(right, 1) + torch.diag_embed(right, -1)
+    lower_Bhww = -torch.diag_embed(down)
+    lower_Bhww -= torch.diag_embed(down_right, -1) + torch.diag_embed(down_left, 1)
+    factors, moved = [torch.linalg.cholesky(own_Bhww[:, 0])], []
+    rows = list(masks_BKhw.permute(2, 0, 3, 1))  # h times (B, w, K)
+    for i, lower in enumerate(lower_Bhww.unbind(1), start=1):
+        moved.append(torch.cholesky_solve(lower.mT, factors[-1]))
+        factors.append(torch.linalg.cholesky(own_Bhww[:, i] - lower @ moved[-1]))
+        rows[i] = rows[i] - moved[-1].mT @ rows[i - 1]
+    rows[-1] = torch.cholesky_solve(rows[-1], factors[-1])
+    for i in range(len(moved) - 1, -1, -1):
+        rows[i] = torch.cholesky_solve(rows[i], factors[i]) - moved[i] @ rows[i + 1]
+    return torch.stack(rows, dim=2).permute(0, 3, 2, 1)

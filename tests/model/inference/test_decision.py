@@ -94,7 +94,7 @@ def test_propagation_solves_its_equations_and_keeps_to_edges():
                 dense[i, j] -= weight
                 dense[j, i] -= weight
     exact = np.linalg.solve(np.eye(48) + dense, mask[0, 0].numpy().ravel())
-    assert np.abs(spread[0].numpy().ravel() - exact).max() < 1e-3
+    assert np.abs(spread[0].numpy().ravel() - exact).max() < 1e-6
 
 
 def test_propagation_of_a_large_mask_works_on_the_grid():
