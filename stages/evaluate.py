@@ -10,7 +10,6 @@ label map depends only on the image, the model and the settings, so neither resu
 number of ranks changes a byte. Damaged images are counted; the exit code is then 1.
 """
 
-import functools
 import json
 import os
 import sys
@@ -34,12 +33,9 @@ from codeseg.pipeline.benchmark.protocol import Protocol, lexicon, load_protocol
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import Device, Pretrained, prediction_settings
 from codeseg.stages.score import (
-    SplitScores,
-    class_table,
     print_caveat,
-    published_table,
     score_folder,
-    write_scores,
+    write_and_show,
 )
 from codeseg.stages.terminal import progress
 
@@ -113,7 +109,7 @@ def evaluate(
         show_check(console, manifest, data, limit)
         return
     opened = manifest.open(data)
-    ids = opened.ids[:limit]
+    manifest, ids = opened.benchmark, opened.ids[:limit]
     from codeseg.model.inference.segmenter import Segmenter
     from codeseg.model.inference.settings import EMBEDDED, PHOTOGRAPHS, default_method, for_method
     from codeseg.stages.training.processes import Processes
@@ -153,12 +149,8 @@ def evaluate(
                 f"peak memory {cost['peak_memory_bytes'] / 1e6:,.0f} MB"
             )
         if processes.is_main:
-            where = places(run, opened, folder.root)
-            result = score_and_show(
-                console, opened, ids, folder, failed, where | {"settings": settings}, json_file
-            )
-            if result.failed:
-                raise typer.Exit(1)
+            origin = places(run, opened, folder.root) | {"settings": settings}
+            score_and_show(console, opened, ids, folder, failed, origin, json_file)
 
 
 def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | None) -> None:
@@ -237,18 +229,15 @@ def predict(
     embeddings = segmenter.embed_texts(names)
     shown = progress(pending, "segmenting", console) if processes.is_main else pending
     failed, seconds = {}, 0.0
-    for image_id, pixels in zip(shown, read_ahead(data, pending), strict=True):
-        if isinstance(pixels, str):
-            failed[image_id] = pixels
-            continue
-        start = time.perf_counter()
+    for image_id, reading in zip(shown, read_ahead(data, pending), strict=True):
         try:
+            pixels, start = reading.result(), time.perf_counter()
             label = (
                 oracle_map(segmenter, pixels, embeddings, benchmark, data.label(image_id))
                 if oracle
                 else segmenter.label_map(pixels, embeddings, benchmark.background)
             )
-        except (FileNotFoundError, ValueError) as error:  # the oracle reads label maps
+        except (FileNotFoundError, ValueError) as error:
             failed[image_id] = str(error)
             continue
         seconds += time.perf_counter() - start
@@ -298,31 +287,15 @@ def oracle_map(
     return as_label_map(table[found], len(benchmark.classes))
 
 
-def read_image(data: BenchmarkData, image_id: str) -> "Pixels":
-    """Read a benchmark's image, oriented like its label map; raises as `rgb_pixels`."""
-    from codeseg.model.pictures.pixels import rgb_pixels
-
-    turned = functools.partial(data.is_turned, image_id)
-    return rgb_pixels(data.image_path(image_id), turned=turned)
-
-
-def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Pixels | str"]:
-    """Decode images in a thread while others are segmented; yield the reason for a damaged one."""
-
-    def read(image_id: str) -> "Pixels | str":
-        try:
-            return read_image(data, image_id)
-        except (FileNotFoundError, ValueError) as error:
-            return str(error)
-
+def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Future[Pixels]"]:
+    """Decode images in a thread while others are segmented; a damaged one raises at its turn."""
     with ThreadPoolExecutor(1) as reader:
-        waiting: deque[Future[Pixels | str]] = deque()
+        waiting: deque[Future[Pixels]] = deque()
         for image_id in ids:
-            waiting.append(reader.submit(read, image_id))
+            waiting.append(reader.submit(data.image, image_id))
             if len(waiting) > READ_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                yield waiting.popleft()
+        yield from waiting
 
 
 def places(run: str | None, data: BenchmarkData, out: Path) -> dict[str, str | None]:
@@ -343,28 +316,21 @@ def score_and_show(
     failed: dict[str, str],
     origin: dict[str, Any],
     json_file: Path | None,
-) -> SplitScores:
-    """Score the predictions, write the scores into OUT and print them."""
+) -> None:
+    """Score the predictions, write the scores into OUT, print them; exit code 1 if one failed."""
     predicted = [image_id for image_id in ids if image_id not in failed]
     result = score_folder(
         data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False
     )
     result.failed.update(failed)
     settings = origin["settings"]
-    summary = {
-        "method": settings["method"],
-        "protocol": settings["protocol"],
-        **result.summary(),
-        **origin,
-    }
-    write_scores(folder.root, result, summary)
-    if json_file:
-        write_json(json_file, summary)
-    console.print(class_table(result))
-    console.print(published_table(data.benchmark, settings["method"], summary))
+    named = {key: settings[key] for key in ("method", "protocol")}
+    summary = {**named, **result.summary(), **origin}
+    write_and_show(console, result, summary, settings["method"], folder.root, json_file)
     knobs = {k: v for k, v in settings.items() if not k.endswith("sha256")}
     console.print(
         "settings: " + json.dumps(knobs, ensure_ascii=False), markup=False, soft_wrap=True
     )
     print_caveat(console, result)
-    return result
+    if result.failed:
+        raise typer.Exit(1)

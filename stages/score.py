@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from codeseg.pipeline.benchmark.details import Details
 from codeseg.pipeline.benchmark.intervals import (
@@ -59,9 +59,9 @@ class SplitScores:
     @property
     def worst(self) -> dict[str, float]:
         """The lowest IoUs of the classes that occur, lowest first, in percent."""
-        iou = self.scores.iou
-        order = [int(k) for k in np.argsort(iou, kind="stable") if not np.isnan(iou[k])]
-        return {self.benchmark.classes[k]: 100 * float(iou[k]) for k in order[:WORST_SHOWN]}
+        iou, known = self.scores.iou, int(np.isfinite(self.scores.iou).sum())
+        worst = np.argsort(iou, kind="stable")[: min(known, WORST_SHOWN)]  # NaN sorts last
+        return {self.benchmark.classes[k]: 100 * float(iou[k]) for k in worst}
 
     def summary(self) -> dict[str, Any]:
         """Return the printed and JSON form; IoU and accuracies in percent."""
@@ -129,15 +129,27 @@ def score(
     if against:
         other = score_folder(opened, against, ids, shown)
         summary["against"] = compare(result, other, str(against), recorded_protocol(against))
+    write_and_show(console, result, summary, "these predictions", out, json_file)
+    if against:
+        print_comparison(console, summary)
+    print_caveat(console, result)
+
+
+def write_and_show(
+    console: Console,
+    result: SplitScores,
+    summary: dict[str, Any],
+    name: str,
+    out: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Write a result where it was asked for, and print its tables; `name` is its row's."""
     if out:
         write_scores(out, result, summary)
     if json_file:
         write_json(json_file, summary)
     console.print(class_table(result))
-    console.print(published_table(result.benchmark, "these predictions", summary))
-    if against:
-        print_comparison(console, summary)
-    print_caveat(console, result)
+    console.print(published_table(result.benchmark, name, summary))
 
 
 def recorded_protocol(predictions: Path) -> str | None:
@@ -169,18 +181,16 @@ def print_comparison(console: Console, summary: dict[str, Any]) -> None:
     """Print the paired difference, and whether two protocols were compared."""
     other = summary["against"]
     gain = other["difference"]
-    console.print(
+    told = (
         f"mIoU {gain['value']:+.2f} against {other['predictions']} "
         f"({gain['low']:+.2f} to {gain['high']:+.2f}, 95 % of {DRAWS} draws of the images; "
-        f"p {other['p']:.3f})",
-        markup=False,
-        soft_wrap=True,
+        f"p {other['p']:.3f})"
     )
-    if summary["protocol"] != other["protocol"]:
-        console.print(
-            f"protocols differ: {summary['protocol'] or 'not recorded'} and "
-            f"{other['protocol'] or 'not recorded'}; the difference is not due to the methods alone"
-        )
+    console.print(told, markup=False, soft_wrap=True)
+    one, two = (each["protocol"] or "not recorded" for each in (summary, other))
+    if one != two:
+        told = f"protocols differ: {one} and {two}; the difference is not due to the methods alone"
+        console.print(told)
 
 
 def score_folder(
@@ -248,17 +258,15 @@ def score_image(
     data: BenchmarkData, prediction: Path, image_id: str, details: Details | None = None
 ) -> Confusion:
     """Return the confusion matrix of one image; ValueError names the file that is wrong."""
-    label, predicted = data.label(image_id), None
+    label = data.label(image_id)
+    predicted = read_prediction(prediction)
     try:
-        predicted = read_prediction(prediction)
         confusion = confusion_matrix(label, predicted, len(data.benchmark.classes))
         if details:
             details.add(label, predicted)
         return confusion
     except ValueError as error:
-        message = str(error)
-        named = str(prediction) in message
-        raise ValueError(message if named else f"{prediction}: {message}") from None
+        raise ValueError(f"{prediction}: {error}") from None
 
 
 def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> None:
@@ -294,14 +302,12 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
 def class_table(result: SplitScores) -> Table:
     """Return IoU per class, best first, and the totals."""
     scores = result.scores
-    table = Table(title=f"{result.benchmark.title}: {len(result.images)} images")
-    table.add_column("class")
-    table.add_column("IoU %", justify="right")
-    table.add_column("pixels", justify="right")
+    columns = ("class", *(Column(name, justify="right") for name in ("IoU %", "pixels")))
+    table = Table(*columns, title=f"{result.benchmark.title}: {len(result.images)} images")
     order = np.argsort(-np.nan_to_num(scores.iou, nan=-1.0), kind="stable")
     labelled = scores.confusion.sum(1)
     for k in order:
-        iou = "–" if np.isnan(scores.iou[k]) else f"{100 * scores.iou[k]:.2f}"
+        iou = _two_digits(percent(scores.iou[k]))
         table.add_row(result.benchmark.classes[k], iou, f"{labelled[k]:,}")
     table.add_section()
     table.add_row("mIoU", f"{100 * scores.miou:.2f}", "")
@@ -330,11 +336,8 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
         summary: With miou, miou_interval and, if known, protocol and settings.
     """
     protocol, interval = summary.get("protocol"), summary.get("miou_interval")
-    table = Table(title=f"mIoU on {benchmark.name}")
-    table.add_column("method")
-    table.add_column("mIoU %", justify="right")
-    table.add_column("protocol")
-    table.add_column("made with")
+    columns = ("method", Column("mIoU %", justify="right"), "protocol", "made with")
+    table = Table(*columns, title=f"mIoU on {benchmark.name}")
     ours = _two_digits(summary["miou"])
     if interval:
         ours += f" ({interval['low']:.1f}–{interval['high']:.1f})"

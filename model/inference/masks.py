@@ -32,7 +32,7 @@ def segmenter_masks(
     segmenter = code.image_segmenter
     bands = segmenter.bands(tokens_BPD, code.clip.grid(images_BCHW))
     logits = [segmenter.mask_logits(band, class_KC) for band in bands]
-    logits_BKHW = torch.cat(logits, dim=2)
+    logits_BKHW = torch.cat(logits, dim=2).float()
     if cosines:
         return (logits_BKHW - segmenter.mask_bias) / segmenter.mask_scale
     return torch.sigmoid(logits_BKHW)
@@ -40,7 +40,7 @@ def segmenter_masks(
 
 def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshold: float) -> Tensor:
     """Return scale · (cosine − threshold) of patch and text embeddings: (B, K, h, w)."""
-    similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC)
+    similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC).float()
     return scale * (similarity - threshold)
 
 

@@ -412,9 +412,10 @@ class Segmenter:
         return crops, finish
 
     def _refined(self, masks: Tensor, images: Tensor) -> Tensor:
-        if self.settings.refinement == "laplacian":
-            return propagate(masks, images)
-        return refine(masks, images, dilations=self.settings.dilations)
+        with torch.autocast(self.device.type, enabled=False):
+            if self.settings.refinement == "laplacian":
+                return propagate(masks, images)
+            return refine(masks, images, dilations=self.settings.dilations)
 
     @torch.no_grad()
     def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:
@@ -429,16 +430,17 @@ class Segmenter:
             or, for a training-free method without refinement, of the patches.
         """
         settings, by_factor = self.settings, self.settings.positions == "factor"
-        if "scclip" in (settings.masks_by, settings.knowledge_dense):
-            states = self.clip.states(windows_WCHW, by_factor=by_factor)
-        else:
-            states = [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
-        masks = None
-        if settings.masks_by is not None:
-            masks = self._masks(windows_WCHW, states, settings.masks_by, embeddings)
-            if not settings.by_regions:
-                return masks
-        return self._region_masks(masks, windows_WCHW, states[-1], embeddings)
+        with torch.autocast(self.device.type, torch.bfloat16, settings.precision == "bf16"):
+            if "scclip" in (settings.masks_by, settings.knowledge_dense):
+                states = self.clip.states(windows_WCHW, by_factor=by_factor)
+            else:
+                states = [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
+            masks = None
+            if settings.masks_by is not None:
+                masks = self._masks(windows_WCHW, states, settings.masks_by, embeddings)
+                if not settings.by_regions:
+                    return masks
+            return self._region_masks(masks, windows_WCHW, states[-1], embeddings)
 
     def _masks(
         self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings

@@ -57,6 +57,8 @@ class PredictionSettings:
     """Side of the sliding window, pixels; 0: the whole picture at once."""
     stride: int = 224
     """Step of the sliding window, pixels."""
+    precision: str = "fp32"
+    """Of the networks' products: fp32, or bf16 (autocast), faster where the processor has it."""
     refinement: str = "pamr"
     """Refinement of maps by the picture's colors: pamr, laplacian (far cheaper) or none; under
     protocol code none for training-free methods, as published."""
@@ -200,6 +202,7 @@ class PredictionSettings:
             "resize": RESIZES,
             "positions": ("size", "factor"),
             "edges": ("pad", "cut"),
+            "precision": ("fp32", "bf16"),
             "refinement": ("pamr", "laplacian", "none"),
             "refine_at": ("mask", "picture"),
             "score": ("sigmoid", "softmax"),

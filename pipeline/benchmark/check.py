@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData
 from codeseg.pipeline.benchmark.metrics import ignored_label
@@ -24,8 +23,6 @@ class DataCheck:
 
     images: int = 0
     """Number of correct image–label pairs."""
-    turned: dict[str, int] = field(default_factory=lambda: {"upright": 0, "stored": 0})
-    """Images with an EXIF rotation, by how they are read."""
     facts: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     """Kind -> offenders (an id and its fault)."""
@@ -68,7 +65,7 @@ def check_data(
     except (FileNotFoundError, ValueError) as error:
         check.add("layout", str(error))
         return check
-    pixels = np.zeros(ignored_label(len(benchmark.classes)) + 1, np.int64)
+    pixels = np.zeros(ignored_label(len(opened.benchmark.classes)) + 1, np.int64)
     sizes: set[tuple[int, int]] = set()
     for image_id in track(ids):
         size = _check_pair(opened, image_id, check, pixels)
@@ -82,51 +79,28 @@ def check_data(
 def _check_pair(
     data: BenchmarkData, image_id: str, check: DataCheck, pixels: np.ndarray
 ) -> tuple[int, int] | None:
-    try:
-        size, orientation = image_size(data.image_path(image_id))
-        if orientation != 1:
-            turned = data.is_turned(image_id, size, orientation)
-            check.turned["upright" if turned else "stored"] += 1
-            size = size[::-1] if turned and orientation >= 5 else size
-    except FileNotFoundError as error:
-        missing = "label map" if "label map" in str(error) else "image"
-        check.add(f"missing {missing}", str(error))
-        return None
-    except ValueError as error:
-        check.add("turned image" if "EXIF" in str(error) else "damaged image", str(error))
-        return None
-    try:
-        label = data.label(image_id)
-    except FileNotFoundError as error:
-        check.add("missing label map", str(error))
-        return None
-    except ValueError as error:
-        check.add("wrong label map", str(error))
-        return None
-    if label.shape != size[::-1]:
-        labelled = f"{label.shape[1]}×{label.shape[0]}"
-        check.add("size mismatch", f"{image_id}: image {size[0]}×{size[1]}, label map {labelled}")
+    read = []
+    for what, kind, how in (
+        ("image", "damaged image", data.image),
+        ("label map", "wrong label map", data.label),
+    ):
+        try:
+            read.append(how(image_id))
+        except FileNotFoundError as error:
+            what = "label map" if "label map" in str(error) else what
+            check.add(f"missing {what}", str(error))
+            return None
+        except ValueError as error:
+            check.add("turned image" if "EXIF tag" in str(error) else kind, str(error))
+            return None
+    image, label = read
+    size, labelled = image.shape[1::-1], label.shape[::-1]
+    if labelled != size:
+        sizes = "image {}×{}, label map {}×{}".format(*size, *labelled)
+        check.add("size mismatch", f"{image_id}: {sizes}")
         return None
     pixels += np.bincount(label.ravel(), minlength=len(pixels))
     return size
-
-
-def image_size(path: Path) -> tuple[tuple[int, int], int]:
-    """Decode an image fully; return its stored (width, height) and its EXIF orientation, 1..8.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return image.size, orientation if orientation in range(2, 9) else 1
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _summarise(
@@ -145,7 +119,8 @@ def _summarise(
         areas = sorted(sizes, key=lambda size: size[0] * size[1])
         smallest, largest = ("×".join(map(str, size)) for size in (areas[0], areas[-1]))
         check.facts.append(f"image sizes: {smallest} to {largest}")
-    for reading, count in check.turned.items():
+    readings = list(data.turned.values())
+    for reading, count in ("upright", readings.count(True)), ("stored", readings.count(False)):
         if count:
             check.facts.append(f"{count} images with an EXIF rotation, read {reading}")
     scored = int(pixels[: len(benchmark.classes)].sum())

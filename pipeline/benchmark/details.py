@@ -15,8 +15,8 @@ from codeseg.pipeline.benchmark.metrics import ignored_label
 
 WIDTH = 0.02
 """Of the band, as a share of the image's diagonal."""
-SIZES = {"small": 32**2, "medium": 96**2, "large": None}
-"""Objects of fewer pixels than that (COCO's bounds), at the image's own size."""
+SIZES = {"small": 0, "medium": 32**2, "large": 96**2}
+"""Objects of at least so many pixels (COCO's bounds), at the image's own size."""
 
 
 @dataclass
@@ -26,12 +26,13 @@ class Details:
     classes: int
     intersection: npt.NDArray[np.int64] = field(init=False)
     union: npt.NDArray[np.int64] = field(init=False)
-    found: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0, 0] for name in SIZES})
-    """Size -> objects, their pixels, those predicted as their class."""
+    objects: npt.NDArray[np.int64] = field(init=False)
+    """A row each of SIZES: objects, their pixels, those predicted as their class."""
 
     def __post_init__(self) -> None:
         """Start from nothing."""
         self.intersection, self.union = np.zeros((2, self.classes), np.int64)
+        self.objects = np.zeros((len(SIZES), 3), np.int64)
 
     def add(self, label_HW: npt.NDArray[Any], prediction_HW: npt.NDArray[Any]) -> None:
         """Count one image."""
@@ -43,25 +44,13 @@ class Details:
             ours, theirs = (outline(x == k, reach) & scored_HW for x in (label_HW, prediction_HW))
             self.intersection[k] += np.count_nonzero(ours & theirs)
             self.union[k] += np.count_nonzero(ours | theirs)
-        self._count_objects(label_HW, label_HW == prediction_HW, scored_HW)
-
-    def _count_objects(
-        self,
-        label_HW: npt.NDArray[Any],
-        right_HW: npt.NDArray[np.bool_],
-        scored_HW: npt.NDArray[np.bool_],
-    ) -> None:
         from codeseg.model.regions.grouping import connected_components
 
         numbers = connected_components(label_HW)[scored_HW]
         areas = np.bincount(numbers)
-        right = np.bincount(numbers, weights=right_HW[scored_HW]).astype(np.int64)
-        rest = areas > 0
-        for name, bound in SIZES.items():
-            within = rest if bound is None else rest & (areas < bound)
-            for place, count in enumerate((within.sum(), areas[within].sum(), right[within].sum())):
-                self.found[name][place] += int(count)
-            rest = rest & ~within
+        right = np.bincount(numbers[(label_HW == prediction_HW)[scored_HW]], minlength=len(areas))
+        sizes = np.digitize(areas, list(SIZES.values())) - 1
+        np.add.at(self.objects, sizes, np.stack([areas > 0, areas, right], axis=1))
 
     def summary(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Return everything in percent; None where nothing was there."""
@@ -73,7 +62,7 @@ class Details:
             "boundary_per_class": dict(zip(names, iou, strict=True)),
             "objects": {
                 name: {"count": count, "found": 100 * right / area if area else None}
-                for name, (count, area, right) in self.found.items()
+                for name, (count, area, right) in zip(SIZES, self.objects.tolist(), strict=True)
             },
         }
 

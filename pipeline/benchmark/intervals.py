@@ -81,11 +81,9 @@ def _mious(images: Sequence[ImageScore], classes: int) -> tuple[float, npt.NDArr
     drawn_RN = rng.multinomial(len(images), even, size=DRAWS).astype(np.float64)
     times_RN = np.concatenate([np.ones((1, len(images))), drawn_RN])
     intersection_RK, union_RK = times_RN @ counts_2NK
-    iou_RK = np.full_like(union_RK, np.nan)
-    np.divide(intersection_RK, union_RK, out=iou_RK, where=union_RK > 0)
     present_RK = union_RK > 0
-    sums_R, counts_R = np.nansum(iou_RK, axis=1), present_RK.sum(1)
-    mious_R = sums_R / np.maximum(counts_R, 1)
+    iou_RK = np.divide(intersection_RK, union_RK, out=np.zeros_like(union_RK), where=present_RK)
+    mious_R = iou_RK.sum(1) / np.maximum(present_RK.sum(1), 1)
     return float(mious_R[0]), mious_R[1:]
 
 

@@ -10,12 +10,14 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from codeseg.model.pictures.overlay import colours
+from codeseg.model.pictures.pixels import Pixels, rgb_pixels
 from codeseg.pipeline.benchmark.labels import (
     CocoInstances,
     LabelForm,
@@ -56,6 +58,9 @@ class Benchmark:
     images: int
     """Images of the official split."""
     classes: tuple[str, ...]
+    """In the order of their numbers; empty until `open` where `names_file` lists them."""
+    names_file: str | None
+    """The producer's own list of the class names, which comes with the data; see `read_names`."""
     palette: tuple[tuple[int, int, int], ...]
     roots: tuple[str, ...]
     image_pattern: str
@@ -80,6 +85,15 @@ class Benchmark:
         """The class names that are asked for by text, in class order, without "background"."""
         return self.classes[1:] if self.background else self.classes
 
+    def named(self, names: Sequence[str]) -> "Benchmark":
+        """Give the classes the names of the producer's list, which `sha256` then covers too."""
+        digest = hashlib.sha256("\n".join((self.sha256, *names)).encode()).hexdigest()
+        named = replace(
+            self, classes=tuple(names), palette=tuple(colours(len(names))), sha256=digest
+        )
+        _check(named)
+        return named
+
     def open(self, data: Path) -> "BenchmarkData":
         """Find the split and the labels below `data`; FileNotFoundError says what is missing."""
         return BenchmarkData(self, data)
@@ -89,8 +103,7 @@ class Benchmark:
         lines = [f"{self.image_pattern}    ({self.images} images)"]
         lines += [form.pattern for form in self.forms[:1]]
         lines += [f"{form.pattern}    (instead)" for form in self.forms[1:]]
-        if self.split:
-            lines.append(self.split)
+        lines += [name for name in (self.split, self.names_file) if name]
         return "\n".join(f"  DIR/{line}" for line in lines)
 
 
@@ -104,11 +117,16 @@ class BenchmarkData:
             raise FileNotFoundError(f"{data}: no such data folder")
         self.root = self._find_root(data)
         self.form = self._find_form()
+        if benchmark.names_file:
+            self.benchmark = benchmark.named(read_names(self.root / benchmark.names_file))
         self._coco = (
             CocoInstances(self.root / self.form.pattern, self.form.mapping)
             if self.form.rule == "coco_instances"
             else None
         )
+        self._indexes: dict[str, dict[str, Path]] = {}
+        self.turned: dict[str, bool] = {}
+        """Of the images read that have an EXIF rotation: id -> whether it was followed."""
 
     def _find_root(self, data: Path) -> Path:
         probe = self.benchmark.split or self.benchmark.image_pattern.split("{id}")[0]
@@ -119,26 +137,24 @@ class BenchmarkData:
         for base in bases:
             if (base / probe).exists() or any(base.glob(probe.rstrip("/"))):
                 return base
-        raise FileNotFoundError(
-            f"{data}: {probe} is missing; expected layout of {self.benchmark.name}:\n"
-            + self.benchmark.expected_layout()
-        )
+        raise self._missing(data, f"{probe} is missing")
 
     def _find_form(self) -> LabelForm:
         for form in self.benchmark.forms:
             if any(self.root.glob(form.pattern.replace("{id}", "*"))):
                 return form
-        raise FileNotFoundError(
-            f"{self.root}: no label maps; expected layout of {self.benchmark.name}:\n"
-            + self.benchmark.expected_layout()
-        )
+        raise self._missing(self.root, "no label maps")
+
+    def _missing(self, place: Path, what: str) -> FileNotFoundError:
+        layout = f"expected layout of {self.benchmark.name}:\n{self.benchmark.expected_layout()}"
+        return FileNotFoundError(f"{place}: {what}; {layout}")
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Image ids of the split: its own order, or sorted where there is no split file."""
         if self.benchmark.split:
             return self._split_ids(self.root / self.benchmark.split)
-        ids = self._coco.ids if self._coco else sorted(self._images)
+        ids = self._coco.ids if self._coco else sorted(self._index(self.benchmark.image_pattern))
         if not ids:
             raise FileNotFoundError(f"{self.root}: no image matches {self.benchmark.image_pattern}")
         return tuple(ids)
@@ -165,46 +181,63 @@ class BenchmarkData:
             raise ValueError(f"{path}: {twice} is listed twice; list every image once")
         return tuple(ids)
 
-    @cached_property
-    def _images(self) -> dict[str, Path]:
-        return index(self.root, self.benchmark.image_pattern)
-
-    @cached_property
-    def _labels(self) -> dict[str, Path]:
-        return index(self.root, self.form.pattern)
-
     def image_path(self, image_id: str) -> Path:
         """Return path of the image; it need not exist."""
-        return locate(self.root, self.benchmark.image_pattern, image_id, lambda: self._images)
+        return self._path(self.benchmark.image_pattern, image_id)
 
     def label_path(self, image_id: str) -> Path:
         """Path of the label file (for COCO-Object the annotation file); it need not exist."""
-        return locate(self.root, self.form.pattern, image_id, lambda: self._labels)
+        return self._path(self.form.pattern, image_id)
 
-    def is_turned(self, image_id: str, stored: tuple[int, int], orientation: int) -> bool:
+    def _path(self, pattern: str, image_id: str) -> Path:
+        """Return path of one file; a pattern with * is looked up in its index."""
+        found = self._index(pattern).get(image_id) if "*" in pattern else None
+        return found or self.root / pattern.replace("{id}", image_id)
+
+    def _index(self, pattern: str) -> dict[str, Path]:
+        """Return all files that match a pattern with {id} and *, by id."""
+        if pattern not in self._indexes:
+            form = re.escape(pattern).replace(r"\{id\}", "(?P<id>[^/]+)").replace(r"\*", "[^/]+")
+            paths = sorted(self.root.glob(pattern.replace("{id}", "*")))
+            found = [(re.fullmatch(form, p.relative_to(self.root).as_posix()), p) for p in paths]
+            self._indexes[pattern] = {match["id"]: path for match, path in found if match}
+        return self._indexes[pattern]
+
+    def image(self, image_id: str) -> Pixels:
+        """Return the image, uint8 H×W×3, lying as its label map lies.
+
+        Raises:
+            FileNotFoundError: There is no such image, or no label map to tell by how it lies.
+            ValueError: It is damaged, or nothing tells how it lies (see `_is_turned`).
+        """
+        turned = partial(self._is_turned, image_id)
+        return rgb_pixels(self.image_path(image_id), turned=turned)
+
+    def _is_turned(self, image_id: str, stored: tuple[int, int], orientation: int) -> bool:
         """Say whether an image's EXIF orientation is to be followed, as its label map was drawn.
 
         Args:
             image_id: The image.
             stored: (width, height) of its pixels as they are stored.
-            orientation: Its EXIF orientation, 1..8.
+            orientation: Its EXIF orientation, 2..8.
 
         Raises:
             FileNotFoundError: There is no label map to tell by.
             ValueError: Both readings fit the label map, or neither, and [layout] exif is not given.
         """
-        if orientation == 1 or self.benchmark.exif:
-            return orientation != 1 and self.benchmark.exif == "upright"
-        label = self.label(image_id)
-        turned = stored[::-1] if orientation >= 5 else stored
-        fits = [label.shape[::-1] == size for size in (stored, turned)]
-        if fits[0] == fits[1]:
-            raise ValueError(
-                f"{self.image_path(image_id)}: its EXIF tag turns it (orientation {orientation}), "
-                f"and {'both readings fit' if fits[0] else 'no reading fits'} its label map: write "
-                'exif = "stored" or "upright" under [layout] of the manifest'
-            )
-        return fits[1]
+        upright = self.benchmark.exif == "upright"
+        if not self.benchmark.exif:
+            size = self.label(image_id).shape[::-1]
+            upright = size == (stored[::-1] if orientation >= 5 else stored)
+            if upright == (size == stored):
+                fits = "both readings fit" if upright else "no reading fits"
+                raise ValueError(
+                    f"{self.image_path(image_id)}: its EXIF tag turns it (orientation "
+                    f"{orientation}), and {fits} its label map: write "
+                    'exif = "stored" or "upright" under [layout] of the manifest'
+                )
+        self.turned[image_id] = upright
+        return upright
 
     def label(self, image_id: str) -> LabelMap:
         """Return the label map, H×W, 0..K−1 or not scored.
@@ -219,31 +252,68 @@ class BenchmarkData:
         return apply_rule(read_raw_label(path), self.form, len(self.benchmark.classes), path)
 
 
-def index(root: Path, pattern: str) -> dict[str, Path]:
-    """Return all files that match a pattern with {id} and *, by id."""
-    expression = re.escape(pattern).replace(r"\{id\}", "(?P<id>[^/]+)").replace(r"\*", "[^/]+")
-    found = {}
-    for path in sorted(root.glob(pattern.replace("{id}", "*"))):
-        match = re.fullmatch(expression, path.relative_to(root).as_posix())
-        if match:
-            found[match["id"]] = path
-    return found
+def read_names(path: Path) -> tuple[str, ...]:
+    """Return a producer's class names in the order of their numbers.
+
+    The file has a line `NUMBER: NAME` for each class, numbered from 0 or 1 without a gap, as the
+    labels.txt that comes with PASCAL Context.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has another form.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the list of class names is missing; it comes with the data"
+        )
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    found = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", line) for line in lines if line.strip()]
+    named = {int(match[1]): match[2] for match in found if match}
+    first = min(named, default=0)
+    if first > 1 or sorted(named) != list(range(first, first + len(found))):
+        raise ValueError(
+            f"{path}: not a list of class names: write NUMBER: NAME on each line, the numbers from "
+            "0 or 1 without a gap"
+        )
+    return tuple(named[number] for number in sorted(named))
 
 
-def locate(root: Path, pattern: str, image_id: str, indexed: Any) -> Path:
-    """Return path of one file; a pattern with * is looked up in its index."""
-    if "*" in pattern:
-        found: Path | None = indexed().get(image_id)
-        return found or root / pattern.replace("{id}", image_id)
-    return root / pattern.replace("{id}", image_id)
+def manifest_names(folder: str) -> list[str]:
+    """Return the names of the files in data_manifests/FOLDER."""
+    paths = (files("codeseg.data_manifests") / folder).iterdir()
+    return sorted(path.name.removesuffix(".toml") for path in paths if path.name.endswith(".toml"))
 
 
 def benchmark_names() -> list[str]:
     """Return names of the benchmarks that come with codeseg."""
-    folder = files("codeseg.data_manifests") / "benchmarks"
-    return sorted(
-        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
-    )
+    return manifest_names("benchmarks")
+
+
+def read_manifest(folder: str, name: str) -> tuple[bytes, dict[str, Any]]:
+    """Read data_manifests/FOLDER/NAME.toml, or the TOML file whose path `name` is.
+
+    Returns:
+        What is stored, and its tables.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Unknown name, or not TOML.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such {folder[:-1]} manifest")
+        content = Path(name).read_bytes()
+    elif name in manifest_names(folder):
+        content = (files("codeseg.data_manifests") / folder / f"{name}.toml").read_bytes()
+    else:
+        raise ValueError(
+            f"unknown {folder[:-1]} {name!r}; there are {', '.join(manifest_names(folder))}, "
+            "or give the path of a .toml file"
+        )
+    try:
+        return content, tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{name}: not a TOML file ({error})") from None
 
 
 def load_benchmark(name: str | Path) -> Benchmark:
@@ -255,22 +325,9 @@ def load_benchmark(name: str | Path) -> Benchmark:
     Raises:
         ValueError: Unknown name, or a manifest that is wrong (one line says how).
     """
-    if str(name).endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such benchmark manifest")
-        content = path.read_bytes()
-    elif str(name) in benchmark_names():
-        content = (files("codeseg.data_manifests") / "benchmarks" / f"{name}.toml").read_bytes()
-    else:
-        raise ValueError(
-            f"unknown benchmark {str(name)!r}; there are {', '.join(benchmark_names())}, "
-            "or give the path of a .toml file"
-        )
+    stored, content = read_manifest("benchmarks", str(name))
     try:
-        return _parse(tomllib.loads(content.decode()), content, str(name))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name}: not a TOML file ({error})") from None
+        return _parse(content, stored, str(name))
     except KeyError as error:
         raise ValueError(f"{name}: the manifest lacks {error}") from None
     except (TypeError, ValueError) as error:
@@ -280,14 +337,16 @@ def load_benchmark(name: str | Path) -> Benchmark:
 def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
     layout, labels = content["layout"], dict(content["labels"])
     also = labels.pop("also", [])
+    names_file = layout.get("names")
     forms = [_form({"labels": layout["labels"], **labels})] + [_form(other) for other in also]
     benchmark = Benchmark(
         name=content["name"],
         title=content["title"],
         background=content["background"],
         images=content["images"],
-        classes=tuple(content["classes"]),
-        palette=tuple((r, g, b) for r, g, b in content["palette"]),
+        classes=() if names_file else tuple(content["classes"]),
+        names_file=names_file,
+        palette=() if names_file else tuple((r, g, b) for r, g, b in content["palette"]),
         roots=tuple(layout.get("roots", ["."])),
         image_pattern=layout["images"],
         split=layout.get("split"),
@@ -300,7 +359,8 @@ def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
         source=source,
         sha256=hashlib.sha256(stored).hexdigest(),
     )
-    _check(benchmark)
+    if not names_file:
+        _check(benchmark)
     return benchmark
 
 

@@ -8,6 +8,7 @@ ID.png files can be scored.
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +35,26 @@ class PredictionFolder:
         """
         path = self.root / "settings.json"
         wanted = json.loads(json.dumps(settings))
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError:
-                raise ValueError(
-                    f"{path}: not JSON; delete the folder or choose another --out"
-                ) from None
-            changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-            if changed:
-                differences = "; ".join(
-                    f"{key} was {found.get(key)!r}, now {wanted.get(key)!r}" for key in changed
-                )
-                raise ValueError(
-                    f"{self.root} holds predictions made with other settings ({differences}): "
-                    "choose another --out, or delete it"
-                )
+        if not path.is_file():
+            self.labels.mkdir(parents=True, exist_ok=True)
+            write_file(path, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
             return
-        self.labels.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(wanted, indent=2, sort_keys=True).encode() + b"\n")
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(
+                f"{path}: not JSON; delete the folder or choose another --out"
+            ) from None
+        differences = "; ".join(
+            f"{key} was {found.get(key)!r}, now {wanted.get(key)!r}"
+            for key in sorted({*found, *wanted})
+            if found.get(key) != wanted.get(key)
+        )
+        if differences:
+            raise ValueError(
+                f"{self.root} holds predictions made with other settings ({differences}): "
+                "choose another --out, or delete it"
+            )
 
     def pending(self, ids: Iterable[str]) -> list[str]:
         """Return the ids that have no label map yet, in the given order."""
@@ -65,10 +67,12 @@ class PredictionFolder:
     def write(
         self, image_id: str, label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]
     ) -> None:
-        """Save one label map as a palette PNG (16-bit: gray), whole or not at all."""
-        path = self.path(image_id)
-        image = palette_image(label_HW, palette)
-        write_file(path, lambda file: image.save(file, format="PNG"))
+        """Save a palette PNG, colors beyond the palette white; 16-bit maps stay gray."""
+        image = Image.fromarray(label_HW)
+        if label_HW.dtype == np.uint8:
+            colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
+            image.putpalette([channel for colour in colours for channel in colour])
+        write_file(self.path(image_id), partial(image.save, format="PNG"))
 
 
 def prediction_paths(folder: Path) -> Path:
@@ -89,13 +93,3 @@ def read_prediction(path: Path) -> LabelMap:
     if raw.size and (raw.min() < 0 or raw.max() > IGNORE_16):
         raise ValueError(f"{path}: label {int(raw.max())} is not 0..{IGNORE_16}")
     return raw if raw.dtype == np.uint8 else raw.astype(np.uint16)
-
-
-def palette_image(label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Return an 8-bit palette image, colors beyond the palette white; 16-bit maps stay gray."""
-    image = Image.fromarray(label_HW)
-    if label_HW.dtype == np.uint16:
-        return image
-    colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
-    image.putpalette([channel for colour in colours for channel in colour])
-    return image

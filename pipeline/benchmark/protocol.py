@@ -7,14 +7,16 @@ PASCAL VOC by twenty points.
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from codeseg.pipeline.benchmark.manifest import Benchmark, load_benchmark
+from codeseg.pipeline.benchmark.manifest import (
+    Benchmark,
+    load_benchmark,
+    manifest_names,
+    read_manifest,
+)
 
 LEXICON = ("coco_stuff", "ade20k")
 """Benchmarks whose class names are the words that a background is chosen from (rule vabs)."""
@@ -59,10 +61,7 @@ class Protocol:
 
 def protocol_names() -> list[str]:
     """Return names of the protocols that come with codeseg."""
-    folder = files("codeseg.data_manifests") / "protocols"
-    return sorted(
-        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
-    )
+    return manifest_names("protocols")
 
 
 def own_protocol(method: str) -> str:
@@ -76,25 +75,16 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ValueError: Unknown name, or a file that is wrong (one line says how).
     """
-    if name.endswith(".toml"):
-        content = Path(name).read_bytes()
-    elif name in protocol_names():
-        content = (files("codeseg.data_manifests") / "protocols" / f"{name}.toml").read_bytes()
-    else:
-        raise ValueError(
-            f"unknown protocol {name!r}; there are {', '.join(protocol_names())}, "
-            "or give the path of a .toml file"
-        )
+    stored, table = read_manifest("protocols", name)
+    names, digest = table.get("names"), hashlib.sha256(stored)
+    if other := table.get("names_of"):
+        base = load_protocol(other)
+        names = {
+            key: {**(base.names or {}).get(key, {}), **(names or {}).get(key, {})}
+            for key in {**(base.names or {}), **(names or {})}
+        }
+        digest.update(base.sha256.encode())
     try:
-        table = tomllib.loads(content.decode())
-        names, digest = table.get("names"), hashlib.sha256(content)
-        if other := table.get("names_of"):
-            base = load_protocol(other)
-            names = {
-                key: {**(base.names or {}).get(key, {}), **(names or {}).get(key, {})}
-                for key in {**(base.names or {}), **(names or {})}
-            }
-            digest.update(base.sha256.encode())
         return Protocol(
             name=name,
             title=table["title"],
@@ -107,8 +97,6 @@ def load_protocol(name: str) -> Protocol:
         )
     except KeyError as error:
         raise ValueError(f"{name}: the protocol lacks {error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{name}: not a TOML file ({error})") from None
 
 
 def lexicon(benchmark: Benchmark) -> list[str]:

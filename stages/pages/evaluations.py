@@ -115,6 +115,8 @@ def _read(path: Path) -> Evaluation:
         summary = json.loads(path.read_text())
         source = str(summary.get("manifest", summary["benchmark"]))
         manifest = load_benchmark(folder / source if source.endswith(".toml") else source)
+        if manifest.names_file:
+            manifest = manifest.named(list(summary["per_class"]))
         images = pq.read_table(folder / "images.parquet", columns=["id"])["id"].to_pylist()
         miou = None if summary["miou"] is None else float(summary["miou"])
         shown = "–" if miou is None else f"{miou:.2f}{_bounds(summary.get('miou_interval'))}"

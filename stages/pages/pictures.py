@@ -62,7 +62,7 @@ def _side_by_side(data: BenchmarkData, group: Sequence[Evaluation], image_id: st
         path = evaluation.folder / "labels" / f"{image_id}.png"
         if path.is_file():
             maps[evaluation.name] = read_prediction(path)
-    pixels = rgb_pixels(data.image_path(image_id))
+    pixels = data.image(image_id)
     cells = [figures.picture(pixels, "image")]
     palette: list[Colour | None] = [*manifest.palette, IGNORED]
     if manifest.background:

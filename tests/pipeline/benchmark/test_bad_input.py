@@ -14,7 +14,6 @@ from codeseg.pipeline.benchmark.check import check_data
 from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder, read_prediction
 from codeseg.stages.cli import app
-from codeseg.stages.evaluate import read_image
 from tests.helpers.toy_benchmark import toy
 
 SQUARES = np.arange(4, dtype=np.uint8).repeat(8).reshape(4, 8)
@@ -137,7 +136,7 @@ def test_a_turned_picture_is_read_as_its_label_map_was_drawn(
     tmp_path, label_size, orientation, layout, shape
 ):
     data = turned_picture(tmp_path, label_size, orientation, **layout)
-    pixels = read_image(data, "a")
+    pixels = data.image("a")
     assert pixels.shape[:2] == shape
     stored = pixels[0, 0].tolist() == [0, 1, 2]
     assert stored == (label_size == (8, 4) and layout.get("exif") != "upright")
@@ -156,7 +155,7 @@ def test_a_turned_picture_that_its_label_map_does_not_settle_is_refused(
 ):
     data = turned_picture(tmp_path, label_size, orientation)
     with pytest.raises(ValueError, match=f'{message} its label map: write exif = "stored"'):
-        read_image(data, "a")
+        data.image("a")
     assert "turned image" in check_data(data.benchmark, tmp_path).problems
 
 
