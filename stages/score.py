@@ -302,13 +302,15 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
 def class_table(result: SplitScores) -> Table:
     """Return IoU per class, best first, and the totals."""
     scores = result.scores
-    columns = ("class", *(Column(name, justify="right") for name in ("IoU %", "pixels")))
-    table = Table(*columns, title=f"{result.benchmark.title}: {len(result.images)} images")
+    iou, pixels = (Column(name, justify="right") for name in ("IoU %", "pixels"))
+    table = Table(
+        "class", iou, pixels, title=f"{result.benchmark.title}: {len(result.images)} images"
+    )
     order = np.argsort(-np.nan_to_num(scores.iou, nan=-1.0), kind="stable")
     labelled = scores.confusion.sum(1)
     for k in order:
-        iou = _two_digits(percent(scores.iou[k]))
-        table.add_row(result.benchmark.classes[k], iou, f"{labelled[k]:,}")
+        shown = _two_digits(percent(scores.iou[k]))
+        table.add_row(result.benchmark.classes[k], shown, f"{labelled[k]:,}")
     table.add_section()
     table.add_row("mIoU", f"{100 * scores.miou:.2f}", "")
     if interval := result.interval:
@@ -336,8 +338,8 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
         summary: With miou, miou_interval and, if known, protocol and settings.
     """
     protocol, interval = summary.get("protocol"), summary.get("miou_interval")
-    columns = ("method", Column("mIoU %", justify="right"), "protocol", "made with")
-    table = Table(*columns, title=f"mIoU on {benchmark.name}")
+    number = Column("mIoU %", justify="right")
+    table = Table("method", number, "protocol", "made with", title=f"mIoU on {benchmark.name}")
     ours = _two_digits(summary["miou"])
     if interval:
         ours += f" ({interval['low']:.1f}–{interval['high']:.1f})"

@@ -12,8 +12,9 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -256,10 +257,12 @@ def compare(json_file: Path, npz_file: Path) -> list[Difference]:
     return report
 
 
-def main(arguments: list[str]) -> int:
-    """Print the report and return the exit status."""
+def show(
+    program: str, compare: Callable[[Path, Path], list[Difference]], arguments: list[str]
+) -> int:
+    """Print what `compare` reports of two files and return the exit status."""
     if len(arguments) != 2:
-        print("usage: python -m tests.reference FILE.json FILE.npz", file=sys.stderr)
+        print(f"usage: python -m {program} FILE.json FILE.npz", file=sys.stderr)
         return 2
     try:
         report = compare(Path(arguments[0]), Path(arguments[1]))
@@ -273,6 +276,8 @@ def main(arguments: list[str]) -> int:
     print(f"{len(report) - wrong} of {len(report)} within tolerance")
     return int(wrong > 0)
 
+
+main = partial(show, "tests.reference", compare)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

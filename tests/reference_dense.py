@@ -9,6 +9,7 @@ Exit status 1 if any is out of tolerance, 2 on a wrong use. Letters: Q names, K 
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.sliding import layout
 from codeseg.model.pictures.resize import resize_pixels
-from tests.reference import Difference, draw
+from tests.reference import Difference, draw, show
 
 TOLERANCE = 1e-5
 LOOSER = {"before_projection": 1e-4, "probability": 2e-5, "outlier_score": 1e-3}
@@ -225,23 +226,7 @@ def _difference(name: str, ours: Tensor, expected: Tensor) -> Difference:
     return Difference(name, (ours.float() - expected.float()).abs().max().item(), tolerance)
 
 
-def main(arguments: list[str]) -> int:
-    """Print the report and return the exit status."""
-    if len(arguments) != 2:
-        print("usage: python -m tests.reference_dense FILE.json FILE.npz", file=sys.stderr)
-        return 2
-    try:
-        report = compare(Path(arguments[0]), Path(arguments[1]))
-    except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for line in report:
-        mark = "ok " if line.ok else "OUT"
-        print(f"{mark} {line.difference:9.2e} (<= {line.tolerance:.0e})  {line.name}")
-    wrong = sum(not line.ok for line in report)
-    print(f"{len(report) - wrong} of {len(report)} within tolerance")
-    return int(wrong > 0)
-
+main = partial(show, "tests.reference_dense", compare)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -93,11 +93,11 @@ def _parse(name: str, text: str) -> Question:
 
 def class_names(benchmarks: tuple[tuple[str, Path | None], ...]) -> pa.Table:
     """(benchmark, class): the names that are asked for by text, of the benchmarks given or all."""
-    names = [name for name, _ in benchmarks] or benchmark_names()
+    shipped = [(name, None) for name in benchmark_names() if not load_benchmark(name).names_file]
     rows = [
         {"benchmark": name, "class": text, "judged": bool(benchmarks)}
-        for name in names
-        for text in load_benchmark(name).texts
+        for name, data in benchmarks or shipped
+        for text in load_benchmark(name).with_names_of(data).texts
     ]
     form = pa.schema([("benchmark", pa.string()), ("class", pa.string()), ("judged", pa.bool_())])
     return pa.Table.from_pylist(rows, schema=form)

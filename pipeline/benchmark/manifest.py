@@ -82,8 +82,18 @@ class Benchmark:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The class names that are asked for by text, in class order, without "background"."""
+        """The class names that are asked for by text, in class order, without "background".
+
+        Raises:
+            ValueError: They come with the data, which is not open.
+        """
+        if not self.classes:
+            raise ValueError(f"{self.name} lists its classes in its data: give the data folder")
         return self.classes[1:] if self.background else self.classes
+
+    def with_names_of(self, data: Path | None) -> "Benchmark":
+        """Return it with its classes, read from the data folder where that lists them."""
+        return self.open(data).benchmark if self.names_file and data else self
 
     def named(self, names: Sequence[str]) -> "Benchmark":
         """Give the classes the names of the producer's list, which `sha256` then covers too."""

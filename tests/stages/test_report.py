@@ -1,4 +1,7 @@
+import base64
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +72,25 @@ def test_the_page_shows_all_there_is_and_needs_no_network(folder):
     assert found.text.count("ground truth") >= 1 and page.count("data:image/webp;base64,") >= 4
     assert "<polyline" in page and "window" in page
     assert "http" not in page.replace("http_", "").replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("side", ["stored", "upright"])
+def test_a_turned_picture_lies_on_the_page_as_it_was_scored(folder, tmp_path, side):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = np.tile([[0, 1, 2]], (6, 8))
+    stored = raw if side == "stored" else np.rot90(raw)
+    black = np.zeros((*stored.shape, 3), np.uint8)
+    Image.fromarray(black).save(tmp_path / "data/images/a.png", exif=exif)
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert set(embedded_sizes(folder / "report.html")) == {raw.shape[::-1]}
+
+
+def embedded_sizes(page):
+    """(width, height) of every picture in a page."""
+    found = re.findall(r"data:image/webp;base64,([^\"]+)", page.read_text())
+    return [Image.open(io.BytesIO(base64.b64decode(content))).size for content in found]
 
 
 def test_pictures_segmented_by_free_words_are_on_the_page(folder, tmp_path):

@@ -30,6 +30,27 @@ from tests.reference import build
 DATA = Path(__file__).parents[2] / "data"
 
 
+METHODS = {"naclip": {}, "scclip": {"score": "softmax", "background": "names"}, "naclip+scg": {}}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "code", "code+scg"])
+def test_bf16_moves_masks_a_little(method, code, photo):
+    masks = []
+    for precision in ("fp32", "bf16"):
+        changes = {"method": method, "precision": precision, "refinement": "laplacian"}
+        if method in METHODS:
+            segmenter = Segmenter.open(None, changes | METHODS[method], clip="storybook")
+        else:
+            segmenter = Segmenter(
+                code.clip, code, PredictionSettings.for_clip(code.clip, **changes)
+            )
+        embeddings = segmenter.embed_texts(["red car", "green grass"])
+        masks.append(torch.cat([maps for _, maps in segmenter.maps(photo, embeddings)]))
+    assert masks[1].dtype == torch.float32
+    difference = (masks[0] - masks[1]).abs()
+    assert 0 < difference.mean() < 0.01
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "tiny.json"

@@ -54,6 +54,62 @@ def test_every_raw_value_reaches_the_class_that_its_producer_means(name):
     assert reached == producer
 
 
+LISTED = {"pc459": 459, "ade847": 847}
+"""Benchmarks whose class names come with the data, and how many the producer lists."""
+
+
+def lay_out_listed(folder, name):
+    """One picture of three classes beside a list of the producer's form; returns its raw values."""
+    benchmark, first = load_benchmark(name), {"pc459": 1, "ade847": 0}[name]
+    raw = np.array([[0, 1, LISTED[name] - 1, 65535]] * 2, np.uint16)
+    for pattern in (benchmark.image_pattern, benchmark.forms[0].pattern, benchmark.names_file):
+        (folder / pattern).parent.mkdir(parents=True, exist_ok=True)
+    numbered = [f"{k + first}: thing {k}, number {k}" for k in range(LISTED[name])]
+    (folder / benchmark.names_file).write_text("\n".join(numbered[::-1]) + "\n\n")
+    Image.new("RGB", raw.shape[::-1]).save(folder / benchmark.image_pattern.format(id="x"))
+    Image.fromarray(raw).save(folder / benchmark.forms[0].pattern.format(id="x"))
+    if benchmark.split:
+        (folder / benchmark.split).parent.mkdir(parents=True)
+        (folder / benchmark.split).write_text("x\n")
+    return raw
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_right_predictor_scores_100_at_16_bits_with_the_names_of_the_data(tmp_path, name):
+    raw = lay_out_listed(tmp_path / "data", name)
+    (tmp_path / "out/labels").mkdir(parents=True)
+    Image.fromarray(np.where(raw == 65535, 0, raw)).save(tmp_path / "out/labels/x.png")
+    (tmp_path / "clip.json").write_text(json.dumps(TINY_CLIP))
+    words = [
+        *("evaluate", "--benchmark", name, "--data", tmp_path / "data", "--out", tmp_path / "out"),
+        *("--clip", tmp_path / "clip.json", "--pretrained", "random", "--device", "cpu"),
+    ]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    found = {k: v for k, v in scores["per_class"].items() if v is not None}
+    last = LISTED[name] - 1
+    assert found == {f"thing {k}, number {k}": 100 for k in (0, 1, last)}
+    assert scores["miou"] == 100 and len(scores["per_class"]) == LISTED[name]
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert f"thing {last}, number {last}" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["1: a\n3: c", "2: a\n3: b", "1: a\n1: b", "1: a\nb", "1: a\n2:", ""]
+)
+def test_a_list_of_names_with_gaps_or_of_another_form_is_refused(tmp_path, text):
+    lay_out_listed(tmp_path, "pc459")
+    benchmark = load_benchmark("pc459")
+    (tmp_path / benchmark.names_file).write_text(text)
+    with pytest.raises(ValueError, match=r"not a list|name is blank|list is empty"):
+        benchmark.open(tmp_path)
+    (tmp_path / benchmark.names_file).unlink()
+    with pytest.raises(FileNotFoundError, match=r"labels\.txt: the list of class names is missing"):
+        benchmark.open(tmp_path)
+
+
 def test_train_ids_of_cityscapes_are_the_order_of_its_list():
     names = dict(sorted((t, n) for n, t in ORDERS["cityscapes"]["names"].values()))
     assert tuple(names.values()) == load_benchmark("cityscapes").classes
