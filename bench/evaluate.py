@@ -1,16 +1,21 @@
 """Prediction: ours against a straightforward rendering of the reference's, in one run.
 
     python -m bench.evaluate                              # CPU, ViT-B/16, 21, 81 and 171 classes
+    python -m bench.evaluate --forms --classes 20 60 150 171 --repeats 5     # ours, three ways
+    python -m bench.evaluate --before CHECKOUT --repeats 5   # ours and another commit's, in turn
 
 A random ViT-B/16 segments a 375×500 picture (two windows of 448), with and without PAMR. Every
 measurement is a process of its own, one thread, so its peak memory is its own; time is the
 process's CPU time, which a busy machine does not change much. Memory is what prediction holds in
 tensors beside the model at its peak, from PyTorch's own allocation events; "resident" is by how
 much the process grew (Linux): the libraries' pages and what the allocator kept are in it.
+--forms takes PAMR and Laplacian in turn on the masks of one window of 448, then the picture in
+fp32 with PAMR and in bf16 with Laplacian, all in one process; medians of the repeats, and the best.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +32,8 @@ from bench.plain_predict import plain_maps
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
+from codeseg.model.inference.laplacian import propagate
+from codeseg.model.inference.pamr import refine
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.sliding import working_size
@@ -44,7 +51,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--measure", choices=("plain", "ours", "both"))
     parser.add_argument("--pamr", action="store_true")
+    parser.add_argument("--forms", action="store_true", help="refinements and precisions of ours")
+    parser.add_argument("--before", type=Path, help="a checkout of another commit to compare with")
     arguments = parser.parse_args()
+    if arguments.forms or arguments.before:
+        (forms if arguments.forms else before_and_after)(arguments)
+        return
     if arguments.measure:
         figures = measure(arguments)
         print(json.dumps(figures))
@@ -72,28 +84,79 @@ def main() -> None:
             )
 
 
-def child(arguments: argparse.Namespace, contestant: str, classes: int, pamr: bool) -> dict:
-    """Run one measurement in a process of its own."""
+def forms(arguments: argparse.Namespace) -> None:
+    """Print CPU milliseconds of both refinements and CPU seconds of a picture, a line a count."""
+    torch.set_num_threads(1)
+    code = untrained(arguments.model)
+    image = torch.rand(1, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    print("| classes | PAMR ms | Laplacian ms | fp32, PAMR s | bf16, Laplacian s | share |")
+    print("|---|---|---|---|---|---|")
+    for classes in arguments.classes:
+        masks = torch.rand(1, classes, 112, 112)
+        found = TextEmbeddings(*embeddings(code.clip, classes))
+        ways = [lambda m=masks: refine(m, image), lambda m=masks: propagate(m, image)]
+        for refinement, precision in (("pamr", "fp32"), ("laplacian", "bf16")):
+            settings = PredictionSettings.for_clip(
+                code.clip, refinement=refinement, precision=precision
+            )
+            segmenter = Segmenter(code.clip, code, settings)
+            ways.append(lambda s=segmenter, f=found: s.label_map(picture(), f, False))
+        rounds = [[cpu_seconds(way) for way in ways] for _ in range(arguments.repeats + 1)][1:]
+        median, best = np.median(rounds, axis=0), np.min(rounds, axis=0)
+        ms = [f"{1000 * m:.0f} ({1000 * b:.0f})" for m, b in zip(median[:2], best[:2], strict=True)]
+        s = [f"{m:.2f} ({b:.2f})" for m, b in zip(median[2:], best[2:], strict=True)]
+        print(
+            f"| {' | '.join([str(classes), *ms, *s])} | {median[3] / median[2]:.2f} |", flush=True
+        )
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """CPU time of one call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def before_and_after(arguments: argparse.Namespace) -> None:
+    """Print CPU seconds of ours here and in another checkout, in turn; medians, and the best."""
+    print("| classes | PAMR | before s | now s | ratio of medians |\n|---|---|---|---|---|")
+    rounds = [1] * arguments.repeats
+    arguments.repeats = 1
+    for classes in arguments.classes:
+        for pamr in (False, True):
+            found = np.array([
+                [child(arguments, "ours", classes, pamr, folder)["seconds"]
+                 for folder in (arguments.before, None)]
+                for _ in rounds
+            ])  # fmt: skip
+            (old, new), best = np.median(found, axis=0), found.min(axis=0)
+            times = f"{old:.2f} ({best[0]:.2f}) | {new:.2f} ({best[1]:.2f})"
+            switch = "on" if pamr else "off"
+            print(f"| {classes} | {switch} | {times} | {old / new:.2f} |", flush=True)
+
+
+def child(
+    arguments: argparse.Namespace,
+    contestant: str,
+    classes: int,
+    pamr: bool,
+    folder: Path | None = None,
+) -> dict:
+    """Run one measurement in a process of its own, of the code in another folder if given."""
     command = [sys.executable, "-m", "bench.evaluate", "--measure", contestant]
     command += ["--model", arguments.model, "--classes", str(classes)]
     command += ["--repeats", str(arguments.repeats), *(["--pamr"] if pamr else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    env = os.environ | ({"PYTHONPATH": str(folder)} if folder else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Time and memory of one contestant, or the largest difference between both."""
     torch.set_num_threads(1)
-    clip = FrozenClip.load(arguments.model, "random")
-    code = CoDe(clip, CoDeConfig()).eval()
-    for stage in code.image_segmenter.stages:  # an untrained gate of 0 would hide the decoder
-        stage.gate.data.fill_(0.5)
-    generator = torch.Generator().manual_seed(0)
-    count = arguments.classes[0]
-    words, templates = F.normalize(
-        torch.randn(2, count, clip.embed_dim, generator=generator), dim=-1
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    code = untrained(arguments.model)
+    clip, pixels = code.clip, picture()
+    words, templates = embeddings(clip, arguments.classes[0])
     refinement = "pamr" if arguments.pamr else "none"
     settings = PredictionSettings.for_clip(clip, refinement=refinement)
 
@@ -126,6 +189,25 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         contestant()
     seconds = (time.process_time() - start) / arguments.repeats
     return {"seconds": seconds, "bytes": peak_bytes() - before}
+
+
+def untrained(model: str) -> CoDe:
+    """A random CoDe whose every part counts."""
+    code = CoDe(FrozenClip.load(model, "random"), CoDeConfig()).eval()
+    for stage in code.image_segmenter.stages:  # an untrained gate of 0 would hide the decoder
+        stage.gate.data.fill_(0.5)
+    return code
+
+
+def embeddings(clip: FrozenClip, count: int) -> Tensor:
+    """Random unit vectors for the words and for the templates."""
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(2, count, clip.embed_dim, generator=generator), dim=-1)
+
+
+def picture() -> np.ndarray:
+    """Noise, uint8 H×W×3."""
+    return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
 def tensor_peak(run: Callable[[], Tensor]) -> int:
