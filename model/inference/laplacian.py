@@ -1,10 +1,10 @@
 """Soft masks and an image -> masks that follow the image's edges: a sparse linear system on a grid.
 
 A cheaper refinement than PAMR: every mask is resized to a grid of at most 80 × 80, where
-(1 + L) x = m is solved; L is the Laplacian of the grid's 8-neighborhood, weighted by the similarity
-of two neighbors' colors. All masks of an image share the matrix, so it is eliminated once, row
-of the grid by row, and a mask more costs little. Our implementation of the idea of PEARL's propagation,
-not its code: weights and constants are our own.
+(1 + L) x = m is solved; L is the Laplacian of the grid's 8-neighborhood, weighted by the
+similarity of two neighbors' colors. All masks of an image share the matrix, so it is eliminated
+once, row of the grid by row. Our implementation of the idea of PEARL's propagation, not its code:
+weights and constants are our own.
 
 Letters: B images, K classes, H W mask rows and columns, h w rows and columns of the grid.
 """
