@@ -29,7 +29,7 @@ from codeseg.pipeline.benchmark.check import check_data
 from codeseg.pipeline.benchmark.labels import LabelMap, as_label_map
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_benchmark
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
-from codeseg.pipeline.benchmark.protocol import Protocol, lexicon, load_protocol, own_protocol
+from codeseg.pipeline.benchmark.protocol import Protocol, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import Device, Pretrained, prediction_settings
 from codeseg.stages.score import (
@@ -170,13 +170,15 @@ def names_of_classes(
     segmenter: "Segmenter", protocol: Protocol, benchmark: Benchmark
 ) -> list[tuple[str, ...]]:
     """Return the names of every class that is looked for; a constant background has none."""
+    from codeseg.model.inference.settings import lexicon
+
     names, rule = protocol.class_names(benchmark), segmenter.settings.background
     if not benchmark.background or rule == "names":
         return names
     if rule == "constant":
         return names[1:]
     things = [name for group in names[1:] for name in group]
-    return [segmenter.background_words(things, lexicon(benchmark)), *names[1:]]
+    return [segmenter.background_words(things, benchmark.lexicon or lexicon()), *names[1:]]
 
 
 def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:

@@ -6,20 +6,11 @@ PASCAL VOC by twenty points.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codeseg.pipeline.benchmark.manifest import (
-    Benchmark,
-    load_benchmark,
-    manifest_names,
-    read_manifest,
-)
-
-LEXICON = ("coco_stuff", "ade20k")
-"""Benchmarks whose class names are the words that a background is chosen from (rule vabs)."""
+from codeseg.pipeline.benchmark.manifest import Benchmark, manifest_names, read_manifest
 
 
 @dataclass(frozen=True)
@@ -97,12 +88,3 @@ def load_protocol(name: str) -> Protocol:
         )
     except KeyError as error:
         raise ValueError(f"{name}: the protocol lacks {error}") from None
-
-
-def lexicon(benchmark: Benchmark) -> list[str]:
-    """Return the words that a background is chosen from: the benchmark's, else LEXICON's names."""
-    if benchmark.lexicon:
-        return list(benchmark.lexicon)
-    classes = [name for other in LEXICON for name in load_benchmark(other).classes]
-    plain = (re.sub("-(other|stuff)$", "", name).replace("-", " ") for name in classes)
-    return list(dict.fromkeys(plain))

@@ -113,9 +113,7 @@ def _charts(question: Question, rows: Rows) -> list[Html]:
     kind, *options = question.chart.split()
     fields = dict(option.split("=") for option in options if "=" in option)
     x, y = fields["x"], fields["y"]
-    if kind == "bar" and isinstance(
-        rows[0][y], str
-    ):  # named bars are horizontal, numbered ones vertical
+    if kind == "bar" and isinstance(rows[0][y], str):  # named bars lie, numbered ones stand
         return [figures.bars([row[y] for row in rows], {x: [row[x] for row in rows]}, x)]
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:

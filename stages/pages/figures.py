@@ -64,6 +64,12 @@ def legend(names: Sequence[str], palette: Sequence[Colour]) -> Html:
     return fill('<p class="legend">{}</p>', join(keys))
 
 
+def _key(names: Sequence[str]) -> tuple[Sequence[Colour], Html]:
+    """Return a color per series and their legend, which a single series does not need."""
+    palette = colours(len(names)) if len(names) > 1 else [ALONE]
+    return palette, legend(names, palette) if len(names) > 1 else Html()
+
+
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_name: str) -> Html:
     """Return horizontal bars, a group of them (one per series) for each name.
 
@@ -72,7 +78,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_
         series: name -> a value per group; None draws nothing.
         x_name: the name of the values.
     """
-    palette = colours(len(series)) if len(series) > 1 else [ALONE]
+    palette, key = _key(list(series))
     step = BAR * len(series) + 8
     largest = max((v for values in series.values() for v in values if v is not None), default=1)
     scale = (WIDTH - NAMES - 56) / max(largest, 1e-9)
@@ -88,7 +94,6 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_
                 parts.append(_text(NAMES + width + 4, y + BAR - 4, told, "start"))
     height = step * len(groups) + 24
     parts.append(_text(NAMES, height - 6, x_name, "start"))
-    key = legend(list(series), palette) if len(series) > 1 else Html()
     return join([key, _svg(WIDTH, height, parts, f"bars: {x_name}")])
 
 
@@ -126,7 +131,7 @@ def plot(
         parts.append(_text(LEFT - 5, y + 4, _tick(value, log), "end"))
     for value in ticks(x0, x1, log):
         parts.append(_text(place(value, y0)[0], HEIGHT - BOTTOM + 15, _tick(value, log), "middle"))
-    palette = colours(len(series)) if len(series) > 1 else [ALONE]
+    palette, key = _key(list(series))
     for (name, values), colour in zip(points.items(), palette, strict=True):
         places = [place(x, y) for x, y in values]
         told = [f"{name} {_tick(x, log)}: {_tick(y, log)}" for x, y in values]
@@ -142,7 +147,6 @@ def plot(
         parts += [_box(*box, colour, text) for box, text in zip(boxes, told, strict=False)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_name, "middle"))
     parts.append(_text(4, 12, y_name, "start"))
-    key = legend(list(series), palette) if len(series) > 1 else Html()
     return join([key, _svg(WIDTH, HEIGHT, parts, f"{y_name} over {x_name}")])
 
 

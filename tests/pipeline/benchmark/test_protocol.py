@@ -5,12 +5,7 @@ import pytest
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.inference.settings import METHODS, PredictionSettings
 from codeseg.pipeline.benchmark.manifest import benchmark_names, load_benchmark
-from codeseg.pipeline.benchmark.protocol import (
-    lexicon,
-    load_protocol,
-    own_protocol,
-    protocol_names,
-)
+from codeseg.pipeline.benchmark.protocol import load_protocol, own_protocol, protocol_names
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +58,6 @@ def test_settings_of_one_benchmark_stand_over_the_general_ones():
     naclip = load_protocol("naclip")
     assert naclip.settings_for(load_benchmark("voc"))["window"] == 0
     assert naclip.settings_for(load_benchmark("ade20k"))["window"] == 224
-
-
-def test_the_general_lexicon_is_two_benchmarks_names_without_suffixes():
-    words = lexicon(load_benchmark("voc"))
-    assert len(words) == len(set(words)) > 250
-    assert "wall brick" in words and "building" in words and "building-other" not in words
-    assert "sandy beach" in lexicon(load_benchmark("storybook_things"))
 
 
 @pytest.mark.parametrize(
