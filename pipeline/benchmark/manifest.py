@@ -147,17 +147,19 @@ class BenchmarkData:
         for base in bases:
             if (base / probe).exists() or any(base.glob(probe.rstrip("/"))):
                 return base
-        raise self._missing(data, f"{probe} is missing")
+        raise FileNotFoundError(
+            f"{data}: {probe} is missing; expected layout of {self.benchmark.name}:\n"
+            + self.benchmark.expected_layout()
+        )
 
     def _find_form(self) -> LabelForm:
         for form in self.benchmark.forms:
             if any(self.root.glob(form.pattern.replace("{id}", "*"))):
                 return form
-        raise self._missing(self.root, "no label maps")
-
-    def _missing(self, place: Path, what: str) -> FileNotFoundError:
-        layout = f"expected layout of {self.benchmark.name}:\n{self.benchmark.expected_layout()}"
-        return FileNotFoundError(f"{place}: {what}; {layout}")
+        raise FileNotFoundError(
+            f"{self.root}: no label maps; expected layout of {self.benchmark.name}:\n"
+            + self.benchmark.expected_layout()
+        )
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
