@@ -87,7 +87,7 @@ class Benchmark:
         Raises:
             ValueError: They come with the data, which is not open.
         """
-        if not self.classes:
+        if self.names_file and not self.classes:
             raise ValueError(f"{self.name} lists its classes in its data: give the data folder")
         return self.classes[1:] if self.background else self.classes
 
@@ -282,7 +282,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     found = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", line) for line in lines if line.strip()]
     named = {int(match[1]): match[2] for match in found if match}
     first = min(named, default=0)
-    if first > 1 or sorted(named) != list(range(first, first + len(found))):
+    if not named or first > 1 or sorted(named) != list(range(first, first + len(found))):
         raise ValueError(
             f"{path}: not a list of class names: write NUMBER: NAME on each line, the numbers from "
             "0 or 1 without a gap"
