@@ -81,7 +81,8 @@ def test_a_right_predictor_scores_100_at_16_bits_with_the_names_of_the_data(tmp_
     Image.fromarray(np.where(raw == 65535, 0, raw)).save(tmp_path / "out/labels/x.png")
     (tmp_path / "clip.json").write_text(json.dumps(TINY_CLIP))
     words = [
-        *("evaluate", "--benchmark", name, "--data", tmp_path / "data", "--out", tmp_path / "out"),
+        *("evaluate", "--method", "naclip", "--benchmark", name),
+        *("--data", tmp_path / "data", "--out", tmp_path / "out"),
         *("--clip", tmp_path / "clip.json", "--pretrained", "random", "--device", "cpu"),
     ]
     done = CliRunner().invoke(app, list(map(str, words)))
@@ -169,7 +170,8 @@ def test_a_predictor_that_is_right_by_name_scores_100_through_evaluate(tmp_path,
     Image.fromarray(np.array(right, np.uint8)).save(tmp_path / "out/labels/x.png")
     (tmp_path / "clip.json").write_text(json.dumps(TINY_CLIP))
     words = [
-        *("evaluate", "--benchmark", name, "--data", tmp_path / "data", "--out", tmp_path / "out"),
+        *("evaluate", "--method", "naclip", "--benchmark", name),
+        *("--data", tmp_path / "data", "--out", tmp_path / "out"),
         *("--clip", tmp_path / "clip.json", "--pretrained", "random", "--device", "cpu"),
     ]
     done = CliRunner().invoke(app, list(map(str, words)))
