@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codeseg.pipeline.engine.cluster import Resources, ray_session
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.ledger import ShardRecord
 from codeseg.pipeline.engine.shards import _RayWorker, run_stage
-from codeseg.pipeline.engine.stage import PAIRS, state
+from codeseg.pipeline.engine.stage import PAIRS, commit, state
 from codeseg.pipeline.engine.storage import Storage
 
 TARGET = 0.95
@@ -39,12 +39,10 @@ class SleepingWorker:
     def process(self, shard: int, input: str) -> ShardRecord:
         """One shard."""
         time.sleep(self._seconds)
-        info = self._root.write_atomic(f"pairs/{shard:05d}.parquet", b"x" * 1000)
-        record = ShardRecord(
-            "pairs", shard, input, "s", info.sha256, {}, 1, 1, {}, info.bytes, self._seconds, {}
-        )
-        Ledger(self._root).commit(record)
-        return record
+        return commit(
+            self._root, PAIRS, shard, input, "s", lambda sink: sink.write(b"x" * 1000),
+            rows_in=1, rejected={}, start=0.0, versions={},
+        )  # fmt: skip
 
 
 class PoolWorker(_RayWorker):

@@ -33,7 +33,8 @@ def status(
 
 def as_json(view: StageView) -> dict[str, Any]:
     """Return all figures of a stage, derived ones included."""
-    return {**asdict(view), "missing": view.missing, "success": view.success}
+    eta = view.beat and view.beat.eta_seconds
+    return {**asdict(view), "missing": view.missing, "success": view.success, "eta_seconds": eta}
 
 
 def show(views: list[StageView], console: Console) -> None:
@@ -69,7 +70,7 @@ def show(views: list[StageView], console: Console) -> None:
         for reason in sorted(set(view.stale.values())):
             count = sum(why == reason for why in view.stale.values())
             console.print(f"{view.stage}: {count} shards are out of date: {reason}", markup=False)
-        for note in sorted(set(view.notes.values())):
+        for note in sorted(set(view.beat.notes.values()) if view.beat else []):
             console.print(f"{view.stage}: {note}", markup=False)
 
 
@@ -91,8 +92,9 @@ def matrix(view: StageView) -> str:
 
 
 def _now(view: StageView) -> str:
-    if not view.running:
+    if view.beat is None:
         return "complete" if len(view.current) == view.shards else ""
-    if view.eta_seconds is None:
+    if view.beat.eta_seconds is None:
         return "running"
-    return f"running, {view.rows_per_second:,.0f} rows/s, {duration(view.eta_seconds)} left"
+    left = duration(view.beat.eta_seconds)
+    return f"running, {view.beat.rows_per_second:,.0f} rows/s, {left} left"

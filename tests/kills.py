@@ -11,32 +11,24 @@ With `ray` the commands run as users run them; half of the kills take the comman
 `kill -9` does, and Ray's processes live on into the next run; half take them too, as a power cut
 does. With `none` the command does its shards itself, all else the same: many more kills a minute.
 After every round all tables must equal the undisturbed ones byte for byte, and all ledger records
-but for their seconds. Exits 1 when they do not.
+but for their seconds and owner. Exits 1 when they do not.
 """
 
 import argparse
 import contextlib
-import functools
-import hashlib
-import http.server
 import importlib
-import json
-import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from bench.soak import FORK, family, kill_all, outcome, serve
 from codeseg.pipeline.engine import cluster, shards
 from codeseg.pipeline.storybook import scenes as storybook
 from codeseg.stages.cli import main as main_of_codeseg
-from codeseg.stages.demo import QuietHandler
-
-FORK = multiprocessing.get_context("fork")
 
 STAGES = ("download", "nouns", "features", "regions")
 TABLES = ("urls", "pairs", "nouns", "vocabulary", "features", "regions")
@@ -51,19 +43,6 @@ IMPORTED_BEFORE = (
     "open_clip",
     "codeseg.pipeline.features.worker",
 )
-
-
-class QuietServer(http.server.ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        pass  # whoever asked was killed
-
-
-def serve(folder):
-    """A loopback server of a folder, in a process of its own; its URL."""
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    server = QuietServer(("127.0.0.1", 0), handler)
-    FORK.Process(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def start(stage, root, world, scheduler):
@@ -106,31 +85,6 @@ def one_by_one(tasks, constructor, resources, in_flight):
         yield {"shard": answer["shard"][0], "error": answer["error"][0]}
 
 
-def family(pid):
-    """The processes below one: (pid, start time) pairs, so that a reused number is told apart."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name)] = (int(fields[1]), fields[19])
-    found, border = [], {pid}
-    while border:
-        below = [child for child, (parent, _) in parents.items() if parent in border]
-        found += [(child, parents[child][1]) for child in below]
-        border = set(below)
-    return found
-
-
-def kill_all(processes):
-    """End processes that `family` found, those of them that still live."""
-    for pid, started in processes:
-        with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            if fields[19] == started:
-                os.kill(pid, signal.SIGKILL)
-
-
 def commits(root, stage):
     """Number and newest time of the stage's records."""
     folder = root / "ledger" / COMMITS.get(stage, stage)
@@ -155,19 +109,6 @@ def wait_for_moment(process, root, stage, draw, seconds):
             return True
         time.sleep(0.01)
     return False
-
-
-def outcome(root):
-    """Every file of every table by hash, every record without its seconds."""
-    found = {}
-    for table in TABLES:
-        for path in sorted((root / table).glob("[!.]*")):
-            found[f"{table}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted((root / "ledger").glob("*/[0-9]*.json")):
-        record = json.loads(path.read_text())
-        record.pop("seconds")
-        found[str(path.relative_to(root))] = record
-    return found
 
 
 def undisturbed(root, world, scheduler):
@@ -232,7 +173,7 @@ def main():
         for module in IMPORTED_BEFORE:
             importlib.import_module(module)
         seconds = undisturbed(folder / "clean", world, arguments.scheduler)
-        expected = outcome(folder / "clean")
+        expected = outcome(folder / "clean", TABLES)
         draw = random.Random(arguments.seed)
         total, rounds = {}, 0
         while sum(total.values()) < arguments.kills:
@@ -243,7 +184,7 @@ def main():
                 root, world, arguments.scheduler, draw, seconds, left
             ).items():
                 total[key] = total.get(key, 0) + count
-            found = outcome(root)
+            found = outcome(root, TABLES)
             names = sorted(expected.keys() | found.keys())
             differing = [name for name in names if expected.get(name) != found.get(name)]
             print(f"round {rounds}: {len(found)} files, differing: {differing or 'none'}")

@@ -2,12 +2,15 @@
 
 Libraries read more than the header on opening: Pillow loads every tag of a TIFF or EXIF block, so a
 file of 1 MB takes 1.5 GB, and its time for a GIF's comments is quadratic. This module reads JPEG,
-PNG, GIF, BMP and WebP in one pass without copying bytes, and counts what makes decoders slow.
-TIFF is left out: no website serves it, and its tags may point anywhere.
+PNG, GIF, BMP and WebP in one pass without copying bytes, and counts what makes decoders slow; a
+large PNG is unpacked to count its data. TIFF is left out: no website serves it, and its tags may
+point anywhere.
 """
 
 import re
 import struct
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 ENDINGS = {
@@ -30,7 +33,10 @@ OTHER_PICTURES = re.compile(
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
 MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
-MAX_EXIF_BYTES = 128 << 10  # Pillow needs their square / 48 to open them; a JPEG's has 64 KB
+MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by color type
+HARMLESS_PNG_BYTES = 256 << 10  # unpack to 264 MB at most, in half a second
+UNPACKED_AT_ONCE = 1 << 20  # bytes
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not a stuffed FF, nor a bare marker
@@ -116,18 +122,42 @@ def _png(content: bytes) -> ImageHeader:
     if length != 13 or kind != b"IHDR":
         raise HeaderError("a PNG without its header")
     position, compressed, alpha, tags = 33, 0, colour in (4, 6), False
+    pixels: list[memoryview] = []
     for _ in range(MAX_SEGMENTS):
         kind = content[position + 4 : position + 8]
         if kind in (b"IEND", b""):
+            row = 1 + width * bits * PNG_SAMPLES.get(colour, 4) // 8
+            _refuse_excess(pixels, 2 * height * row)  # twice: seven passes when interlaced
             return ImageHeader("PNG", width, height, bits, alpha, tags)
         (length,) = struct.unpack_from(">I", content, position)
         alpha = alpha or kind in (b"tRNS", b"acTL")  # acTL: frames are laid over each other
         compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
+        if kind == b"IDAT":
+            pixels.append(memoryview(content)[position + 8 : position + 8 + length])
         tags = tags or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
         if compressed > MAX_COMPRESSED_CHUNKS:
             break
         position += length + 12
     raise HeaderError("too many chunks, or too many compressed texts", bomb=True)
+
+
+def _refuse_excess(pixels: list[memoryview], needed: int) -> None:
+    """Refuse data that unpack to far more than the picture: libpng unpacks to their end.
+
+    Raises:
+        HeaderError: a bomb.
+    """
+    if sum(map(len, pixels)) < HARMLESS_PNG_BYTES:
+        return
+    unpacker, unpacked = zlib.decompressobj(), 0
+    with suppress(zlib.error):  # damaged: a decoder says so
+        for packed in pixels:
+            rest: bytes | memoryview = packed
+            while rest and not unpacker.eof:
+                unpacked += len(unpacker.decompress(rest, UNPACKED_AT_ONCE))
+                rest = unpacker.unconsumed_tail
+                if unpacked > needed + UNPACKED_AT_ONCE:
+                    raise HeaderError("more data than picture", bomb=True)
 
 
 def _gif(content: bytes) -> ImageHeader:

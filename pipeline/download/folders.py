@@ -37,7 +37,7 @@ class PictureFolder:
     def __init__(self, place: str, shard_size: int) -> None:
         self._place = place
         source = Storage.open(place)
-        self._sizes = source.tree()
+        self._sizes = source.sizes(below=True)
         self._captions = _read_metadata(source, self._sizes, place)
         pictures = sorted(path for path in self._sizes if _ending(path) in PICTURES)
         if not pictures:

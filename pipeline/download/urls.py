@@ -72,8 +72,6 @@ def cut_shards(
     limit = None if limit is None else max(limit, have)
     records = {shard: record for shard, record in records.items() if shard not in lost}
     check_count(-(-(limit or 0) // shard_size), "give a larger --shard-size")
-    root.remove_abandoned("urls")
-    root.remove_abandoned("ledger/urls")
     ledger.write_settings("urls", {**settings, "complete": False})
     taken = stage.URLS.fingerprint(settings)
     count, odd = 0, Counter[str]()

@@ -111,12 +111,7 @@ def fit_workers(resources: Resources, memory: int) -> Resources:
 
 
 def most_workers(tasks: int, resources: Resources) -> int:
-    """Return the maximum number of workers of a stage on the open Ray session's cluster.
-
-    Args:
-        tasks: pending shards.
-        resources: of each worker.
-    """
+    """Return how many workers of `resources` do `tasks` shards at most on the open Ray session."""
     there = sum(_workers_on(node, resources) for node in _nodes())
     return max(1, min(resources.workers or there, tasks))
 

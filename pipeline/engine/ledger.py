@@ -46,6 +46,7 @@ class ShardRecord:
     bytes: int  # of all files
     seconds: float  # wall time of the shard in its worker
     versions: dict[str, str]  # libraries that made it
+    owner: str = ""  # token of the run that committed it
 
 
 def fingerprint(value: object) -> str:
@@ -100,7 +101,7 @@ class Ledger:
             ValueError: names the record that cannot be read.
         """
         names = self._root.names(f"ledger/{stage}", ".json")
-        shards = [int(stem) for name in names if (stem := PurePath(name).stem).isdigit()]
+        shards = [int(stem) for name in names if (stem := PurePath(name).stem).isdecimal()]
         readers = 1 if self._root.is_local else READERS
         with ThreadPoolExecutor(readers) as pool:
             found = pool.map(lambda shard: self.record(stage, shard), shards)
@@ -113,19 +114,19 @@ class Ledger:
             return None
         try:
             record = from_json(ShardRecord, value)
-            sizes = [facts["bytes"] for facts in record.files.values()]
+            sizes = [record.bytes, *(facts["bytes"] for facts in record.files.values())]
             inside = all(not {"..", ""} & set(path.split("/")) for path in record.files)
-            counts = [*sizes, record.rows_out, *record.rejected.values()]
+            counts = [*sizes, record.rows_in, record.rows_out, *record.rejected.values()]
             if (record.stage, record.shard) != (stage, shard) or not inside:
                 raise ValueError("it is another shard's, or names files outside the root")
-            if any(type(count) is not int or count < 0 for count in counts):
+            if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
                 raise ValueError("a count is invalid")
         except (ValueError, KeyError, OverflowError):
             raise ValueError(self._broken(_record_path(stage, shard))) from None
         return record
 
     def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
-        """Return shards whose files are missing or differ in size from their record.
+        """Return shards whose record names no file, or a file that is missing or differs in size.
 
         It lists each folder once, so it is fast on an object store, too.
         """
@@ -134,7 +135,8 @@ class Ledger:
         return [
             shard
             for shard, record in records.items()
-            if any(sizes.get(path) != facts["bytes"] for path, facts in record.files.items())
+            if not record.files
+            or any(sizes.get(path) != facts["bytes"] for path, facts in record.files.items())
         ]
 
     def commit(self, record: ShardRecord) -> None:

@@ -1,10 +1,11 @@
 """One run of a stage at a time on a root: ledger/<stage>/lock/NNNNNN.json. Light.
 
 The highest number is the owner's; a run that takes over from a dead or finished owner creates the
-next one exclusively, so of two simultaneous starts exactly one succeeds. An owner on the same boot
-is alive by its pid and start time; one elsewhere by its beats, timed by the observer's own clock:
-no wall clocks are compared. On an object store creation is not exclusive here: the last of two
-writers wins, and both read the file back after a moment.
+next one exclusively, so of two simultaneous starts exactly one succeeds. On a file system it then
+claims the folders of the table and of its records: a former owner can finish no file there. An
+owner on the same boot is alive by its pid and start time; one elsewhere by its beats, timed by the
+observer's own clock: no wall clocks are compared. On an object store creation is not exclusive
+here: the last of two writers wins, and both read the file back after a moment.
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 from codeseg.pipeline.engine.ledger import from_json
@@ -71,6 +72,7 @@ class StageLock:
     def __init__(self, root: Storage, stage: str, *, take_over: bool = False) -> None:
         self.owner, self._root, self._stage = Owner(), root, stage
         self._folder, self._take_over = f"ledger/{stage}/lock", take_over
+        self._written = (stage, f"ledger/{stage}")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -79,22 +81,26 @@ class StageLock:
         if not self._take_over and self._lives(number, other):
             raise ValueError(self._refusal(other))
         self._number = number + 1
-        mine = self._write_text(self.owner)
-        if not self._root.create(self._path(self._number), mine) or not self.held:
+        if not self._root.create(self._path, _text(self.owner)) or not self.held:
             raise ValueError(self._refusal(highest(self._root, self._folder)[1]))
         for name in self._root.names(self._folder):
             if name < f"{self._number:06d}.json":
                 self._root.delete(f"{self._folder}/{name}")
+        for folder in self._written:
+            self._root.claim(folder, self.owner.token)
+        work_for(self._root, self._stage, self.owner.token)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        _tokens.pop((self._root.uri, self._stage), None)
+        for folder in self._written:
+            self._root.release(folder, self.owner.token)
         with suppress(OSError):  # a full disk must not hide the stage's own error
             if self.held:
-                text = self._write_text(replace(self.owner, finished=True))
-                self._root.write_atomic(self._path(self._number), text)
+                self._change(finished=True)
 
     @property
     def held(self) -> bool:
@@ -106,8 +112,11 @@ class StageLock:
             with suppress(OSError):
                 if not self.held:
                     return
-                self.owner = replace(self.owner, beats=self.owner.beats + 1)
-                self._root.write_atomic(self._path(self._number), self._write_text(self.owner))
+                self._change(beats=self.owner.beats + 1)
+
+    def _change(self, **facts: Any) -> None:
+        self.owner = replace(self.owner, **facts)
+        self._root.write_atomic(self._path, _text(self.owner))
 
     def _lives(self, number: int, other: Owner | None) -> bool:
         """Return whether the owner of a number is alive."""
@@ -135,16 +144,18 @@ class StageLock:
             "(codeseg status), stop it, or give --take-over if it is certainly dead"
         )
 
-    def _path(self, number: int) -> str:
-        return f"{self._folder}/{number:06d}.json"
+    @property
+    def _path(self) -> str:
+        return f"{self._folder}/{self._number:06d}.json"
 
-    def _write_text(self, owner: Owner) -> bytes:
-        return json.dumps(asdict(owner), indent=1).encode()
+
+def _text(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner), indent=1).encode()
 
 
 def highest(root: Storage, folder: str) -> tuple[int, Owner | None]:
     """Return the last number of a lock folder and its owner; 0 if it was never held."""
-    numbers = [int(n[:-5]) for n in root.names(folder, ".json") if n[:-5].isdigit()]
+    numbers = [int(n[:-5]) for n in root.names(folder, ".json") if n[:-5].isdecimal()]
     number = max(numbers, default=0)
     with suppress(FileNotFoundError, ValueError, RecursionError):
         if number:
@@ -171,12 +182,13 @@ def work_for(root: Storage, stage: str, token: str) -> None:
     _tokens[root.uri, stage] = token
 
 
-def refuse_lost(root: Storage, stage: str) -> None:
-    """Refuse to write for a run whose stage another run has taken over.
+def owned(root: Storage, stage: str) -> Storage:
+    """Return the root as the run that this process works for writes it.
 
     Raises:
-        TakenOverError: this process works for such a run.
+        TakenOverError: another run has taken over from it.
     """
-    token = _tokens.get((root.uri, stage))
-    if token is not None and not holds(root, stage, token):
+    token = _tokens.get((root.uri, stage), "")
+    if token and not holds(root, stage, token):
         raise TakenOverError(f"another run of {stage} has taken over; this one ends")
+    return root.written_by(token)

@@ -24,10 +24,7 @@ class StageView:
     rejected: dict[str, int]  # reason -> rows, the most frequent first
     bytes: int
     seconds: float  # of all workers together
-    running: bool = False
-    rows_per_second: float | None = None  # while running
-    eta_seconds: float | None = None  # while running
-    notes: dict[str, str] = field(default_factory=dict)  # shard -> why it waits
+    beat: Heartbeat | None  # of the run that is at work
     left_out: dict[str, int] = field(default_factory=dict)  # file of the list -> lines, no rows
 
     @property
@@ -73,19 +70,12 @@ def _view(stage: str, shards: int, found: StageState, beat: Heartbeat | None) ->
     rejected: Counter[str] = Counter()
     for record in records:
         rejected.update(record.rejected)
-    running = beat is not None and beat.alive
     return StageView(
-        stage=stage,
-        shards=max(shards, len(records)),
-        current=found.current,
-        stale=found.stale,
+        stage=stage, shards=max(shards, len(records)), current=found.current, stale=found.stale,
         rows_in=sum(record.rows_in for record in records),
         rows_out=sum(record.rows_out for record in records),
         rejected=dict(rejected.most_common()),
         bytes=sum(record.bytes for record in records),
         seconds=round(sum(record.seconds for record in records), 3),
-        running=running,
-        rows_per_second=beat.rows_per_second if running and beat else None,
-        eta_seconds=beat.eta_seconds if running and beat else None,
-        notes=beat.notes if running and beat else {},
-    )
+        beat=beat if beat and beat.alive else None,
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from codeseg.pipeline.engine.ledger import ShardRecord, from_json
-from codeseg.pipeline.engine.storage import Storage, is_alive
+from codeseg.pipeline.engine.storage import Storage
 
 HEARTBEAT_SECONDS = 5.0
 ALIVE_SECONDS = 6 * HEARTBEAT_SECONDS  # a run with an older heartbeat is dead
@@ -53,7 +53,11 @@ class Heartbeat:
             return False
         if self.host != socket.gethostname():
             return True
-        return self.pid != os.getpid() and is_alive(self.pid)
+        try:
+            os.kill(self.pid, 0)
+        except OSError as error:
+            return isinstance(error, PermissionError)  # another user's
+        return self.pid != os.getpid()
 
     @property
     def rows_per_second(self) -> float:
@@ -151,16 +155,25 @@ class StageProgress:
             stage, now, now, len(rows), rows=sum(rows.values()),
             host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
-        self._root = root
+        self._root, self._notes_folder = root, f"ledger/{stage}/notes"
         self._expected = dict(rows)
         self._ended: set[int] = set()
         self._running: dict[int, int] = {}  # shard -> rows of it that are done
         self._counting = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        # FORCE_COLOR, which notebooks set, makes rich take a log for a terminal
-        terminal = Console().file.isatty()
-        self._bar = _Bar(stage, len(rows)) if terminal else _Lines(stage)
+        self._said = time.monotonic()
+        # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
+        self._terminal = Console().file.isatty()
+        self._bar = Progress(
+            TextColumn(f"[bold]{stage}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("shards · {task.fields[line]}", markup=False),
+            TimeElapsedColumn(),
+            disable=not self._terminal,
+        )
+        self._task = self._bar.add_task(stage, total=len(rows), line="starting")
 
     def __enter__(self) -> Self:
         for name in self._root.names(self._notes_folder):  # of a killed run
@@ -175,7 +188,8 @@ class StageProgress:
         self.beat.finished = True
         with suppress(OSError):  # a full disk must not hide what the stage has to say
             self._write()
-        self._bar.stop(self.beat)
+        self._show(last=True)
+        self._bar.stop()
 
     def done(self, record: ShardRecord) -> None:
         """Count a committed shard."""
@@ -199,7 +213,6 @@ class StageProgress:
         with self._counting:
             self._ended.add(shard)
             self._running.pop(shard, None)
-            self.beat.rows_running = sum(self._running.values())
 
     def _count_running(self) -> None:
         """Read the workers' counts of their shards."""
@@ -212,80 +225,32 @@ class StageProgress:
                     expected = total or self._expected.get(shard, 0)
                     self.beat.rows += expected - self._expected.get(shard, 0)
                     self._expected[shard] = expected
-        with self._counting:
-            self.beat.rows_running = sum(self._running.values())
-
-    @property
-    def _notes_folder(self) -> str:
-        return f"ledger/{self.beat.stage}/notes"
 
     def _run(self) -> None:
         while True:
             with suppress(OSError):
                 self._write()
-            self._show()
             if self._stop.wait(HEARTBEAT_SECONDS):
                 return
 
-    def _show(self) -> None:
-        self.beat.updated = time.time()
-        self._bar.update(self.beat)
+    def _show(self, *, last: bool = False) -> None:
+        """Move the bar; in a log, print a line now and then."""
+        beat = self.beat
+        beat.updated = time.time()
+        with self._counting:
+            beat.rows_running = sum(self._running.values())
+        done = beat.shards_done + beat.shards_failed
+        self._bar.update(self._task, completed=done, line=beat.line())
+        if not self._terminal and (last or time.monotonic() - self._said > LINE_SECONDS):
+            self._said = time.monotonic()
+            print(
+                f"{beat.stage}: {beat.shards_done}/{beat.shards} shards, {beat.line()}", flush=True
+            )
 
     def _write(self) -> None:
         self._count_running()
-        self.beat.notes = {
-            name.removesuffix(".txt"): self._root.read_bytes(
-                f"{self._notes_folder}/{name}"
-            ).decode()
-            for name in self._root.names(self._notes_folder, ".txt")
-        }
-        self.beat.updated = time.time()
+        names, folder = self._root.names(self._notes_folder, ".txt"), self._notes_folder
+        self.beat.notes = {n[:-4]: self._root.read_bytes(f"{folder}/{n}").decode() for n in names}
+        self._show()
         text = json.dumps(asdict(self.beat), indent=1)
         self._root.write_atomic(f"ledger/{self.beat.stage}/progress.json", text.encode())
-
-
-class _Bar:
-    """A rich bar on a terminal."""
-
-    def __init__(self, stage: str, shards: int) -> None:
-        self._progress = Progress(
-            TextColumn(f"[bold]{stage}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("shards · {task.fields[line]}", markup=False),
-            TimeElapsedColumn(),
-        )
-        self._task = self._progress.add_task(stage, total=shards, line="starting")
-
-    def start(self) -> None:
-        self._progress.start()
-
-    def update(self, beat: Heartbeat) -> None:
-        done = beat.shards_done + beat.shards_failed
-        self._progress.update(self._task, completed=done, line=beat.line())
-
-    def stop(self, beat: Heartbeat) -> None:
-        self.update(beat)
-        self._progress.stop()
-
-
-class _Lines:
-    """Plain lines in a log, at most one every ten seconds."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._last = time.monotonic()
-
-    def start(self) -> None:
-        return
-
-    def update(self, beat: Heartbeat) -> None:
-        if time.monotonic() - self._last > LINE_SECONDS:
-            self._print(beat)
-
-    def stop(self, beat: Heartbeat) -> None:
-        self._print(beat)
-
-    def _print(self, beat: Heartbeat) -> None:
-        self._last = time.monotonic()
-        print(f"{self._stage}: {beat.shards_done}/{beat.shards} shards, {beat.line()}", flush=True)

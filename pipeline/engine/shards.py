@@ -23,7 +23,7 @@ from rich.text import Text
 
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers, ray_session
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.lock import StageLock, refuse_lost, work_for
+from codeseg.pipeline.engine.lock import StageLock, owned, work_for
 from codeseg.pipeline.engine.progress import SHARD_ROWS, StageProgress, duration
 from codeseg.pipeline.engine.stage import Stage, StageState
 from codeseg.pipeline.engine.storage import Storage
@@ -74,7 +74,7 @@ def run_stage(
     resources: Resources,
     rows: Mapping[int, int],
 ) -> StageReport:
-    """Do every pending shard and show the progress.
+    """Do every pending shard, show how it goes, and return what became of them.
 
     Args:
         stage: the table being made.
@@ -85,9 +85,6 @@ def run_stage(
         settings: resolved, recorded in the ledger.
         resources: of each worker.
         rows: shard -> expected rows, for the progress display.
-
-    Returns:
-        Records of the completed shards, reasons of the failed ones.
 
     Raises:
         ValueError: another run of the stage is active on the root.
@@ -104,49 +101,47 @@ def run_stage(
     start = time.monotonic()
     with StageLock(root, table, take_over=resources.take_over) as lock:
         ledger.write_settings(table, settings)
-        if pending:
-            arguments = {"token": lock.owner.token, "worker": worker, "options": options}
-            _do(stage, root, arguments, todo, resources, rows, report)
+        if not pending:
+            return report
+        expected = {shard: rows.get(shard, 0) for shard in pending}
+        with StageProgress(root, table, expected) as progress, ray_session(resources):
+            constructor = {
+                "stage": table, "worker": worker, "root_uri": root.uri, "options": options,
+                "token": lock.owner.token,
+            }  # fmt: skip
+            tasks = {shard: (todo.inputs or {})[shard] for shard in pending}
+            resources = fit_workers(resources, worker.MEMORY)
+            for shard, error in _outcomes(tasks, constructor, resources):
+                record = None if error else ledger.record(table, shard)
+                if record is not None and record.owner == lock.owner.token:
+                    report.done.append(record)
+                    progress.done(record)
+                else:
+                    report.failed[shard] = error or "its record was changed by others"
+                    progress.failed(shard)
     report.seconds = time.monotonic() - start
     return report
 
 
-def _do(
-    stage: Stage,
-    root: Storage,
-    arguments: dict[str, Any],
-    todo: StageState,
-    resources: Resources,
-    rows: Mapping[int, int],
-    report: StageReport,
-) -> None:
-    """Do the pending shards in Ray and fill the report; `arguments` are those of `_RayWorker`."""
-    table, left, inputs = stage.table, list(todo.pending), todo.inputs or {}
-    root.remove_abandoned(table)
-    root.remove_abandoned(f"ledger/{table}")
-    expected = {shard: rows.get(shard, 0) for shard in left}
-    with StageProgress(root, table, expected) as progress, ray_session(resources):
-        resources = fit_workers(resources, arguments["worker"].MEMORY)
-        constructor = {**arguments, "stage": table, "root_uri": root.uri}
-        for number in range(PASSES):
-            tasks = [{"shard": shard, "input": inputs[shard]} for shard in left]
-            # the first pass may have left a shard that kills its worker, and those queued behind
-            # it: from now on each is alone in its worker
-            in_flight = _in_flight(len(tasks), resources) if number == 0 else 1
-            for answer in _answers(tasks, constructor, resources, in_flight):
-                shard = int(answer["shard"])
-                left.remove(shard)
-                if answer["error"]:
-                    report.failed[shard] = answer["error"]
-                    progress.failed(shard)
-                elif (record := Ledger(root).record(table, shard)) is not None:
-                    report.done.append(record)
-                    progress.done(record)
-            if not left:
-                break
-        for shard in left:
-            report.failed[shard] = "its worker died (killed, out of memory or its node lost)"
-            progress.failed(shard)
+def _outcomes(
+    tasks: dict[int, str], constructor: dict[str, Any], resources: Resources
+) -> Iterator[tuple[int, str]]:
+    """Do shards (-> fingerprints of their inputs), yield (shard, "" or why it failed) as they end.
+
+    `constructor` holds the arguments of `_RayWorker`.
+    """
+    left = dict(tasks)
+    for number in range(PASSES):
+        # what a first pass left may be a shard that kills its worker, and those queued behind
+        # it: from now on each is alone in its worker
+        in_flight = _in_flight(len(left), resources) if number == 0 else 1
+        rows = [{"shard": shard, "input": left[shard]} for shard in left]
+        for answer in _answers(rows, constructor, resources, in_flight) if rows else ():
+            shard = int(answer["shard"])
+            del left[shard]
+            yield shard, answer["error"]
+    for shard in left:
+        yield shard, "its worker died (killed, out of memory or its node lost)"
 
 
 def show_report(report: StageReport) -> None:
@@ -220,17 +215,12 @@ class _RayWorker:
     """Ray's actor: makes the ShardWorker for its first shard, turns exceptions into answers."""
 
     def __init__(
-        self,
-        stage: str,
-        worker: type[ShardWorker],
-        root_uri: str,
-        options: dict[str, Any],
+        self, stage: str, worker: type[ShardWorker], root_uri: str, options: dict[str, Any],
         token: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, options)
         self._worker: ShardWorker | None = None
         self._root = Storage.open(root_uri)
-        self._ledger = Ledger(self._root)
         if token:
             work_for(self._root, stage, token)
         self._stage = stage
@@ -245,8 +235,7 @@ class _RayWorker:
             try:
                 if self._worker is None:
                     self._worker = self._make()
-                refuse_lost(self._root, self._stage)
-                self._ledger.retract(self._stage, shard)
+                Ledger(owned(self._root, self._stage)).retract(self._stage, shard)
                 SHARD_ROWS.begin(self._root, self._stage, shard)
                 self._worker.process(shard, shard_input)
                 return ""

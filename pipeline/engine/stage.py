@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
-from codeseg.pipeline.engine.lock import TakenOverError, refuse_lost
+from codeseg.pipeline.engine.lock import TakenOverError, owned
 from codeseg.pipeline.engine.storage import Storage
 
 DAMAGED = "its file is gone or damaged"
@@ -229,26 +229,20 @@ def commit(
         TakenOverError: another run now owns the stage; the shard counts as not done.
     """
     path = stage.path(shard)
-    refuse_lost(root, stage.table)
-    info = root.write_atomic(path, write)
+    mine = owned(root, stage.table)
+    info = mine.write_atomic(path, write)
     record = ShardRecord(
-        stage=stage.table,
-        shard=shard,
-        input=input,
-        settings=settings,
-        output=info.sha256,
-        files={path: asdict(info)},
-        rows_in=rows_in,
-        rows_out=rows_in - sum(rejected.values()),
+        stage=stage.table, shard=shard, input=input, settings=settings,
+        output=info.sha256, files={path: asdict(info)}, bytes=info.bytes,
+        rows_in=rows_in, rows_out=rows_in - sum(rejected.values()),
         rejected=dict(sorted(rejected.items())),
-        bytes=info.bytes,
-        seconds=round(perf_counter() - start, 3),
-        versions=dict(versions),
-    )
-    Ledger(root).commit(record)
+        seconds=round(perf_counter() - start, 3), versions=dict(versions), owner=mine.owner,
+    )  # fmt: skip
+    Ledger(mine).commit(record)
     try:
-        refuse_lost(root, stage.table)
-    except TakenOverError:  # the file may be the other run's: redo it, do not trust it
-        Ledger(root).retract(stage.table, shard)
+        owned(root, stage.table)
+    except TakenOverError:  # on an object store the file may be the other run's by now
+        if not root.is_local:
+            Ledger(root).retract(stage.table, shard)
         raise
     return record

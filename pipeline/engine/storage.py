@@ -4,22 +4,22 @@
 
 A file is written whole or not at all. Locally: a temporary name beside the target, fsync, rename.
 Object stores: the content is first written to the local disk, then uploaded, then its size on
-the store is compared. Names of unfinished files start with a dot and are never listed.
+the store is compared. Names of unfinished files start with a dot and are never listed; those of a
+folder's owner are in a hidden folder of its own, without which it cannot finish any.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
-from urllib.parse import urlsplit, urlunsplit
+from typing import IO, Any, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ from pyarrow import fs
 
 COPY_BYTES = 8 << 20
 SETTLE_SECONDS = 2.0  # after which two writers of one object see the same content
-ABANDONED_SECONDS = 24 * 3600  # age at which another machine's unfinished file is deleted
+UNFINISHED = ".writing"
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class FileInfo:
 class Storage:
     """One folder, local or on an object store; paths are relative to it and use "/"."""
 
-    def __init__(self, filesystem: fs.FileSystem, base: str, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, filesystem: fs.FileSystem, base: str, uri: str, owner: str = "") -> None:
+        self.uri, self.owner = uri, owner
         self.is_local = isinstance(filesystem, fs.LocalFileSystem)
         self.local_path = Path(base) if self.is_local else None
         self._filesystem = filesystem
@@ -60,24 +60,44 @@ class Storage:
             ValueError: the file system is unknown.
         """
         text = str(uri)
-        if "://" not in text:
-            path = Path(text).expanduser().absolute()
-            return cls(fs.LocalFileSystem(), str(path), str(path))
-        try:
-            filesystem, base = fs.FileSystem.from_uri(text)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{text} is not a folder that codeseg can open: {error}") from None
-        if isinstance(filesystem, fs.LocalFileSystem):
-            return cls(filesystem, base, base)
-        return cls(filesystem, base, text)
+        filesystem, base = fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        if "://" in text:
+            try:
+                filesystem, base = fs.FileSystem.from_uri(text)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise ValueError(f"{text} is not a folder that codeseg can open: {error}") from None
+        return cls(filesystem, base, base if filesystem.type_name == "local" else text)
 
-    def child(self, path: str) -> "Storage":
-        """Return the subfolder `path` as a Storage."""
-        if self.is_local:
-            return Storage(self._filesystem, self._full(path), self._full(path))
-        parts = urlsplit(self.uri)
-        uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
-        return Storage(self._filesystem, self._full(path), uri)
+    def written_by(self, owner: str) -> "Storage":
+        """Return the folder as an owner writes it: in what `claim` gave it and nobody took since.
+
+        On an object store, which has no such means, as anybody writes it.
+        """
+        return Storage(self._filesystem, self._base, self.uri, owner)
+
+    def claim(self, folder: str, owner: str) -> None:
+        """Give a local folder to an owner; a former one can finish no file in it from now on.
+
+        Args:
+            folder: whose unfinished files, left by killed processes or still being written, are
+                removed.
+            owner: a name that nobody else has.
+        """
+        if self.local_path is None:
+            return
+        mine = _unfinished(self.local_path / folder, owner)
+        mine.mkdir(parents=True)
+        for other in mine.parent.glob(f".*{UNFINISHED}"):
+            if other != mine:  # moved first: nothing can be added to it while it is removed
+                with suppress(FileNotFoundError):
+                    other.replace(mine / other.name)
+        shutil.rmtree(mine)
+        mine.mkdir()
+
+    def release(self, folder: str, owner: str) -> None:
+        """Remove what `claim` made, if it is there."""
+        if self.local_path is not None:
+            shutil.rmtree(_unfinished(self.local_path / folder, owner), ignore_errors=True)
 
     def exists(self, path: str) -> bool:
         """Return whether the file or folder exists."""
@@ -120,32 +140,26 @@ class Storage:
         """Return the sorted names of files in `folder` that end in `suffix`; [] if missing."""
         return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return name -> bytes of the files in `folder`, by one listing; {} if missing."""
-        selector = fs.FileSelector(self._full(folder), allow_not_found=True)
-        return {
-            info.base_name: info.size
-            for info in self._filesystem.get_file_info(selector)
-            if info.type == fs.FileType.File and not info.base_name.startswith(".")
-        }
+    def sizes(self, folder: str = "", *, below: bool = False) -> dict[str, int]:
+        """Path under `folder` -> bytes of its files, by one listing; {} if missing.
 
-    def tree(self) -> dict[str, int]:
-        """Return path -> bytes of every file at any depth, without hidden ones."""
-        selector = fs.FileSelector(self._base or "/", allow_not_found=True, recursive=True)
-        start = len(self._base) + 1
-        paths = {
-            info.path[start:]: info.size
+        Args:
+            folder: "" is the whole.
+            below: those of its sub-folders, too; hidden ones never.
+        """
+        place = self._full(folder)
+        selector = fs.FileSelector(place or "/", allow_not_found=True, recursive=below)
+        found = {
+            info.path[len(place) + 1 :]: info.size
             for info in self._filesystem.get_file_info(selector)
             if info.type == fs.FileType.File
         }
-        return {p: n for p, n in paths.items() if not any(x.startswith(".") for x in p.split("/"))}
+        return {p: n for p, n in found.items() if not any(x[:1] == "." for x in p.split("/"))}
 
     def delete(self, path: str) -> None:
-        """Remove the file, if it exists."""
-        try:
+        """Remove the file; nothing happens when it is not there."""
+        with suppress(FileNotFoundError):
             self._filesystem.delete_file(self._full(path))
-        except FileNotFoundError:
-            return
 
     def free_bytes(self) -> int | None:
         """Return the free bytes of the folder's disk; None on an object store."""
@@ -170,7 +184,8 @@ class Storage:
         """
         if self.is_local:
             made: list[FileInfo] = []
-            write_file(Path(self._full(path)), lambda file: made.append(_write_hashed(file, write)))
+            target = Path(self._full(path))
+            write_file(target, lambda file: made.append(_write_hashed(file, write)), self.owner)
             return made[0]
         with tempfile.TemporaryFile() as spool:
             info = _write_hashed(spool, write)
@@ -195,13 +210,17 @@ class Storage:
         target = self.local_path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = target.open("xb")
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            target.unlink()
+            raise
         return True
 
     def _upload(self, path: str, spool: IO[bytes]) -> None:
@@ -220,36 +239,27 @@ class Storage:
             raise
         sink.close()
 
-    def remove_abandoned(self, folder: str) -> None:
-        """Delete unfinished files of killed processes in a local folder."""
-        if self.local_path is None:
-            return
-        for path in (self.local_path / folder).glob(".*.tmp"):
-            parts = path.name.rsplit("~", 3)
-            if len(parts) != 4 or not parts[2].isdecimal():
-                continue  # another program's
-            host, pid = parts[1:3]
-            if host == socket.gethostname():
-                abandoned = not is_alive(int(pid))
-            else:
-                abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-            if abandoned:
-                path.unlink(missing_ok=True)
-
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
 
 
-def write_file(target: Path, write: bytes | str | Callable[[IO[bytes]], object]) -> None:
+def _unfinished(place: Path, name: str) -> Path:
+    return place / f".{name}{UNFINISHED}"
+
+
+def write_file(
+    target: Path, write: bytes | str | Callable[[IO[bytes]], object], owner: str = ""
+) -> None:
     """Write a local file whole or not at all, making its folder.
 
     Args:
-        target: the file; an existing one is replaced.
-        write: the content, or a function that writes it to the given binary file.
+        target: the file, which is replaced when it is there.
+        write: the content, or a function that writes it to the binary file it is given.
+        owner: of the folder, which is `Storage.claim`ed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    owner = f"{socket.gethostname()}~{os.getpid()}~{uuid4().hex[:8]}"
-    temporary = target.with_name(f".{target.name}~{owner}.tmp")
+    folder = _unfinished(target.parent, owner) if owner else target.parent
+    temporary = _unfinished(folder, f"{target.name}~{uuid4().hex}")
     try:
         with temporary.open("wb") as file:
             if callable(write):
@@ -271,29 +281,22 @@ def write_json(path: Path, content: object) -> None:
     write_file(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
-class _HashingFile:
-    """A write-only binary file that hashes and counts its bytes."""
-
-    closed = False
+class _HashingFile(io.RawIOBase):
+    """A write-only binary file that hashes and counts what goes through it; `file` stays open."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-        self._bytes = 0
+        self._file, self._sha256, self._bytes = file, hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
         self._sha256.update(data)
         self._bytes += len(data)
         return self._file.write(data)
 
     def tell(self) -> int:
         return self._bytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self.closed = True
 
     def info(self) -> FileInfo:
         return FileInfo(self._bytes, self._sha256.hexdigest())
@@ -317,14 +320,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process with that number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

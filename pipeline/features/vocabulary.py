@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord
+from codeseg.pipeline.engine.lock import owned
 from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
@@ -72,7 +73,8 @@ class VocabularyWorker:
             embeddings |= self._embed(texts)
             SHARD_ROWS.count(len(texts), len(counts))
             if time.monotonic() - saved > SAVE_SECONDS:
-                self._root.write_atomic(PATH, self._writer(counts, embeddings))
+                mine = owned(self._root, stage.VOCABULARY.table)
+                mine.write_atomic(PATH, self._writer(counts, embeddings))
                 saved = time.monotonic()
         return stage.commit(
             self._root, stage.VOCABULARY, shard, input, self._settings.vocabulary_fingerprint(),

@@ -3,7 +3,7 @@
 import time
 from uuid import uuid4
 
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
+from codeseg.pipeline.engine.stage import PAIRS, commit
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -20,9 +20,7 @@ class WaitingWorker:
         self.root.write_atomic(f"started/{uuid4().hex}", self.node.encode())
         while not self.root.exists(f"released/{self.node}"):
             time.sleep(0.05)
-        info = self.root.write_atomic(f"pairs/{shard:05d}.parquet", str(shard).encode())
-        record = ShardRecord(
-            "pairs", shard, input, "s", info.sha256, {}, 1, 1, {}, info.bytes, 1.5, {}
-        )
-        Ledger(self.root).commit(record)
-        return record
+        return commit(
+            self.root, PAIRS, shard, input, "s", lambda sink: sink.write(str(shard).encode()),
+            rows_in=1, rejected={}, start=0.0, versions={},
+        )  # fmt: skip

@@ -13,19 +13,22 @@ from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.progress import Heartbeat
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.stages.cli import app, load_command
-from codeseg.stages.status import matrix
+from codeseg.stages.status import as_json, matrix
 
 
 def record(stage, shard, made_from, settings="s"):
     return ShardRecord(
-        stage, shard, made_from, settings, f"{stage}{shard}", {}, 100, 90, {"dns": 6, "timeout": 4},
-        1000, 2.0, {},
+        stage, shard, made_from, settings, f"{stage}{shard}",
+        {f"{stage}/{shard}": {"bytes": 1, "sha256": ""}}, 100, 90, {"dns": 6, "timeout": 4}, 1000,
+        2.0, {},
     )  # fmt: skip
 
 
 def commit_chain(root, shards):
     ledger = Ledger(root)
     for i in range(shards):
+        for stage in ("urls", "pairs", "nouns", "features"):
+            root.write_atomic(f"{stage}/{i}", b"x")
         ledger.commit(record("urls", i, "list"))
         ledger.commit(record("pairs", i, f"urls{i}"))
         ledger.commit(record("nouns", i, f"pairs{i}"))
@@ -76,11 +79,12 @@ def test_a_running_stage_shows_its_rate_and_a_dead_one_does_not(tmp_path):
     beat.notes = {"00002": "paused 30 s: the network seems down, probing"}
     root.write_atomic("ledger/pairs/progress.json", json.dumps(asdict(beat)).encode())
     view = by_stage(root)["pairs"]
-    assert view.running and view.rows_per_second == pytest.approx(10)
-    assert view.eta_seconds == pytest.approx(30) and "00002" in view.notes
+    assert view.beat.rows_per_second == pytest.approx(10)
+    assert view.beat.eta_seconds == pytest.approx(30) and "00002" in view.beat.notes
+    assert as_json(view)["eta_seconds"] == view.beat.eta_seconds
     beat.updated = now - 3600
     root.write_atomic("ledger/pairs/progress.json", json.dumps(asdict(beat)).encode())
-    assert not by_stage(root)["pairs"].running
+    assert by_stage(root)["pairs"].beat is None
 
 
 def test_the_command_prints_a_matrix_and_writes_json(tmp_path):

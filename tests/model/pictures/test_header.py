@@ -170,6 +170,20 @@ def gif_comment(blocks):
     return content[:after_colours] + comment + content[after_colours:]
 
 
+def zeros(count):
+    """A lot of nothing, packed."""
+    packer, block = zlib.compressobj(9), bytes(1 << 20)
+    packed = [packer.compress(block[: min(1 << 20, count - at)]) for at in range(0, count, 1 << 20)]
+    return b"".join(packed) + packer.flush()
+
+
+def png_of(data, pieces=1):
+    """A PNG of 32 by 24 pixels whose data go on and on."""
+    size = -(-len(data) // pieces)
+    parts = [chunk(b"IDAT", data[at : at + size]) for at in range(0, len(data), size)]
+    return PNG[:33] + b"".join(parts) + chunk(b"IEND", b"")
+
+
 TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100)))
 EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
 
@@ -185,7 +199,9 @@ EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
     (PNG[:33] + chunk(b"abCd", b"zTXt") * 99 + PNG[33:],
      PNG[:33] + chunk(b"abCd", b"zTXt") * MAX_SEGMENTS + PNG[33:]),
     (gif_comment(2000), gif_comment(MAX_SEGMENTS + 1)),
-], ids=["scans", "exif", "segments", "texts", "chunks", "comments"])  # fmt: skip
+    (png_of(zeros(10 << 20)), png_of(zeros(300 << 20))),
+    (png_of(zeros(100_000)), png_of(zeros(300 << 20), pieces=2000)),
+], ids=["scans", "exif", "segments", "texts", "chunks", "comments", "data", "pieces"])  # fmt: skip
 def test_what_only_costs_time_or_memory_is_a_bomb(fine, bomb):
     assert (read_header(fine).width, read_header(fine).height) == (32, 24)
     with pytest.raises(HeaderError) as caught:

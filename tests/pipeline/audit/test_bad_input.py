@@ -61,7 +61,7 @@ def test_a_stage_still_running_is_said_and_its_unfinished_file_left_alone(root: 
     for stage in ("features", "vocabulary"):
         shutil.rmtree(root / stage)
         shutil.rmtree(root / "ledger" / stage)
-    (root / "nouns/.00002.parquet~host~1~ab.tmp").write_bytes(b"half")
+    (root / "nouns/.00002.parquet~ab.writing").write_bytes(b"half")
     with Audit(Storage.open(root), AuditOptions()) as audit:
         found = {finding.check: finding for finding in map(audit.check, check_names())}
         rows = audit.query("SELECT count(DISTINCT shard_of(key)) AS shards FROM nouns")

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from codeseg.pipeline.download import lists, urls
 from codeseg.pipeline.download.urls import cut_shards
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import Ledger
+from codeseg.pipeline.engine.lock import StageLock
 from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import load_manifest, parse_manifest
@@ -260,16 +260,15 @@ def test_more_shards_than_keys_have_digits_for_are_refused(tmp_path, monkeypatch
 
 
 def test_what_a_killed_cut_left_is_removed(tmp_path):
-    child = subprocess.Popen(["true"])
-    child.wait()
     left = [
-        tmp_path / f"root/{folder}/.00000~{socket.gethostname()}~{child.pid}~abcdef.tmp"
+        tmp_path / f"root/{folder}/.killed.writing/.00000~abcdef.writing"
         for folder in ("urls", "ledger/urls")
     ]
     for path in left:
         path.parent.mkdir(parents=True)
         path.touch()
-    cut(tmp_path)
+    with StageLock(Storage.open(tmp_path / "root"), "urls"):
+        cut(tmp_path)
     assert not any(path.exists() for path in left)
 
 

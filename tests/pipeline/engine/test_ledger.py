@@ -79,9 +79,10 @@ def test_a_shard_whose_file_is_gone_or_cut_is_done_again(ledger, tmp_path):
         ledger.commit(record(shard))
     (tmp_path / "nouns/00000.parquet").unlink()
     (tmp_path / "nouns/00002.parquet").write_bytes(bytes(9))
-    result = nouns(tmp_path, {i: f"in{i}" for i in range(3)})
+    ledger.commit(record(3, files={}))
+    result = nouns(tmp_path, {i: f"in{i}" for i in range(4)})
     assert result.current == [1]
-    assert result.stale == dict.fromkeys([0, 2], "its file is gone or damaged")
+    assert result.stale == dict.fromkeys([0, 2, 3], "its file is gone or damaged")
 
 
 def test_a_retracted_shard_is_missing(ledger, tmp_path):
@@ -135,6 +136,19 @@ def test_a_record_of_any_wrong_type_is_one_line_and_never_done(name, value):
         else:
             assert asdict(found) == json.loads(text), "only a value of the right type is taken"
             state(root, NOUNS, settings="s", inputs={3: "in3"})  # and nothing trips over it
+
+
+@pytest.mark.parametrize("rows", [-1, 2**63])
+def test_a_count_that_no_table_can_hold_is_refused(ledger, rows):
+    ledger.commit(record(0, rows_in=rows))
+    with pytest.raises(ValueError, match="is not a ledger file"):
+        ledger.records("nouns")
+
+
+def test_a_file_whose_name_only_looks_like_a_number_is_no_record(ledger, tmp_path):
+    ledger.commit(record(0))
+    (tmp_path / "ledger/nouns/\u00b2.json").write_text("{}")
+    assert list(ledger.records("nouns")) == [0]
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "nouns/../../x"])

@@ -30,17 +30,39 @@ except ValueError as error:
     print(error, flush=True)
 """
 
+ORPHAN = """
+import sys, time
+from codeseg.pipeline.engine.shards import _RayWorker
+from codeseg.pipeline.engine.stage import PAIRS, commit
+from codeseg.pipeline.engine.storage import Storage
+root = Storage.open(sys.argv[1])
+class Sleepy:
+    def __init__(self, root_uri, options): pass
+    def process(self, shard, input):
+        def write(sink):
+            print("at work", flush=True)
+            sys.stdin.readline()
+            sink.write(b"late")
+        commit(root, PAIRS, shard, input, "s", write, rows_in=1, rejected={}, start=0., versions={})
+print(_RayWorker("pairs", Sleepy, root.uri, {}, sys.argv[2])({"shard": [0], "input": ["i"]}))
+"""
+FACTS = {"rows_in": 1, "rejected": {}, "start": 0.0, "versions": {}}
+
 
 @pytest.fixture
 def root(tmp_path):
     return Storage.open(tmp_path)
 
 
-def hold(root):
+def start(script, *words):
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, root.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True,
     )  # fmt: skip
+
+
+def hold(root):
+    return start(HOLD, root.uri)
 
 
 def leave(root, number=1, **changes):
@@ -116,23 +138,43 @@ def test_a_lock_that_cannot_be_read_is_waited_for_like_one_elsewhere(root, monke
 def test_a_revived_owner_commits_nothing_that_does_not_fit(root, monkeypatch):
     monkeypatch.setattr(lock, "_tokens", {})
     with StageLock(root, "pairs") as first:
-        work_for(root, "pairs", first.owner.token)
 
         def put(sink, between=lambda: None):
             sink.write(b"rows")
             between()
 
-        facts = {"rows_in": 1, "rejected": {}, "start": 0.0, "versions": {}}
-        commit(root, PAIRS, 0, "i", "s", put, **facts)
-        assert Ledger(root).record("pairs", 0) is not None
+        commit(root, PAIRS, 0, "i", "s", put, **FACTS)
+        assert Ledger(root).record("pairs", 0).owner == first.owner.token
+        second = StageLock(root, "pairs", take_over=True)
 
-        def late(sink):  # it sleeps after its last look, while another run takes over
-            put(sink, lambda: StageLock(root, "pairs", take_over=True).__enter__())
+        def late(sink):  # it sleeps after its last look, while another run does the shard
+            put(sink, second.__enter__)
+            commit(root, PAIRS, 0, "i", "other", lambda sink: sink.write(b"others"), **FACTS)
 
+        with pytest.raises(FileNotFoundError):
+            commit(root, PAIRS, 0, "i", "s", late, **FACTS)
+        theirs = Ledger(root).record("pairs", 0)
+        assert theirs.owner == second.owner.token and root.read_bytes("pairs/00000.parquet") == (
+            b"others"
+        )
+        work_for(root, "pairs", first.owner.token)
         with pytest.raises(TakenOverError):
-            commit(root, PAIRS, 0, "i", "s", late, **facts)
-        assert Ledger(root).record("pairs", 0) is None, "done again rather than trusted"
-        with pytest.raises(TakenOverError):
-            commit(root, PAIRS, 1, "i", "s", put, **facts)
-        assert root.names("pairs") == ["00000.parquet"]
-        assert not first.held
+            commit(root, PAIRS, 1, "i", "s", put, **FACTS)
+        assert root.names("pairs") == ["00000.parquet"] and not first.held
+        second.__exit__()
+
+
+def test_an_orphaned_worker_that_commits_late_changes_nothing(root):
+    killed = hold(root)
+    assert killed.stdout.readline() == "held\n"
+    orphan = start(ORPHAN, root.uri, lock.highest(root, "ledger/pairs/lock")[1].token)
+    assert orphan.stdout.readline() == "at work\n"
+    killed.kill()
+    killed.communicate()
+    with StageLock(root, "pairs"):
+        commit(root, PAIRS, 0, "i", "s", lambda sink: sink.write(b"in time"), **FACTS)
+        record = Ledger(root).record("pairs", 0)
+        said = orphan.communicate("go on\n")[0]
+        assert "another run of pairs has taken over; this one ends" in said
+        assert Ledger(root).record("pairs", 0) == record
+        assert root.read_bytes("pairs/00000.parquet") == b"in time"

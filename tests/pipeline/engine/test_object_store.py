@@ -81,8 +81,6 @@ def test_a_bucket_is_a_folder_like_any_other(store):
     assert info.bytes == 7 and root.read_bytes("pairs/00001.parquet") == b"content"
     assert root.names("pairs", ".parquet") == ["00000.parquet", "00001.parquet"]
     assert root.size("pairs/00000.parquet") == 100_000
-    child = root.child("pairs")
-    assert Storage.open(child.uri).read_bytes("00001.parquet") == b"content"
     root.delete("pairs/00001.parquet")
     root.delete("pairs/00001.parquet")
     assert not root.exists("pairs/00001.parquet")

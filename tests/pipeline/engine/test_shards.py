@@ -11,7 +11,7 @@ import pytest
 
 from codeseg.pipeline.engine.cluster import Resources, fit_workers, most_workers
 from codeseg.pipeline.engine.cluster import ray_session as cluster_session
-from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, fingerprint
+from codeseg.pipeline.engine.ledger import Ledger, fingerprint
 from codeseg.pipeline.engine.progress import read_heartbeat
 from codeseg.pipeline.engine.shards import (
     QUEUED_FROM,
@@ -21,7 +21,7 @@ from codeseg.pipeline.engine.shards import (
     run_stage,
     show_report,
 )
-from codeseg.pipeline.engine.stage import PAIRS, StageState, state
+from codeseg.pipeline.engine.stage import PAIRS, StageState, commit, state
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -37,7 +37,7 @@ class CountingWorker:
         self.settings = settings
 
     def process(self, shard, input):
-        tries = self.root.child(f"tries/{shard}")
+        tries = Storage.open(f"{self.root.uri}/tries/{shard}")
         tries.write_atomic(f"{len(tries.names('')):02d}", b"")
         tried = len(tries.names(""))
         wish = self.settings.get(str(shard))
@@ -52,18 +52,15 @@ class CountingWorker:
         if wish == "die":
             os.kill(os.getpid(), 9)
         if wish == "meet":  # ends when another worker has met it, too
-            meeting = self.root.child("meeting")
+            meeting = Storage.open(f"{self.root.uri}/meeting")
             meeting.write_atomic(f"{os.getpid()}", b"")
             deadline = time.monotonic() + 120
             while len(meeting.names("")) < 2 and time.monotonic() < deadline:
                 time.sleep(0.1)
-        info = self.root.write_atomic(f"pairs/{shard:05d}.parquet", str(shard).encode())
-        record = ShardRecord(
-            stage="pairs", shard=shard, input=input, settings="s", output=info.sha256, files={},
-            rows_in=10, rows_out=9, rejected={"dns": 1}, bytes=info.bytes, seconds=0.1, versions={},
+        return commit(
+            self.root, PAIRS, shard, input, "s", lambda sink: sink.write(str(shard).encode()),
+            rows_in=10, rejected={"dns": 1}, start=0.0, versions={},
         )  # fmt: skip
-        Ledger(self.root).commit(record)
-        return record
 
 
 def run(root, shards, settings=None, **resources):

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import signal
 import stat
 import subprocess
 import sys
 import textwrap
-import time
 
 import pyarrow as pa
 import pytest
@@ -65,31 +63,37 @@ def test_a_killed_write_is_not_listed_and_is_cleaned_up(tmp_path):
     )
     assert child.stdout.readline() == b"half\n"
     root = Storage.open(tmp_path)
-    root.remove_abandoned("t")
-    assert len(os.listdir(tmp_path / "t")) == 1, "a living process's file was taken away"
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     child.stdout.close()
-    assert root.names("t") == []
-    root.remove_abandoned("t")
+    assert len(os.listdir(tmp_path / "t")) == 1 and root.names("t") == []
+    root.claim("t", "next")
+    root.release("t", "next")
     assert os.listdir(tmp_path / "t") == []
 
 
-def test_another_machines_unfinished_file_is_kept_for_a_day(tmp_path):
-    root = Storage.open(tmp_path)
-    young, old = (tmp_path / f".{name}~elsewhere~1~abcdef.tmp" for name in ("young", "old"))
-    young.touch()
-    old.touch()
-    os.utime(old, (time.time() - 25 * 3600,) * 2)
-    root.remove_abandoned("")
-    assert young.exists() and not old.exists()
-
-
 def test_another_programs_unfinished_file_is_left_alone(tmp_path):
-    for name in (".syncthing.00000.parquet.tmp", ".a~b~c~d.tmp"):
-        (tmp_path / name).touch()
-    Storage.open(tmp_path).remove_abandoned("")
-    assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / ".syncthing.00000.parquet.tmp").touch()
+    Storage.open(tmp_path).claim("", "next")
+    assert sorted(os.listdir(tmp_path)) == [".next.writing", ".syncthing.00000.parquet.tmp"]
+
+
+def test_a_former_owner_can_finish_no_file_whenever_it_wakes_up(tmp_path):
+    root = Storage.open(tmp_path)
+    root.claim("t", "first")
+    former, owner = root.written_by("first"), root.written_by("second")
+    former.write_atomic("t/a", b"first's")
+
+    def sleepy(sink):
+        sink.write(b"late")
+        root.claim("t", "second")
+        owner.write_atomic("t/a", b"second's")
+
+    for write in (sleepy, b"later", b"in a folder of its own again"):
+        with pytest.raises(FileNotFoundError):
+            former.write_atomic("t/a", write)
+        root.release("t", "first")
+        assert root.names("t") == ["a"] and root.read_bytes("t/a") == b"second's"
 
 
 def test_names_are_sorted_and_a_missing_folder_is_empty(tmp_path):
@@ -105,13 +109,6 @@ def test_a_missing_file_is_named_with_its_root(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*no file nouns/00000"):
         root.read_bytes("nouns/00000.parquet")
     root.delete("nouns/00000.parquet")  # deleting nothing is no error
-
-
-def test_a_child_is_a_folder_of_its_own(tmp_path):
-    root = Storage.open(tmp_path)
-    root.child("a/b").write_atomic("c", b"1")
-    assert root.read_bytes("a/b/c") == b"1"
-    assert root.child("a").uri == str(tmp_path / "a")
 
 
 def test_free_space_is_told_before_the_folder_exists(tmp_path):
