@@ -1,7 +1,7 @@
-"""Resolve a host, refuse addresses that are not public, open sockets to public ones alone. Light.
+"""Resolve a host, refuse addresses that are not public, open sockets only to public ones. Light.
 
 In: a host and a port. Out: the addresses to connect to, or a FetchError. Every name is resolved
-once per connection and libcurl is handed what was checked, so a second answer of the resolver (DNS
+once per connection and libcurl gets the checked addresses, so a second answer of the resolver (DNS
 rebinding) changes nothing; the socket's own address is checked again when it is opened.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 RESOLVER_THREADS = 32
 CACHE_SECONDS = 60.0
 CACHE_HOSTS = 4096
-NOT_PUBLIC = tuple(  # by the registry they are, or Python does not know yet
+NOT_PUBLIC = tuple(  # public by the registry, or not yet known to Python
     ipaddress.ip_network(network)
     for network in (
         "64:ff9b::/96",  # NAT64 embeds any IPv4
@@ -29,9 +29,9 @@ Address = tuple[str, int]  # an IP address and a port
 
 
 class FetchError(Exception):
-    """A URL gave no image; `reason` groups, `again` says whether another try may help.
+    """A URL gave no image; `reason` groups such errors, `again` says whether a retry may help.
 
-    `wait` is how many seconds the server asks to be left alone before it.
+    `wait` is the number of seconds that the server asks to wait before it.
     """
 
     def __init__(self, reason: str, again: bool = False, wait: float = 0.0) -> None:
@@ -61,7 +61,7 @@ def is_public(address: str) -> bool:
 
 
 class Resolver:
-    """Resolves with a time limit and a short memory; safe to share between threads."""
+    """A resolver with a time limit and a short cache; safe to share between threads."""
 
     def __init__(self, allow_private: bool = False) -> None:
         self._allow_private = allow_private
@@ -72,8 +72,8 @@ class Resolver:
         """Return all addresses of the host, in the resolver's order.
 
         Raises:
-            FetchError: dns when there is none, private_address when any of them is not public,
-                timeout when the resolver does not answer in time.
+            FetchError: dns if there is none, private_address if any of them is not public,
+                timeout if the resolver does not answer in time.
         """
         known = self._cache.get((host, port))
         if known and time.monotonic() - known[0] < CACHE_SECONDS:
@@ -97,7 +97,7 @@ class Resolver:
         return addresses
 
     def check(self, address: str) -> None:
-        """Refuse an address that is not public, unless all may be connected to.
+        """Refuse an address that is not public, unless all are allowed.
 
         Raises:
             FetchError: private_address.

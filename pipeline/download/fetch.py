@@ -1,9 +1,9 @@
-"""The guarded fetch: an untrusted URL -> the bytes of an image, or a reason that groups. Light.
+"""The guarded fetch: an untrusted URL -> the bytes of an image, or the reason why not. Light.
 
-What a URL list can do to whoever downloads it is bounded here: http and https only, public
-addresses only (checked again at each of at most five redirects), a total deadline, a cap on bytes
-while they stream, a cap on pixels from the image's header before anything is decoded, few requests
-at a time to one host, and a publisher's X-Robots-Tag is honored.
+It limits what a URL list can do to the machine that downloads it: http and https only, public
+addresses only (checked again at each of at most five redirects), a total deadline, a limit on bytes
+while they stream, a limit on pixels from the image's header before anything is decoded, few
+requests at a time to one host; a publisher's X-Robots-Tag is honored.
 """
 
 import random
@@ -24,17 +24,17 @@ from codeseg.pipeline.download.addresses import FetchError, Resolver
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.download.transfer import HELD_BYTES, USER_AGENT, Answer, Body, Connections
 
-MAX_URL, MAX_HOST = 8192, 300  # characters; what is longer is never normalized
+MAX_URL, MAX_HOST = 8192, 300  # characters; longer ones are never normalized
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
-MAX_ALPHA_PIXELS = 16_000_000  # to lay them over white takes 15 bytes a pixel
-MAX_RATIO = 20  # of the sides: beyond, a shorter side that is not reduced makes rows of megabytes
-NETWORK = frozenset({"dns", "timeout", "connection"})  # what an outage looks like
-REFUSED = frozenset(  # pictures, and what comes in their place
+MAX_ALPHA_PIXELS = 16_000_000  # laying them over white takes 15 bytes per pixel
+MAX_RATIO = 20  # of the sides: with an unreduced shorter side, more would make rows of megabytes
+NETWORK = frozenset({"dns", "timeout", "connection"})  # reasons during an outage
+REFUSED = frozenset(  # pictures, and contents sent instead of one
     {"not_an_image", "bomb", "too_small", "too_long", "too_large", "unsupported", "opt_out"}
 )
 PROBE_SECONDS = 3.0
-KNOWN_HOSTS = 1024  # at which the idle ones are forgotten
+KNOWN_HOSTS = 1024  # above which idle ones are forgotten
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -48,24 +48,24 @@ def is_retryable(reason: str) -> bool:
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How far one URL may go."""
+    """The limits of one URL."""
 
-    # seconds from the first look-up to the last byte, redirects included, waits for a turn not
+    # seconds from the first lookup to the last byte, with redirects, without waits for a turn
     deadline: float = 20.0
     max_bytes: int = 32 << 20
-    max_pixels: int = 64_000_000  # width x height as the header says
+    max_pixels: int = 64_000_000  # width x height by the header
     min_size: int = 32  # pixels of the shorter side; smaller ones are icons and trackers
     redirects: int = 5
-    retries: int = 2  # after the first attempt, of what can be retried
+    retries: int = 2  # after the first attempt, if it can be retried
     backoff: float = 0.5  # seconds before the first retry, doubling, with jitter
     host_connections: int = 8  # at a time to one host
     host_delay: float = 0.02  # seconds between two request starts to one host
-    workers: int = 1  # that share these two limits, an equal part each
-    allow_private: bool = False  # loopback and private addresses too, without host limits
+    workers: int = 1  # that share these two limits equally
+    allow_private: bool = False  # also loopback and private addresses, without host limits
 
 
 class Fetcher:
-    """Fetches images by URL; one object serves all threads of a worker."""
+    """A fetcher of images by URL; one object serves all threads of a worker."""
 
     def __init__(self, limits: FetchLimits, outage: OutageWatch | None = None) -> None:
         self._limits = limits
@@ -84,7 +84,7 @@ class Fetcher:
         """Return the image at the URL, whose header has been checked; close it to free its memory.
 
         Raises:
-            FetchError: with the reason, after the retries.
+            FetchError: names the reason, after the retries.
         """
         attempt, large = 0, False
         while True:
@@ -98,7 +98,7 @@ class Fetcher:
             except FetchError as error:
                 body.close()
                 if self._held_by_outage(url, error.reason):
-                    continue  # an outage is not the URL's fault and costs it no attempt
+                    continue  # an outage is not the URL's fault and does not count as an attempt
                 tried = attempt == self._limits.retries or error.wait > self._limits.deadline
                 if not error.again or tried:
                     raise
@@ -121,7 +121,7 @@ class Fetcher:
         return True
 
     def _held_by_outage(self, url: str | None, reason: str) -> bool:
-        """Tell the outage watch how it went; True when an outage began and ended meanwhile."""
+        """Report the outcome to the outage watch; return whether an outage has come and gone."""
         answered = reason in REFUSED or reason.startswith(("success", "http_"))
         if self._outage is None or not (answered or reason in NETWORK):
             return False
@@ -129,10 +129,10 @@ class Fetcher:
         return self._outage.report((host, port), reason in NETWORK, self.answers)
 
     def _attempt(self, url: str | None, body: Body) -> bool:
-        """Fill the body, following redirects, each hop checked like the first.
+        """Fill the body, following redirects, each checked like the first URL.
 
         Returns:
-            Whether the body had room: False when it must hold one of the places first.
+            Whether the body had room; if False, it must first hold one of the places.
         """
         deadline = time.monotonic() + self._limits.deadline
         current = url or ""
@@ -207,8 +207,8 @@ def split_url(url: str) -> tuple[str, str, int, str]:
         port = parts.port
         host = parts.hostname or ""
         host = host if host.isascii() else _ascii_host(host)
-        # what is encoded already stays; spaces and non-ASCII characters are what lists really
-        # contain, and bytes that are no UTF-8 what a redirect may
+        # encoded characters stay; lists really contain spaces and non-ASCII characters, and
+        # redirects may contain bytes that are not UTF-8
         target = quote(parts.path or "/", "/%:@!$&'()*+,;=~", errors="surrogateescape")
         if parts.query:
             target += "?" + quote(parts.query, "/?%:@!$&'()*+,;=~[]", errors="surrogateescape")
@@ -220,7 +220,7 @@ def split_url(url: str) -> tuple[str, str, int, str]:
 
 
 def address(url: str | None) -> object:
-    """Return what tells two URLs of a list apart: what would be asked of whom."""
+    """Return a key that is equal for two URLs with the same request to the same host."""
     try:
         return split_url(url or "")
     except FetchError:
@@ -228,23 +228,23 @@ def address(url: str | None) -> object:
 
 
 def _ascii_host(host: str) -> str:
-    """Return an international name as the resolver takes it: by IDNA 2008, as browsers do."""
+    """Return an international name in ASCII by IDNA 2008, as browsers do."""
     try:
         return idna.encode(host, uts46=True).decode()
-    except idna.IDNAError:  # a symbol, which only IDNA 2003 has room for
+    except idna.IDNAError:  # a symbol, which only IDNA 2003 allows
         return host.encode("idna").decode()
 
 
 def opted_out(values: list[str]) -> bool:
     """Return whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
 
-    A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent holds until the next one.
+    A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent applies until the next one.
     """
     for value in values:
         agent = USER_AGENT
         for part in value.lower().split(","):
             name, colon, rest = (text.strip() for text in part.partition(":"))
-            # no agent has a space in it, but the second half of a date with a comma has
+            # agents have no spaces, but the second half of a date with a comma has one
             if colon and " " not in name and name not in VALUED | OPT_OUTS:
                 agent, name = name, rest.partition(":")[0].strip()
             if agent == USER_AGENT and name in OPT_OUTS:
@@ -253,11 +253,11 @@ def opted_out(values: list[str]) -> bool:
 
 
 def check_image(content: bytes, max_pixels: int, min_size: int) -> None:
-    """Read the header only: is it an image, and one that may be trained on?
+    """Check, by its header only, that a file is an image that may be trained on.
 
     Raises:
-        FetchError: not_an_image; bomb; too_small; too_long, a strip; unsupported, a format that
-            no stranger may send, or more than 8 bits a sample, which img2dataset would turn white.
+        FetchError: not_an_image; bomb; too_small; too_long, a strip; unsupported, a format that is
+            not accepted, or more than 8 bits per sample, which img2dataset would turn white.
     """
     try:
         header = read_header(content)
@@ -277,15 +277,15 @@ def check_image(content: bytes, max_pixels: int, min_size: int) -> None:
 
 @dataclass
 class _Host:
-    """Who is at one host, and when the next may start."""
+    """The users of one host, and when the next may start."""
 
     connections: threading.BoundedSemaphore
-    users: int = 0  # that hold a connection or wait for one
+    users: int = 0  # with a connection or waiting for one
     next_start: float = 0.0  # on time.monotonic()'s clock
 
 
 class _Hosts:
-    """Few requests at a time, and not in one burst, to each host: this worker's part of both."""
+    """A limit on concurrent and per-second requests to each host: this worker's share."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._free = limits.allow_private
@@ -296,7 +296,7 @@ class _Hosts:
 
     @contextmanager
     def turn(self, host: str) -> Iterator[float]:
-        """Wait for a turn at the host; yields the seconds waited, which are not the URL's fault."""
+        """Wait for a turn at the host; yield the seconds waited, which do not count for the URL."""
         if self._free:
             yield 0.0
             return
@@ -318,7 +318,7 @@ class _Hosts:
                 known.users -= 1
 
     def _forget_idle(self) -> None:
-        """Drop the hosts that nobody uses and that may be asked at once: a list names millions."""
+        """Drop hosts that are unused and may be asked at once: a list names millions."""
         now = time.monotonic()
         self._hosts = {
             host: known

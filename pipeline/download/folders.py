@@ -1,9 +1,9 @@
-"""Folders of pictures, or of Parquet files with pictures, as Hugging Face's datasets lay them out.
+"""Folders of pictures, or of Parquet files with pictures, in the layout of Hugging Face's datasets.
 
     FOLDER/**/NAME.jpg beside NAME.txt or NAME.json; or metadata.jsonl, .csv: file_name, text
     FOLDER/*.parquet with a column of {bytes, path} and one of captions
 
-A folder's pictures, in the order of their paths, are cut into shards; a Parquet file is a shard.
+A folder's pictures, sorted by path, are divided into shards; a Parquet file is a shard.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from codeseg.pipeline.engine.ledger import fingerprint
 from codeseg.pipeline.engine.storage import Storage
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTIONS = ("caption", "captions", "text")  # columns, the first that there is
+CAPTIONS = ("caption", "captions", "text")  # columns; the first that exists is used
 ROWS_AT_ONCE = 64  # of a Parquet file, whose pictures are in memory together
 
 
@@ -31,7 +31,7 @@ class PictureFolder:
 
     Raises:
         FileNotFoundError: there is no picture.
-        ValueError: the metadata cannot be read or name no captions.
+        ValueError: the metadata cannot be read or has no captions.
     """
 
     def __init__(self, place: str, shard_size: int) -> None:
@@ -72,7 +72,7 @@ class PictureFolder:
         return samples
 
     def _beside(self, path: str) -> list[str]:
-        """Return the files of captions of a picture, .txt first."""
+        """Return a picture's caption files, .txt first."""
         stem = path[: -len(_ending(path))]
         return [stem + ending for ending in TEXTS if stem + ending in self._sizes]
 
@@ -88,7 +88,7 @@ class PictureParquet(Files):
     """A folder of Parquet files that hold pictures; file i in the order of names is shard i."""
 
     def __init__(self, place: str) -> None:
-        super().__init__(place, (".parquet",), "join them to fewer files")
+        super().__init__(place, (".parquet",), "merge them into fewer files")
 
     def samples(
         self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int

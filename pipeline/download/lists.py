@@ -1,7 +1,7 @@
-"""A file of a URL list -> batches of (url, caption); what is no row is left out and counted. Light.
+"""A file of a URL list -> batches of (url, caption); other lines are left out and counted. Light.
 
-TSV, CSV and JSONL are read line by line, plain or compressed, so that an odd line costs itself
-alone and has a number: lines in = lines of rows + lines left out. Memory: one batch.
+TSV, CSV and JSONL are read line by line, plain or compressed, so that a bad line affects only
+itself and has a number: lines in = lines of rows + lines left out. Memory: one batch.
 """
 
 import csv
@@ -24,18 +24,18 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BUFFER_BYTES = 1 << 20
 BATCH_ROWS = 16_384
 MOST_LINE = 64 << 10  # bytes: a shard of such lines must fit into memory
-MOST_QUOTED = 100  # lines of one row; a quote that goes on for longer is none
-MOST_ODD = 1000  # lines of a file, or a hundredth of it; with more it is another form of list
+MOST_QUOTED = 100  # lines of one row; a longer quote is taken as none
+MOST_ODD = 1000  # lines of a file, or a hundredth of it; with more the list has another format
 SHOWN = 3  # odd lines
 CHECKED_ROWS = 100  # that have a URL somewhere, for swapped columns
-SEARCHED_ROWS = 100_000  # among them they must be
+SEARCHED_ROWS = 100_000  # among which they must be found
 
 Row = tuple[str | None, str | None]
 Line = tuple[int, str]  # its number, from 1, and its text without the end
 
 
 class LeftOut:
-    """The lines of a file that are no rows."""
+    """The lines of a file that are not rows."""
 
     def __init__(self, manifest: Manifest, name: str, counts: Counter[str]) -> None:
         self._name = name
@@ -45,14 +45,14 @@ class LeftOut:
 
     @property
     def count(self) -> int:
-        """How many there are so far."""
+        """The number of such lines so far."""
         return self._counts[self._name]
 
     def add(self, line: Line, why: str) -> None:
         """Count a line and keep the first few.
 
         Raises:
-            ValueError: when so many are odd that the list has another form.
+            ValueError: so many are odd that the list must have another format.
         """
         self._counts[self._name] += 1
         number, text = line
@@ -64,19 +64,19 @@ class LeftOut:
 
     def refusal(self, why: str) -> ValueError:
         """Return the error that refuses the file."""
-        return ValueError(f"{self._name} is no {self._format} URL list: {why}")
+        return ValueError(f"{self._name} is not a {self._format} URL list: {why}")
 
     def __str__(self) -> str:
         return "; ".join(self._shown)
 
     def show(self) -> None:
-        """Say how many there were up to where the list was read."""
+        """Print how many there were in the part of the list that was read."""
         if self.count:
             print(f"{self._name}: left out {self.count:,} lines: {self}")
 
 
 class _Lines:
-    """The lines of a text one by one; those that a row did not need can be given back."""
+    """The lines of a text one by one; lines that a row did not use can be put back."""
 
     def __init__(self, source: io.BufferedReader, left_out: LeftOut) -> None:
         self._source = source
@@ -90,7 +90,7 @@ class _Lines:
 
     def __next__(self) -> Line:
         if len(self.taken) == MOST_QUOTED:
-            raise StopIteration  # for the CSV parser, which would go on
+            raise StopIteration  # for the CSV parser, which would continue
         line = self._again.popleft() if self._again else self._read()
         self.taken.append(line)
         return line
@@ -111,7 +111,7 @@ class _Lines:
         raise StopIteration
 
     def keep_first(self) -> Line:
-        """Give all lines back but the one that the row began with."""
+        """Put back all lines except the row's first one."""
         self._again.extendleft(reversed(self.taken[1:]))
         return self.taken[0]
 
@@ -125,10 +125,10 @@ def read_rows(
         manifest: form and columns of the list.
         source: the folder it is in.
         name: of the file.
-        odd: counts, by file, the lines that are no rows.
+        odd: counts, by file, the lines that are not rows.
 
     Raises:
-        ValueError: naming the file, when it is no list of the manifest's format.
+        ValueError: the file is not a list of the manifest's format.
     """
     left_out = LeftOut(manifest, name, odd)
     read = _parquet if manifest.format == "parquet" else _text_batches
@@ -139,7 +139,7 @@ def read_rows(
             yield batch
     except (pa.ArrowException, csv.Error, KeyError) as error:
         raise left_out.refusal(" ".join(str(error).split())) from None
-    except OSError as error:  # cut off in its compression, or a store that fails
+    except OSError as error:  # truncated compression, or a store that fails
         raise OSError(f"{name}: {error}") from None
     finally:
         left_out.show()
@@ -187,14 +187,14 @@ def _batch(rows: list[Row]) -> pa.RecordBatch:
 
 
 def sound(text: str) -> str:
-    """Return text that UTF-8 can hold: half of a surrogate pair becomes U+FFFD."""
+    """Return text that UTF-8 can encode: half of a surrogate pair becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _places(
     manifest: Manifest, lines: _Lines, left_out: LeftOut, split: Callable[[str], list[str]]
 ) -> tuple[int, int, int]:
-    """Return the number of columns, the URL's place and the caption's."""
+    """Return the number of columns, the URL's index and the caption's."""
     names = list(manifest.columns)
     if not names:
         names = split(next(lines, (0, ""))[1])
@@ -206,7 +206,7 @@ def _places(
 
 
 def _tsv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
-    """Split at tabs alone: the published lists have bare quotes in their captions."""
+    """Split only at tabs: the published lists have bare quotes in their captions."""
     width, url, caption = _places(manifest, lines, left_out, lambda text: text.split("\t"))
     for line in lines:
         lines.taken.clear()
@@ -218,10 +218,10 @@ def _tsv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
 
 
 def _csv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
-    """Parse RFC 4180; where a quote runs away, its line is split at the commas alone.
+    """Parse RFC 4180; a line with an unclosed quote is split only at its commas.
 
-    A quote has run away when the row does not end within MOST_QUOTED lines, is malformed, or holds
-    two lines that are rows by themselves: a real row of several lines has one at most.
+    A quote counts as unclosed if the row does not end within MOST_QUOTED lines, is malformed, or
+    holds two lines that are rows by themselves: a real row of several lines has at most one.
     """
     width, url, caption = _places(manifest, lines, left_out, lambda text: next(csv.reader([text])))
 
@@ -256,7 +256,7 @@ def _csv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
 
 
 def _jsonl(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
-    """Take objects whose URL and caption are strings, null or not there."""
+    """Take objects whose URL and caption are strings, null or missing."""
     for line in lines:
         lines.taken.clear()
         try:
@@ -264,22 +264,22 @@ def _jsonl(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            left_out.add(line, "no JSON object")
+            left_out.add(line, "not a JSON object")
             continue
         url, caption = value.get(manifest.url), value.get(manifest.caption)
         odd = [v for v in (url, caption) if not (v is None or isinstance(v, str))]
         if odd:
-            left_out.add(line, f"{type(odd[0]).__name__} in place of a text")
+            left_out.add(line, f"{type(odd[0]).__name__} instead of a text")
         else:
             yield url, caption
 
 
 def _strings(column: pa.Array) -> pa.Array:
-    """A column as UTF-8 strings; bytes that are none become U+FFFD rather than the end of a run."""
+    """Return a column as UTF-8 strings; invalid bytes become U+FFFD instead of ending the run."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.binary())  # Parquet does not check its strings; this way back does
+        column = column.cast(pa.binary())  # Parquet does not check its strings; this cast does
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
@@ -294,12 +294,12 @@ def _is_url(text: str | None) -> bool:
 def _checked(
     manifest: Manifest, name: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Hold the batches until CHECKED_ROWS rows with a URL have told which column has them.
+    """Hold the batches until CHECKED_ROWS rows with a URL have shown which column has them.
 
-    CC3M is caption, URL; CC12M is URL, caption; many READMEs err.
+    CC3M is caption, URL; CC12M is URL, caption; many READMEs are wrong.
 
     Raises:
-        ValueError: saying which columns hold what.
+        ValueError: says what the columns hold.
     """
     held: list[pa.RecordBatch] = []
     seen = in_url = in_caption = 0

@@ -1,8 +1,8 @@
 """The bytes of a tar, plain or packed -> its regular files, front to back. Light.
 
-Written anew because a stranger's tar makes Python's tarfile go backwards forever (CVE-2025-8194),
-recurse, or read a header of gigabytes. Here every step goes forward, and only what is wanted of a
-tar is ever held: one header of at most MOST_HEADER bytes, one file. POSIX (pax) and GNU names.
+Our own reader, because an untrusted tar can make Python's tarfile loop forever (CVE-2025-8194),
+recurse, or read a header of gigabytes. Here every step moves forward, and memory holds only one
+header of at most MOST_HEADER bytes and one file. POSIX (pax) and GNU names.
 """
 
 import io
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 BLOCK = 512
 MOST_HEADER = 1 << 20  # bytes of a long name or of pax records
-MOST_UNPACKED = 200  # times the size of the packed tar; pictures hardly shrink
+MOST_UNPACKED = 200  # times the size of the packed tar; pictures hardly compress
 BUFFER_BYTES = 1 << 20
 PACKED = {".tar": None, ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2"}
 EMPTY_KINDS = b"123456"  # links, devices, folders, pipes: whatever their size says
@@ -21,7 +21,7 @@ RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 class TarError(Exception):
-    """The tar is cut, damaged, or made to do harm."""
+    """The tar is truncated, damaged or malicious."""
 
 
 def read_members(
@@ -31,14 +31,14 @@ def read_members(
 
     Args:
         source: the tar.
-        name: its own, whose ending says how it is packed.
+        name: its name, whose extension gives the compression.
         wanted: (name, bytes) of a file -> whether its content is read.
 
     Yields:
-        Name, size in bytes and content, which is empty where it is not wanted.
+        Name, size in bytes and content, which is empty if it is not wanted.
 
     Raises:
-        TarError: saying where it is broken.
+        TarError: says where it is broken.
         OSError: the storage failed, which says nothing about the tar.
     """
     stream = _Stream(source, name)
@@ -68,7 +68,7 @@ def read_members(
             continue
         file = _text(long_name or _short_name(header))
         long_name = size_given = None
-        if kind == b"S":  # a few bytes here could be gigabytes when read
+        if kind == b"S":  # a few bytes could expand to gigabytes
             raise TarError(f"{file} is stored as a sparse file")
         before = file
         if kind in (b"0", b"\0", b"7") and not file.endswith("/"):
@@ -84,7 +84,7 @@ def read_members(
 
 
 class _Stream:
-    """The tar's bytes, unpacked, read forward and counted."""
+    """The tar's uncompressed bytes, read forward and counted."""
 
     def __init__(self, source: pa.NativeFile, name: str) -> None:
         packed = next(kind for end, kind in PACKED.items() if name.lower().endswith(end))
@@ -97,7 +97,7 @@ class _Stream:
         try:
             content = self._buffered.read(size)
         except OSError as error:
-            if re.search("ompress|inflate", str(error)):  # else it is the storage
+            if re.search("ompress|inflate", str(error)):  # otherwise it is the storage
                 raise TarError(f"{error} {where}") from None
             raise
         if self._left is not None:
@@ -105,7 +105,7 @@ class _Stream:
             if self._left < 0:
                 raise TarError(f"it unpacks to over {MOST_UNPACKED} times its size")
         if len(content) < size:
-            raise TarError(f"no end marker, so it is cut or damaged {where}")
+            raise TarError(f"no end marker, so it is truncated or damaged {where}")
         return content
 
     def read_padded(self, size: int, file: str) -> bytes:
@@ -123,7 +123,7 @@ class _Stream:
 
 
 def _is_header(header: bytes) -> bool:
-    """Return whether the checksum is right; it counts itself as spaces."""
+    """Return whether the checksum is right; its own field counts as spaces."""
     field = header[148:156].strip(b"\0 ")
     if not re.fullmatch(rb"[0-7]+", field):
         return False
@@ -163,5 +163,5 @@ def _short_name(header: bytes) -> bytes:
 
 
 def _text(name: bytes) -> str:
-    """Return a name unchanged, so that two names that are not UTF-8 stay distinct."""
+    """Return a name so that two names that are not UTF-8 stay distinct."""
     return name.decode(errors="surrogateescape")

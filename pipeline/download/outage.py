@@ -1,9 +1,8 @@
-"""Notice that the network is down, hold all fetches, probe, and go on when it is back. Light.
+"""Detect that the network is down, hold all fetches, probe, and resume when it is back. Light.
 
-Without this an outage marks whole shards as "everything failed". A collapse shows in the last
-outcomes of a worker: nearly all of them failed for reasons that an outage has. Then one thread
-probes hosts that answered before, and the others wait. A list of dead links is no outage: the
-probe is answered at once.
+Otherwise an outage would mark whole shards as failed. An outage shows in the last outcomes of a
+worker: nearly all of them failed for network reasons. Then one thread probes hosts that answered
+before, and the others wait. A list of dead links is not an outage: the probe is answered at once.
 """
 
 import threading
@@ -11,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-WINDOW = 100  # last outcomes that are looked at
+WINDOW = 100  # number of last outcomes considered
 COLLAPSE = 0.95  # share of them that failed for network reasons
 PROBED_HOSTS = 20
 
@@ -19,7 +18,7 @@ Host = tuple[str, int]  # name and port
 
 
 class OutageWatch:
-    """Shared by all fetch threads of a worker."""
+    """The watch that all fetch threads of a worker share."""
 
     def __init__(
         self,
@@ -31,10 +30,10 @@ class OutageWatch:
         """Begin with a healthy network.
 
         Args:
-            announce: called with why fetching waits, and with None when it goes on.
+            announce: called with the reason for waiting, and with None when fetching resumes.
             max_pause: seconds after which waiting ends and `gave_up` is set.
             probe_every: seconds between probes.
-            window: last outcomes that are looked at.
+            window: number of last outcomes considered.
         """
         self._announce = announce
         self._max_pause = max_pause
@@ -49,17 +48,17 @@ class OutageWatch:
         self.outages = 0  # that began and ended
 
     def restart(self) -> None:
-        """Forget the outcomes, not the hosts: called before each shard."""
+        """Forget the outcomes but not the hosts, before each shard."""
         self._outcomes.clear()
         self.gave_up = False
 
     def report(self, host: Host, network_failed: bool, answers: Callable[[Host], bool]) -> bool:
-        """Count an outcome; waits here, in the caller's thread, while the network is down.
+        """Count an outcome; wait here, in the caller's thread, while the network is down.
 
         Args:
             host: of the URL.
-            network_failed: the outcome: it failed for a reason that an outage has.
-            answers: tells whether a host accepts a connection.
+            network_failed: whether the fetch failed for a network reason.
+            answers: returns whether a host accepts a connection.
 
         Returns:
             Whether an outage held this thread and has ended.
@@ -102,6 +101,6 @@ class OutageWatch:
             self._back.set()
 
     def _any_answers(self, answers: Callable[[Host], bool]) -> bool:
-        """Return whether any of the hosts seen before answers, best of those that did once."""
+        """Return whether any of the hosts seen before answers; prefer those that did once."""
         hosts = list(self._good_hosts) or list(self._any_hosts)
         return any(answers(host) for host in reversed(hosts))

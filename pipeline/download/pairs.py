@@ -44,7 +44,7 @@ from codeseg.pipeline.engine.shards import ShardError
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS, SHARD_DIGITS
 
-FLOOR_ROWS = 50  # a shard with fewer rows says nothing about the network
+FLOOR_ROWS = 50  # smaller shards say nothing about the network
 GROUP_ROWS = 500  # of a Parquet row group: about 10 MB
 GROUP_BYTES = 1 << 30  # of a row group's different pictures, where rows share them
 ENCODE_QUALITY = 95
@@ -52,12 +52,12 @@ RESIZED = ("jpg", "width", "height", "original_width", "original_height")
 OUTCOME = ("status", "error", *RESIZED, "sha256")
 
 Outcome = dict[str, Any]
-"""What became of a picture: the columns OUTCOME of its rows."""
+"""The outcome of a picture: the columns OUTCOME of its rows."""
 
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """What decides the content of a shard of pairs; the fields below the line do not."""
+    """The settings of a shard of pairs; those below the comment do not affect its content."""
 
     image_size: int = 256  # pixels: a larger shorter side is reduced to it, keeping the ratio
     encode_quality: int = ENCODE_QUALITY  # JPEG
@@ -65,18 +65,18 @@ class DownloadSettings:
     max_pixels: int = FetchLimits.max_pixels
     min_size: int = FetchLimits.min_size
     shard_size: int = 10_000
-    # how the work is done:
+    # without effect on the content:
     threads: int = 64  # concurrent fetches of a worker
     deadline: float = FetchLimits.deadline  # seconds for one URL
     retries: int = FetchLimits.retries
     success_floor: float = 0.2  # a shard with a smaller share of successes is not committed
     max_pause: float = 1800.0  # seconds to wait for a network that is down
     allow_private: bool = False
-    retry_failed: bool = False  # rows whose earlier failure is worth another try are tried again
+    retry_failed: bool = False  # retry rows whose earlier failure is worth a retry
     workers: int = 1  # of the stage, which share the limits of each host
 
     def fingerprint(self) -> str:
-        """Of what decides the content."""
+        """Return the fingerprint of the settings that affect the content."""
         limits = ("max_bytes", "max_pixels", "min_size")
         names = ("image_size", "encode_quality", *limits, "shard_size")
         content = {name: getattr(self, name) for name in names}
@@ -109,10 +109,10 @@ class DownloadWorker:
         self._pictures = Pictures(self._settings)
 
     def process(self, shard: int, input: str) -> ShardRecord:
-        """Download what is not there yet, write the shard, commit it.
+        """Download the missing pictures, write the shard, commit it.
 
         Raises:
-            ShardError: when the success is under the floor or the network stays down.
+            ShardError: the share of successes is under the floor, or the network stays down.
         """
         start = perf_counter()
         self._shard = shard
@@ -155,7 +155,7 @@ class DownloadWorker:
             self._root.write_atomic(path, note.encode())
 
     def _earlier(self, shard: int) -> dict[object, Outcome]:
-        """Return address -> what the shard's file, if there is one, needs no new attempt for."""
+        """Return address -> outcome for the rows of an existing file that need no new attempt."""
         try:
             table = pq.read_table(self._root.open_input(stage.PAIRS.path(shard)))
         except (pa.ArrowException, OSError):
@@ -191,7 +191,7 @@ class Pictures:
     def __init__(self, settings: DownloadSettings) -> None:
         """Import it; slow (4 s), so once a worker."""
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
-        # the decoder's own limit, behind ours: it must hold for formats our header check misreads
+        # the decoder's own limit, in case our header check misreads a format
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
         import cv2
         import img2dataset.downloader as downloader
@@ -276,7 +276,7 @@ class Pictures:
         return outcomes
 
     def convert(self, content: bytes) -> Outcome:
-        """Check, resize and encode a picture that is at hand."""
+        """Check, resize and encode a picture."""
         try:
             check_image(content, self._settings.max_pixels, self._settings.min_size)
         except FetchError as error:
@@ -286,7 +286,7 @@ class Pictures:
     def resize(self, content: bytes) -> Outcome:
         """Resize and encode a picture whose header was checked.
 
-        What decoders take differently reaches the resizer upright, in RGB, over white.
+        Pictures that decoders treat differently reach the resizer upright, in RGB, over white.
         """
         picture = content
         try:
@@ -315,11 +315,11 @@ def commit_pairs(
 
     Args:
         root: of the dataset.
-        settings: whose fingerprint the shard carries.
+        settings: whose fingerprint the shard gets.
         shard: its number.
-        input: fingerprint of what it was made from.
+        input: fingerprint of its input.
         rows: in order, failed ones included.
-        start: when the work began, on time.perf_counter()'s clock.
+        start: of the work, on time.perf_counter()'s clock.
         versions: of the libraries that made it.
     """
     table = pa.Table.from_pylist(rows, PAIRS.with_metadata({"settings": settings.fingerprint()}))
@@ -332,7 +332,7 @@ def commit_pairs(
 
 
 def failed(reason: str) -> Outcome:
-    """Return the outcome of a picture that cannot be had."""
+    """Return the outcome of a failed picture."""
     return {**dict.fromkeys(OUTCOME), "status": "failed", "error": reason}
 
 
@@ -347,7 +347,7 @@ def make_row(
 def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
     """Write a shard of PAIRS; the same table gives the same bytes.
 
-    A picture of several rows of a row group lies in it once.
+    A picture that several rows of a row group share is stored in it once.
     """
     known = table["sha256"].drop_null()
     shared = pc.count_distinct(known).as_py() < len(known)

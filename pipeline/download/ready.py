@@ -1,8 +1,8 @@
-"""Pictures that are there already as a source of pairs: Source -> pairs/NNNNN.parquet (PAIRS).
+"""Existing pictures as a source of pairs: Source -> pairs/NNNNN.parquet (PAIRS).
 
 A source is a folder of tars, of pictures, or of Parquet files with pictures; shard i of it becomes
 shard i of the pairs. Pictures go through the same header check, resizer and encoder as downloaded
-ones, one at a time. A sample with several captions gives a row each.
+ones, one at a time. A sample with several captions gives one row for each.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,22 @@ from codeseg.pipeline.schema import PAIRS
 class Sample:
     """One base name of a tar."""
 
-    name: str  # with its folder, where it has one
-    image: Any = None  # what was made of the picture's bytes
+    name: str  # with its folder, if any
+    image: Any = None  # the result of `convert`
     captions: list[str] = field(default_factory=list)
     url: str | None = None
-    fault: str | None = None  # why it cannot be used, where that shows before it is read
+    fault: str | None = None  # why it cannot be used, if known before it is read
     endings: set[str] = field(default_factory=set)
 
 
 class Source(Protocol):
-    """Where samples come from; it travels to the workers."""
+    """The origin of samples; it is sent to the workers."""
 
     inputs: dict[int, str]
-    """Shard -> fingerprint of what it is made from."""
+    """Shard -> fingerprint of its input."""
 
     def name(self, shard: int) -> str:
-        """Return what a shard is made from, for URLs and messages."""
+        """Return the name of a shard's input, for URLs and messages."""
 
     def samples(
         self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
@@ -53,11 +53,11 @@ class Source(Protocol):
         Args:
             shard: its number.
             max_bytes: of a picture; a larger one is not read.
-            convert: called with each picture's bytes; what it returns is kept.
-            most: samples that it may hold.
+            convert: called with each picture's bytes; its result is kept.
+            most: maximum number of samples.
 
         Raises:
-            ValueError: naming the file that is broken or holds too many.
+            ValueError: names the file that is broken or holds too many.
         """
 
 
@@ -66,7 +66,7 @@ class Files:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: there are more than shards may be; `remedy` says what to do.
+        ValueError: there are more files than shards are possible; `remedy` says what to do.
     """
 
     def __init__(self, place: str, endings: tuple[str, ...], remedy: str) -> None:
@@ -79,7 +79,7 @@ class Files:
                 "with --urls FOLDER"
             )
         check_count(len(self._names), remedy)
-        # such a file is written once: its name and size say which it is
+        # such a file is written once: its name and size identify it
         self.inputs = {i: fingerprint([n, sizes[n]]) for i, n in enumerate(self._names)}
 
     def name(self, shard: int) -> str:
@@ -110,7 +110,7 @@ class ReadyWorker:
         """Convert the samples, write the shard, commit it.
 
         Raises:
-            ValueError: the source is broken or gives more rows than a shard may hold.
+            ValueError: the source is broken or gives more rows than a shard can hold.
         """
         start = perf_counter()
         name, size = self._source.name(shard), self._settings.shard_size

@@ -1,8 +1,8 @@
 """Ready-made webdataset tars as a source of pairs: TAR/*.tar -> pairs/NNNNN.parquet (PAIRS).
 
-Tar i in the order of names is shard i. A sample is the files of one folder and base name, wherever
-they lie: a picture, its caption (.txt, or "caption" in .json; a list of them gives a row each) and,
-in .json, its "url". A base name may have dots: what follows the last one is the ending. Pictures go
+Tar i in the order of names is shard i. A sample consists of the files of one folder and base name,
+in any position: a picture, its caption (.txt, or "caption" in .json; a list gives one row for each)
+and, in .json, its "url". A base name may have dots: the extension follows the last one. Pictures go
 through the same header check, resizer and encoder as downloaded ones, one at a time.
 """
 
@@ -50,13 +50,13 @@ def read_samples(
 
     Args:
         source: the tar.
-        name: of the tar, for messages; its ending says how it is packed.
+        name: of the tar, for messages; its extension gives the compression.
         max_bytes: of a picture; a larger one is not read.
-        convert: called with each picture's bytes; what it returns is kept.
-        most: samples that it may hold.
+        convert: called with each picture's bytes; its result is kept.
+        most: maximum number of samples.
 
     Raises:
-        ValueError: naming the tar when it is broken, holds a name twice, or too many samples.
+        ValueError: the tar is broken, holds a name twice, or too many samples.
         OSError: the storage failed, which says nothing about the tar.
     """
 
@@ -88,14 +88,14 @@ def read_samples(
         raise ValueError(f"{name} is a broken tar: {sound(str(error))}") from None
     for base, sample in samples.items():
         folder, slash, file = base.rpartition("/")
-        stem = folder + slash + file.partition(".")[0]  # what webdataset itself calls the sample
+        stem = folder + slash + file.partition(".")[0]  # webdataset's own name of the sample
         if stem != base and stem in samples and not sample.captions:
             sample.fault = sample.fault or "second_image"  # as 0001.seg.png beside 0001.jpg
     return list(samples.values())
 
 
 def _split(file: str) -> tuple[str, str]:
-    """Return a file's sample and its ending in lower case; none for hidden files."""
+    """Return a file's sample and its lower-case extension; none for hidden files."""
     folder, slash, name = file.removeprefix("./").rpartition("/")
     base, dot, ending = name.rpartition(".")
     if not base or name.startswith("."):
@@ -104,7 +104,7 @@ def _split(file: str) -> tuple[str, str]:
 
 
 def add_text(sample: Sample, ending: str, content: bytes) -> None:
-    """Take captions and URL; a .txt goes before the captions of a .json."""
+    """Take captions and URL; a .txt precedes the captions of a .json."""
     if ending == ".txt":
         captions: Any = [content.decode(errors="replace")]
     else:

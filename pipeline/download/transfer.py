@@ -1,7 +1,7 @@
 """One HTTP request by libcurl, to one checked address -> status, headers, body. Light.
 
-libcurl keeps the deadline, decodes gzip and chunks, bounds the headers (300 KB) and keeps
-connections open. Switched off is what it must not do: proxies, redirects, other protocols.
+libcurl keeps the deadline, decodes gzip and chunks, limits the headers (300 KB) and keeps
+connections open. Proxies, redirects and other protocols are turned off.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from codeseg.pipeline.download.addresses import Address, FetchError, Resolver
 USER_AGENT = "codeseg"
 AUTHORITIES = ssl.get_default_verify_paths().cafile or certifi.where()
 SMALL_BYTES = 1 << 20  # a larger body needs one of the places
-HELD_BYTES = 256 << 20  # the places: as many of the largest bodies
+HELD_BYTES = 256 << 20  # of all places: as many of the largest bodies
 WEIRD_REPLY = pycurl.E_FTP_WEIRD_SERVER_REPLY  # also HTTP's, as a NUL in a header
 ARENA_MAX, ARENAS = -8, 2  # M_ARENA_MAX of glibc's malloc.h
 SKIPPED_BYTES = 64 << 10  # of an error page, read so that the connection can be kept
@@ -61,7 +61,7 @@ class Body(BytesIO):
 
 
 class Answer:
-    """What one request gave: libcurl calls the methods while it arrives."""
+    """The answer to one request: libcurl calls the methods while it arrives."""
 
     def __init__(self, body: Body, max_bytes: int, resolver: Resolver) -> None:
         self.status = 0
@@ -74,7 +74,7 @@ class Answer:
         self._skipped = 0
 
     def open_socket(self, _: int, wanted: Any) -> socket.socket | int:
-        """Open the socket of the very address that libcurl connects to, if it is public."""
+        """Open a socket for the very address that libcurl connects to, if it is public."""
         family, kind, protocol, address = wanted
         try:
             self._resolver.check(str(address[0]))
@@ -92,7 +92,7 @@ class Answer:
         self.headers.append((name.lower(), value.strip()))
 
     def write(self, chunk: bytes) -> int:
-        """Take a piece of the body; another number than its length ends the transfer."""
+        """Take a piece of the body; returning a number other than its length ends the transfer."""
         if self.status != 200:
             self._skipped += len(chunk)
             return len(chunk) if self._skipped <= SKIPPED_BYTES else 0
@@ -109,13 +109,13 @@ class Answer:
 
 
 class Connections:
-    """libcurl's handles, shared by all threads; each keeps its last connections open."""
+    """libcurl's handles, shared by all threads; each keeps its recent connections open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[tuple[str, pycurl.Curl]] = []
         if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            # glibc would keep the freed bodies of each of 64 threads in an arena of its own
+            # glibc would keep the freed bodies of each of 64 threads in a separate arena
             libc.mallopt(ARENA_MAX, ARENAS)
 
     def request(
@@ -145,7 +145,7 @@ class Connections:
                 pycurl.MAXFILESIZE_LARGE: answer.max_bytes,
                 pycurl.USERAGENT: f"{USER_AGENT} (image fetch)",
                 pycurl.HTTPHEADER: ["Accept: image/*,*/*;q=0.5"],
-                pycurl.ACCEPT_ENCODING: "identity",  # and yet decoded where a server sends gzip
+                pycurl.ACCEPT_ENCODING: "identity",  # gzip is decoded anyway if a server sends it
                 pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
                 pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
                 pycurl.PROXY: "",  # it would connect to addresses that were not checked
@@ -161,14 +161,14 @@ class Connections:
                 code, message = error.args
                 if answer.fault or answer.no_place or (answer.status > 200 and code != WEIRD_REPLY):
                     return  # stopped by us, or in the middle of an error page
-                # wrong chunks and endless headers are told from a broken connection by words alone
+                # only the message distinguishes bad chunks and endless headers from a lost link
                 wrong = "chunk" in message or "header" in message
                 reason = "bad_response" if wrong else REASONS.get(code, "bad_response")
                 raise FetchError(reason, again=reason in ("connection", "timeout")) from None
 
     @contextmanager
     def _handle(self, host: str) -> Iterator[pycurl.Curl]:
-        """Lend an idle handle, best the one that was at the host last."""
+        """Yield an idle handle, preferably the last one used for the host."""
         with self._lock:
             last = [i for i, (known, _) in enumerate(self._idle) if known == host][-1:]
             curl = self._idle.pop(last[0] if last else 0)[1] if self._idle else pycurl.Curl()

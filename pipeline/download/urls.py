@@ -1,10 +1,10 @@
-"""Cut a URL list into shards by streaming: any TSV/CSV/Parquet/JSONL -> urls/NNNNN.parquet. Light.
+"""Divide a URL list into shards by streaming: TSV/CSV/Parquet/JSONL -> urls/NNNNN.parquet. Light.
 
-    urls/NNNNN.parquet   url, caption: `shard_size` rows of the list, in its order (the last: fewer)
+    urls/NNNNN.parquet   url, caption: `shard_size` rows of the list, in order (the last: fewer)
 
 A shard of the list is the input of the same shard of pairs; its hash is that input's fingerprint.
 Memory: one block of the list and one shard. A larger --limit later only adds rows, and so do rows
-appended to the list: of what was there only the last shard is cut again.
+appended to the list: of the existing shards only the last is made again.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ MOST_SHARDS = 100_000
 def cut_shards(
     manifest: Manifest, place: str, root: Storage, shard_size: int, limit: int | None
 ) -> dict[int, ShardRecord]:
-    """Make the shards of the URL list that are not there yet.
+    """Make the missing shards of the URL list.
 
     Args:
         manifest: form and columns of the list.
         place: of the list: a file, or a folder of files of one format.
         root: the dataset root.
-        shard_size: rows a shard.
-        limit: rows to take from the list's start; None = all. Fewer than are there already
-            take nothing away.
+        shard_size: rows per shard.
+        limit: rows to take from the list's start; None = all. A number below the existing rows
+            removes none.
 
     Returns:
-        The records of all shards that are cut, by number.
+        The records of all shards, by number.
 
     Raises:
-        FileNotFoundError: when there is no list.
-        ValueError: swapped or missing columns, or a root cut from another list or in other shards.
+        FileNotFoundError: there is no list.
+        ValueError: columns are swapped or missing, or the root has another list or shard size.
     """
     source, files = _list_files(manifest, place)
     settings = {
@@ -55,10 +55,10 @@ def cut_shards(
     }
     ledger = Ledger(root)
     records = ledger.records("urls")
-    # A list that was refused has left its settings and no shard: it may be corrected in place.
+    # A refused list has left settings but no shard: it may be corrected in place.
     previous = ledger.read_settings("urls") if records else None
     grown = previous is not None and _is_longer(source, settings, previous)
-    if grown:  # the line that was last may have grown, too: its shard is cut again
+    if grown:  # the last line may have grown, too: its shard is made again
         ledger.retract("urls", max(records))
         del records[max(records)]
     elif previous is not None and any(previous.get(n) != value for n, value in settings.items()):
@@ -78,7 +78,7 @@ def cut_shards(
     batches = (batch for name in files for batch in read_rows(manifest, source, name, odd))
     for shard, table in enumerate(_shards(batches, shard_size, limit)):
         count += 1
-        check_count(count, "cut the list anew, in a root of its own, with a larger --shard-size")
+        check_count(count, "use a new root with a larger --shard-size")
         if shard not in records or records[shard].rows_out != len(table):
             records[shard] = _write(root, ledger, shard, table, taken)
     if count == 0:
@@ -91,7 +91,7 @@ def check_count(shards: int, remedy: str) -> None:
     """Refuse more shards than keys have digits for: a key's first five are its shard's number.
 
     Raises:
-        ValueError: saying what to do.
+        ValueError: says what to do.
     """
     if shards > MOST_SHARDS:
         raise ValueError(f"more than {MOST_SHARDS:,} shards; {remedy}")
@@ -108,7 +108,7 @@ def _write(root: Storage, ledger: Ledger, shard: int, table: pa.Table, taken: st
 
 
 def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
-    """Return the folder the list is in and its file names, sorted."""
+    """Return the list's folder and its file names, sorted."""
     path, mark, query = place.partition("?") if "://" in place else (place, "", "")
     folder, _, name = path.rpartition("/")
     query = mark + query
@@ -128,9 +128,9 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
 
 
 def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int, str]:
-    """Return size and a hash of both ends: told in a moment, also for the 2.5 GB of CC12M.
+    """Return size and a hash of both ends, which is fast even for the 2.5 GB of CC12M.
 
-    With a size, of that much of the file.
+    With a size, only that much of the file is considered.
     """
     with source.open_input(name, mapped=False) as file:
         size = file.size() if size is None else min(size, file.size())
@@ -142,7 +142,7 @@ def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int,
 
 
 def _is_longer(source: Storage, settings: dict[str, Any], previous: dict[str, Any]) -> bool:
-    """Return whether the list begins with all of the previous one, and alike in all else."""
+    """Return whether the list begins with all of the previous one and has the same settings."""
     before, after = previous["list"], settings["list"]
     alike = all(previous.get(n) == value for n, value in settings.items() if n != "list")
     if not alike or before == after:

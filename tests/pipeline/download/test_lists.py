@@ -134,8 +134,8 @@ def test_an_odd_line_of_a_jsonl_is_left_out_and_shown(tmp_path, capsys):
     rows = read(tmp_path, "jsonl", "\n".join([*good[:3], *odd, *good[3:]]).encode())
     assert len(rows) == 1001 and ("http://h/s", "\ufffd") in rows
     out = capsys.readouterr().out
-    assert "left out 4 lines: line 4: list in place of a text in '{" in out
-    assert "line 5: int in place" in out and "line 6: no JSON object" in out
+    assert "left out 4 lines: line 4: list instead of a text in '{" in out
+    assert "line 5: int instead" in out and "line 6: not a JSON object" in out
 
 
 @given(st.lists(st.none() | TEXT, max_size=20))
@@ -191,7 +191,7 @@ def test_many_odd_lines_are_another_form_of_list_but_few_in_a_hundred_are_not(tm
     few = [line if i % 150 else "odd\n" for i, line in enumerate(good)]
     assert len(read(tmp_path, "tsv", "".join(few).encode(), HEADERLESS)) == 200_000 - 1334
     many = [line if i % 50 else "odd\n" for i, line in enumerate(good)]
-    with pytest.raises(ValueError, match=r"l\.tsv is no tsv URL list: 1,\d+ of its first"):
+    with pytest.raises(ValueError, match=r"l\.tsv is not a tsv URL list: 1,\d+ of its first"):
         read(tmp_path, "tsv", "".join(many).encode(), HEADERLESS)
 
 

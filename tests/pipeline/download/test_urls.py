@@ -193,9 +193,9 @@ def test_a_refused_list_does_not_claim_the_root(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\tc\n", "is no tsv URL list"),
+        ("a\tb\tc\n", "is not a tsv URL list"),
         ("no url\tnone either\n", "holds no http"),
-        ("", "is no tsv URL list"),
+        ("", "is not a tsv URL list"),
         ("caption\turl\na\thttp://x\n", "header = true"),
     ],
 )
@@ -236,7 +236,7 @@ def test_rows_without_the_columns_are_left_out_and_counted(tmp_path, capsys, mon
 
     shutil.rmtree(tmp_path / "root")
     monkeypatch.setattr(lists, "MOST_ODD", 1)
-    with pytest.raises(ValueError, match="is no tsv URL list"):
+    with pytest.raises(ValueError, match="is not a tsv URL list"):
         cut(tmp_path, source=source)
 
 
