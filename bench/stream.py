@@ -1,11 +1,13 @@
-"""The Arrow stream alone against webdataset reading the same samples from tars on the same disk.
+"""The Arrow stream against webdataset and LitData reading the same samples from the same disk.
 
     python -m bench.stream [--rows 1000] [--rounds 3] [--folder DIR]
 
-Makes random features of ViT-B/16's shapes (453 kB a row) as Arrow shards and as tars, then reads
-both in turn, single process and with two worker processes for webdataset, and prints samples/s and
-the ratio to webdataset's better way. Our side also chooses nouns, makes labels, looks nouns up and
-checks that everything is finite; theirs only decodes, pads and stacks.
+Makes random features of ViT-B/16's shapes (453 kB a row) as Arrow shards, as tars and as LitData's
+chunks, then reads each in turn, the others also with two worker processes, and prints samples/s and
+the ratio to each one's better way; last JPEGs (image_tokens=none), whose rate is of decoding. Our
+side also chooses nouns, makes labels, looks nouns up and checks that everything is finite; theirs
+only decodes, pads and stacks. LitData: `pip install -c constraints.txt '.[bench]'`. MosaicML
+Streaming (0.13) cannot be installed beside our NumPy: it wants one below 2.2.
 """
 
 import io
@@ -38,6 +40,7 @@ VIT_B_16 = {
     "context_length": 77,
 }
 SHARDS = 4
+JPEGS = "codeseg, JPEGs"
 SHUFFLE = 256  # samples that webdataset's buffer holds
 
 
@@ -113,6 +116,35 @@ def webdataset_batches(tars: list[str], batch_size: int, workers: int) -> Iterat
     return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
 
 
+def write_litdata(root: Path) -> str:
+    """Write the Arrow shards' samples as LitData's chunks, as `litdata.optimize` does."""
+    from litdata.streaming.writer import BinaryWriter
+
+    folder = str(root / "litdata")
+    writer = BinaryWriter(folder, chunk_bytes="64MB")
+    samples = (row for path in sorted((root / "features").glob("*.arrow")) for row in rows_of(path))
+    for number, row in enumerate(samples):
+        writer[number] = {
+            "json": {"caption_tokens": np.array(row["caption_tokens"]), "key": row["key"]},
+            **{f"{name}.npy": row[name] for name in ("pixels", "image_tokens", "caption_states")},
+        }
+    writer.done()
+    writer.merge()
+    return folder
+
+
+def litdata_batches(folder: str, batch_size: int, workers: int) -> Iterator[Any]:
+    """Batches from the chunks, as LitData's documentation reads them."""
+    import litdata
+
+    dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True)
+    return iter(
+        litdata.StreamingDataLoader(
+            dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate
+        )
+    )
+
+
 def samples_per_second(
     make: Callable[[], Iterator[Any]], batch_size: int, batches: int
 ) -> tuple[float, float]:
@@ -137,7 +169,9 @@ def main(
         make_features(
             root, shards=SHARDS, rows=rows // SHARDS, views=1, clip=VIT_B_16, block_rows=64
         )
-        tars = write_tars(root)
+        tars, chunks = write_tars(root), write_litdata(root)
+        pictures = root / "pictures"
+        make_features(pictures, shards=1, rows=rows // SHARDS, clip=VIT_B_16, image_tokens="none")
         halves = [root / "one", root / "two"]
         for seed, half in enumerate(halves):
             make_features(
@@ -150,6 +184,9 @@ def main(
             "codeseg, two roots": lambda: iter(FeatureStream(halves, batch_size=batch_size)),
             "webdataset": lambda: webdataset_batches(tars, batch_size, 0),
             "webdataset, 2 workers": lambda: webdataset_batches(tars, batch_size, 2),
+            "litdata": lambda: litdata_batches(chunks, batch_size, 0),
+            "litdata, 2 workers": lambda: litdata_batches(chunks, batch_size, 2),
+            JPEGS: lambda: iter(FeatureStream(pictures, batch_size=batch_size)),
         }
         best: dict[str, tuple[float, float]] = {}
         for _ in range(rounds):  # in turn, so that a busy machine is unfair to none
@@ -161,8 +198,10 @@ def main(
         note = f", {cpu:,.0f} a CPU second" if "workers" not in way else ""
         print(f"{way:22} {wall:8,.0f} samples/s{note}")
     print(f"ratio of two roots to one: {best['codeseg, two roots'][0] / best['codeseg'][0]:.2f}")
-    theirs = max(wall for way, (wall, _) in best.items() if "codeseg" not in way)
-    print(f"ratio to webdataset's better way: {best['codeseg'][0] / theirs:.2f}")
+    for theirs in ("webdataset", "litdata"):
+        fastest = max(wall for way, (wall, _) in best.items() if theirs in way)
+        print(f"ratio to {theirs}'s better way: {best['codeseg'][0] / fastest:.2f}")
+    print(f"16 cores would decode {16 * best[JPEGS][1]:,.0f} images/s")
 
 
 if __name__ == "__main__":

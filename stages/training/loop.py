@@ -202,7 +202,9 @@ def train_steps(
     stepper = Stepper(state, train, processes)
     keys: dict[int, list[list[str]]] = {}  # of the steps whose figures are not read yet
     while state.step < train.steps:
-        batches, waited = fetch(stream, train.accumulation)
+        began = time.perf_counter()
+        batches = [next(stream) for _ in range(train.accumulation)]
+        waited = time.perf_counter() - began
         stepper.enter_phase(batches[0])
         terms = stepper.forward_backward(batches)
         terms["grad_norm"] = stepper.gradient_norm()
@@ -233,12 +235,6 @@ def train_steps(
         if stopping:
             break
     return state.step == train.steps
-
-
-def fetch(stream: Iterator[StreamBatch], count: int) -> tuple[list[StreamBatch], float]:
-    """Return the micro-batches of a step and the seconds spent waiting for them."""
-    began = time.perf_counter()
-    return [next(stream) for _ in range(count)], time.perf_counter() - began
 
 
 def refuse_non_finite(

@@ -67,12 +67,6 @@ def learning_rate(step: int, train: TrainConfig) -> float:
     return train.final_lr + (train.peak_lr - train.final_lr) * cosine
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def optimizer_tensors(
     optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """Named runs: a recipe's name -> a complete frozen configuration of a training run.
 
-`code_vitb16` has every constant of the paper's run (METHOD §6, §7). The others change only what
-their docstring says. Training on drawings needs other constants than training on the web:
-`storybook` and its ablations have those of the demo.
+`code_vitb16` has every constant of the paper's run (METHOD §6, §7): the defaults below. The others
+change only what recipes.toml says.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ class Recipe:
     """The complete settings of a run, as in `RUN/config.json`."""
 
     name: str
-    """Name of the function below that it started from."""
+    """Of recipes.toml, that it started from."""
     clip: ClipConfig
     model: CoDeConfig
     train: TrainConfig
@@ -133,124 +133,10 @@ POSITIVE = ("steps", "batch_size", "accumulation", "base_lr", "lr_batch", "clip_
 FRACTIONS = ("warmup_fraction", "phase1_fraction")
 
 
-def code_vitb16() -> Recipe:
-    """CoDe on ViT-B/16, the published run: 50,001 steps of 64 images."""
-    return Recipe("code_vitb16", ClipConfig(), CoDeConfig(), TrainConfig())
-
-
-def code_vitb16_c() -> Recipe:
-    """Ablation +C: co-decomposition without highlighting prompts (thesis table 4.2)."""
-    return _without(code_vitb16(), "code_vitb16_c", word_prompt=False, region_prompt=False)
-
-
-def code_vitb16_cw() -> Recipe:
-    """Ablation +C +W: with the word prompt, without the region prompt."""
-    return _without(code_vitb16(), "code_vitb16_cw", region_prompt=False)
-
-
-def baseline_vitb16() -> Recipe:
-    """The ablation's baseline: no text segmenter, no co-decomposition losses."""
-    return _baseline(code_vitb16(), "baseline_vitb16")
-
-
-def scg_vitb16() -> Recipe:
-    """SCG on ViT-B/16: nouns find regions, no mask is learned; needs `codeseg regions` first."""
-    return _regions_alone(code_vitb16(), "scg_vitb16")
-
-
-def code_scg_vitb16() -> Recipe:
-    """CoDe and SCG together on ViT-B/16; needs `codeseg regions` first."""
-    return _without(code_vitb16(), "code_scg_vitb16", region_weight=1.0)
-
-
-def code_vitl14() -> Recipe:
-    """CoDe on ViT-L/14; all else as in the paper."""
-    return dataclasses.replace(
-        code_vitb16(), name="code_vitl14", clip=ClipConfig(model="ViT-L-14", pretrained="openai")
-    )
-
-
-def storybook() -> Recipe:
-    """CoDe on the embedded tiny CLIP, with the demo's budget: a minute on two cores.
-
-    Chosen on the development scenes (seed 3), see docs/ablation.md. The paper's weights suit a
-    CLIP that knows nouns well; here the contrastive terms and the empty masks on other pictures'
-    nouns have larger weights, without which most of the ground is taken for things.
-    """
-    return Recipe(
-        "storybook",
-        ClipConfig(model="storybook", pretrained="storybook"),
-        CoDeConfig(
-            tcl_feature_weight=1.0,
-            tcl_image_weight=1.0,
-            tv_embedding_weight=0.1,
-            tv_mask_weight=0.1,
-            area_positive_weight=1.0,
-            area_negative_weight=2.0,
-            area_prior=0.15,
-            clip_start=True,
-        ),
-        TrainConfig(
-            steps=100,
-            batch_size=32,
-            base_lr=1e-3,
-            base_final_lr=1e-4,
-            lr_batch=32,
-            warmup_fraction=0.1,
-            warmup_start=None,
-            phase1_fraction=0.5,
-            decay_scalars=False,
-            precision="fp32",
-            log_every=1,
-            checkpoint_every=25,
-            keep_checkpoints=2,
-        ),
-    )
-
-
-def storybook_c() -> Recipe:
-    """Ablation +C on the embedded tiny CLIP."""
-    return _without(storybook(), "storybook_c", word_prompt=False, region_prompt=False)
-
-
-def storybook_cw() -> Recipe:
-    """Ablation +C +W on the embedded tiny CLIP."""
-    return _without(storybook(), "storybook_cw", region_prompt=False)
-
-
-def storybook_baseline() -> Recipe:
-    """The ablation's baseline on the embedded tiny CLIP."""
-    return _baseline(storybook(), "storybook_baseline")
-
-
-def storybook_scg() -> Recipe:
-    """SCG alone on the embedded tiny CLIP."""
-    return _regions_alone(storybook(), "storybook_scg")
-
-
-def storybook_code_scg() -> Recipe:
-    """CoDe and SCG together on the embedded tiny CLIP."""
-    return _without(storybook(), "storybook_code_scg", region_weight=1.0)
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        code_vitb16,
-        code_vitb16_c,
-        code_vitb16_cw,
-        baseline_vitb16,
-        scg_vitb16,
-        code_scg_vitb16,
-        code_vitl14,
-        storybook,
-        storybook_c,
-        storybook_cw,
-        storybook_baseline,
-        storybook_scg,
-        storybook_code_scg,
-    )
-}
+RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")
+)
+"""Recipe's name -> its `base` (none: the defaults above) and the settings that it changes."""
 
 
 def resolve(
@@ -270,9 +156,11 @@ def resolve(
     if name and file:
         raise ValueError("give --recipe or --config, not both")
     saved = read_file(file) if file else {}
+    for record in ("codeseg", "data"):  # of a config.json: no settings
+        saved.pop(record, None)
     base = _named(name or str(saved.pop("name", "code_vitb16")))
     try:
-        recipe = override(base, flatten(_settings(saved)))
+        recipe = override(base, flatten(saved))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     recipe = override(recipe, parse_assignments(assignments))
@@ -283,25 +171,10 @@ def resolve(
 def _named(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; {closest(name, RECIPES)}")
-    return RECIPES[name]()
-
-
-def _settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return only the settings: a saved config.json also records the version and the data."""
-    return {key: value for key, value in saved.items() if key not in ("codeseg", "data")}
-
-
-def _without(recipe: Recipe, name: str, **switches: Any) -> Recipe:
-    model = dataclasses.replace(recipe.model, **switches)
-    return dataclasses.replace(recipe, name=name, model=model)
-
-
-def _regions_alone(recipe: Recipe, name: str) -> Recipe:
-    return _without(recipe, name, masks=False, co_decomposition=False, region_weight=1.0)
-
-
-def _baseline(recipe: Recipe, name: str) -> Recipe:
-    return _without(recipe, name, co_decomposition=False, word_prompt=False, region_prompt=False)
+    changes = dict(RECIPES[name])
+    base = changes.pop("base", None)
+    recipe = _named(base) if base else Recipe(name, ClipConfig(), CoDeConfig(), TrainConfig())
+    return override(dataclasses.replace(recipe, name=name), flatten(changes))
 
 
 def _check(recipe: Recipe) -> None:

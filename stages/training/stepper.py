@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, Losses
 from codeseg.stages.training.flops import count_flops
-from codeseg.stages.training.optimizer import learning_rate, set_learning_rate
+from codeseg.stages.training.optimizer import learning_rate
 from codeseg.stages.training.processes import Processes, accumulating
 from codeseg.stages.training.recipes import TrainConfig
 from codeseg.stages.training.run import State
@@ -91,7 +91,8 @@ class Stepper:
 
     def gradient_norm(self) -> Tensor:
         """Return the global L2 norm before clipping; not finite if any gradient is not."""
-        return torch.nn.utils.get_total_norm(self._gradients())
+        parameters = self._state.parameters.values()
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> None:
         """Average the step's figures over processes, on the device, without reading them.
@@ -126,13 +127,11 @@ class Stepper:
         weights = [p for p in state.parameters.values() if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(weights, self._train.clip_norm, norm)
         rate = learning_rate(state.step, self._train)
-        set_learning_rate(state.optimizer, rate)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
         state.scaler.step(state.optimizer)
         state.scaler.update()
         return rate
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._state.parameters.values() if p.grad is not None]
 
 
 def compiles(train: TrainConfig, device: torch.device) -> bool:

@@ -20,7 +20,7 @@ from codeseg.model.code.codecomposition import CoDe, CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.regions.patch_features import clip_keys
-from codeseg.pipeline.features.encoder import Encoder, to_int8
+from codeseg.pipeline.features.encoder import Encoder, find_faults, to_int8
 from codeseg.stages.training.loop import fit
 from codeseg.stages.training.processes import Processes
 from codeseg.stages.training.recipes import RECIPES, resolve
@@ -100,14 +100,19 @@ def test_windows_are_segmented_on_the_gpu(change):
     assert on_gpu(masks)
 
 
-def test_features_and_what_regions_group_by_are_made_on_the_gpu():
+def encoder_of(precision, device):
     clip = FrozenClip.load(TINY, "random:1")
-    encoder = Encoder.__new__(Encoder)
-    encoder.clip, encoder._device = clip, "cuda"
-    encoder._settings = SimpleNamespace(precision="bf16")
-    with fake_cuda(clip):
+    facts = SimpleNamespace(model=TINY, pretrained="random:1", weights_sha256=clip.weights_sha256)
+    return Encoder(SimpleNamespace(clip=facts, precision=precision), device)
+
+
+def test_features_and_what_regions_group_by_are_made_on_the_gpu():
+    encoder = encoder_of("bf16", "cpu")
+    encoder._device, encoder._send = "cuda", lambda values: values.to("cuda")
+    with fake_cuda(encoder.clip):
         tokens = encoder.image_tokens(torch.zeros(4, 2, 64, 64, 3, dtype=torch.uint8))
-        assert on_gpu(tokens, *to_int8(tokens), clip_keys(clip, tokens[:, 0].float()))
+        assert on_gpu(tokens, *to_int8(tokens), find_faults(tokens))
+        assert on_gpu(clip_keys(encoder.clip, tokens[:, 0].float()))
 
 
 def needs_gpu(test):
@@ -171,10 +176,8 @@ def test_gpu_segments_as_a_cpu_does(method):
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 0.01), ("bf16", 0.05)])
 def test_gpu_encodes_as_a_cpu_does(precision, near):
     pixels = torch.randint(256, (4, 2, 64, 64, 3), dtype=torch.uint8)
-    tokens = []
-    for device in ("cpu", "cuda"):
-        encoder = Encoder.__new__(Encoder)
-        encoder.clip, encoder._device = FrozenClip.load(TINY, "random:1", device), device
-        encoder._settings = SimpleNamespace(precision=precision)
-        tokens.append(encoder.image_tokens(pixels).float().cpu())
-    assert (tokens[0] - tokens[1]).norm() <= near * tokens[0].norm()
+    cpu, gpu = (
+        encoder_of(precision, device).image_tokens(pixels).float().cpu()
+        for device in ("cpu", "cuda")
+    )
+    assert (cpu - gpu).norm() <= near * cpu.norm()
