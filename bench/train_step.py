@@ -1,16 +1,14 @@
 """Training step: ours against a straightforward rendering of the reference's, in one run.
 
     python -m bench.train_step                                   # CPU, ViT-B/16, batch 4
-    python -m bench.train_step --device cuda --batch 64 --compile
 
 Same random model, same batches from an Arrow stream, forward + backward + AdamW, fp32 and bf16
 autocast, rounds interleaved. Prints samples/s of both, the ratio of the medians, the share of time
-spent waiting for data and on a GPU the FLOP utilization; `--profile` says where the time goes.
+spent waiting for data; `--profile` says where the time goes. On a GPU: `bench.gpu_step --measure`.
 Beside wall time stands the process's CPU time: with `--threads 1` it does not see a busy machine.
 """
 
 import argparse
-import contextlib
 import statistics
 import tempfile
 import time
@@ -31,7 +29,6 @@ from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe, Losses
 from codeseg.model.code.config import CoDeConfig
 from codeseg.pipeline.stream.batches import FeatureStream
-from codeseg.stages.training.flops import data_sheet
 
 Step = Callable[..., Losses]
 
@@ -42,12 +39,11 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    clip = FrozenClip.load(arguments.model, "random", device)
+    clip = FrozenClip.load(arguments.model, "random")
     with tempfile.TemporaryDirectory() as folder:
         write_features(Path(folder), clip, rows=4 * arguments.batch)
-        stream = FeatureStream(folder, batch_size=arguments.batch, pin_memory=device.type == "cuda")
-        print(f"{arguments.model}, batch {arguments.batch}, J=2, {describe(device)}")
+        stream = FeatureStream(folder, batch_size=arguments.batch)
+        print(f"{arguments.model}, batch {arguments.batch}, J=2, {torch.get_num_threads()} threads")
         for precision in arguments.precision:
             compare(arguments, clip, stream, precision)
 
@@ -56,24 +52,15 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-16-quickgelu")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps a round")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile our step")
     parser.add_argument("--ours-only", action="store_true")
     parser.add_argument("--threads", type=int, help="CPU threads of a product (default: all)")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the first round")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args()
-
-
-def describe(device: torch.device) -> str:
-    """Name the device."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def write_features(root: Path, clip: FrozenClip, rows: int) -> None:
@@ -97,12 +84,11 @@ def compare(
     arguments: argparse.Namespace, clip: FrozenClip, stream: FeatureStream, precision: str
 ) -> None:
     """Measure both steps in one precision and print."""
-    device = torch.device(arguments.device)
-    ours = Contestant(clip, device, precision, lambda code: code, compiled=arguments.compile)
+    ours = Contestant(clip, precision, lambda code: code)
     contestants = {"ours": ours}
     if not arguments.ours_only:
         contestants["straightforward"] = Contestant(
-            clip, device, precision, lambda code: partial(plain_step, code)
+            clip, precision, lambda code: partial(plain_step, code)
         )
     batches = iter(stream)
     flops = {name: contestant.flops(next(batches)) for name, contestant in contestants.items()}
@@ -121,7 +107,7 @@ def compare(
             f"{precision}  {name:16} {medians[name]:8.3f} s/step ({cpu[name]:.3f} of CPU)  "
             f"{arguments.batch / medians[name]:8.2f} images/s  data wait {waited:6.2%}  "
             f"{flops[name] / arguments.batch / 1e9:4.0f} GFLOP/image  "
-            f"{rate(device, flops[name] / medians[name])}",
+            f"{flops[name] / medians[name] / 1e12:6.2f} TFLOP/s",
             flush=True,
         )
     if "straightforward" in medians:
@@ -129,15 +115,6 @@ def compare(
         print(f"{precision}  ratio of medians  {wall:.2f}x in wall time, {work:.2f}x in CPU time")
     if arguments.profile:
         print(ours.profile(next(batches)))
-
-
-def rate(device: torch.device, flops_per_second: float) -> str:
-    """TFLOP/s, and their share of the data sheet's dense bf16 rate where it is known."""
-    text = f"{flops_per_second / 1e12:6.2f} TFLOP/s"
-    if device.type != "cuda":
-        return text
-    peak = data_sheet(torch.cuda.get_device_name(device))
-    return text if peak is None else f"{text}  utilisation {flops_per_second / peak:.1%}"
 
 
 @dataclass(frozen=True)
@@ -152,33 +129,20 @@ class Seconds:
 class Contestant:
     """One way to run a step, with its own trained weights and optimizer."""
 
-    def __init__(
-        self,
-        clip: FrozenClip,
-        device: torch.device,
-        precision: str,
-        step: Callable[[CoDe], Step],
-        *,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, clip: FrozenClip, precision: str, step: Callable[[CoDe], Step]) -> None:
         torch.manual_seed(0)
-        self.code = CoDe(clip, CoDeConfig()).to(device)
-        self.step = torch.compile(step(self.code)) if compiled else step(self.code)
+        self.code = CoDe(clip, CoDeConfig())
+        self.step = step(self.code)
         trained = [p for p in self.code.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=5e-6, fused=device.type == "cuda")
-        self.device = device
-        self.autocast = (
-            torch.autocast(device.type, torch.bfloat16)
-            if precision == "bf16"
-            else contextlib.nullcontext()
-        )
+        self.optimizer = torch.optim.AdamW(trained, lr=5e-6)
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def train(self, batch: Batch) -> float:
         """Forward, backward, optimizer."""
         B, _, rows, columns = batch.pixels_BCHW.shape
         noise_JBHW = self.code.mask_noise(0, B, (rows, columns))
         with self.autocast:
-            loss = self.step(batch.to(self.device), noise_JBHW).total
+            loss = self.step(batch, noise_JBHW).total
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,23 +161,18 @@ class Contestant:
 
     def flops(self, batch: Batch) -> int:
         """Count the operations of one step's products (multiply-adds count two)."""
-        eager, self.step = self.step, getattr(self.step, "_orig_mod", self.step)
         with FlopCounterMode(display=False) as counter:
             self.train(batch)
-        self.step = eager
         return int(counter.get_total_flops())
 
     def profile(self, batch: Batch) -> str:
         """Say where one step's time goes, by operator."""
-        activities = [ProfilerActivity.CPU]
-        sort = "self_cpu_time_total"
-        if self.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-            sort = "self_cuda_time_total"
-        with profile(activities=activities) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             self.train(batch)
         table: Any = profiler.key_averages()
-        return str(table.table(sort_by=sort, row_limit=20, max_name_column_width=48))
+        return str(
+            table.table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
+        )
 
 
 if __name__ == "__main__":

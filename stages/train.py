@@ -1,5 +1,6 @@
 """`codeseg train ROOT [ROOT …] RUN`: features -> RUN, the trained segmenters."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,5 +51,5 @@ def train(
     wanted = resolve(recipe, config, [*(set_ or ()), *shares])
     from codeseg.stages.training.loop import fit  # torch, after a misspelled setting is refused
 
-    if fit(root, run, wanted, from_):
+    if fit(root, run, wanted, from_) and os.environ.get("RANK", "0") == "0":  # once under torchrun
         typer.echo(f"next: codeseg evaluate {run} --benchmark NAME --data DIR")

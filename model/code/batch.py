@@ -53,17 +53,13 @@ class Batch:
         return Batch(**values)
 
     def varying(self) -> list[tuple[Tensor, int]]:
-        """Return the tensors and dimensions (L, M, U) whose size is another in each batch."""
-        sized = (
-            (self.caption_tokens_BL, 1),
-            (self.labels_BL, 1),
-            (self.caption_states_BLT, 1),
-            (self.noun_tokens_UM, 0),
-            (self.noun_tokens_UM, 1),
-            (self.noun_lengths_U, 0),
-            (self.knowledge_UC, 0),
-        )
-        return [(tensor, dim) for tensor, dim in sized if tensor is not None]
+        """Return tensors with the dimensions (L, M, U) whose size is another in each batch."""
+        return [
+            (value, dim)
+            for name, value in vars(self).items()
+            for dim, letter in enumerate(name.rpartition("_")[2])
+            if letter in "LMU" and isinstance(value, Tensor)
+        ]
 
     def trunk_tokens(self) -> Tensor | None:
         """Return the trunk's output (B, P, D), dequantized; None if it is not stored."""

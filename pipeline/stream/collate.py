@@ -18,7 +18,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.feature_table import Block
 from codeseg.pipeline.stream.order import Hash, IntArray
 from codeseg.pipeline.stream.region_table import RegionTable
-from codeseg.pipeline.stream.vocabulary_table import MergedVocabulary, Vocabulary
+from codeseg.pipeline.stream.vocabulary_table import Vocabulary
 
 NON_FINITE = "has features that are not finite"
 SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
@@ -72,7 +72,7 @@ class Collate:
     def __init__(
         self,
         settings: FeatureSettings,
-        vocabulary: Vocabulary | MergedVocabulary,
+        vocabulary: Vocabulary,
         *,
         pin_memory: bool = False,
         pad: bool = False,
@@ -213,7 +213,7 @@ class Collate:
             "noun_tokens_UM": tokens_UM,
             "noun_lengths_U": self._tensor([len(noun) for noun in tokens]),
             "noun_index_N": self._tensor([number[row] for row in rows_N.tolist()]),
-            "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(np.array(rows))),
+            "knowledge_UC": self._tensor(self._vocabulary.knowledge_UC(rows)),
         }
 
 

@@ -19,7 +19,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.feature_table import FeatureTable
 from codeseg.pipeline.stream.order import WINDOW_BLOCKS, MixedOrder, RowOrder
 from codeseg.pipeline.stream.region_table import RegionTable
-from codeseg.pipeline.stream.vocabulary_table import MergedVocabulary, Vocabulary
+from codeseg.pipeline.stream.vocabulary_table import Vocabulary
 
 MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained", "clip_score", "by_picture")
 """Settings of features that rows of different roots need not share."""
@@ -80,8 +80,7 @@ class Roots:
             else MixedOrder(sizes, weights, seed)
         )
         self._first_blocks = np.cumsum([0, *map(len, sizes)])
-        vocabularies = [Vocabulary(storage, self.settings) for storage in storages]
-        self.vocabulary = MergedVocabulary(vocabularies) if several else vocabularies[0]
+        self.vocabulary = Vocabulary(storages, self.settings)
         self._maps = [RegionTable(storage) if regions else None for storage in storages]
         prints = [table.fingerprint for table in self._tables]
         prints += [maps.fingerprint for maps in self._maps if maps is not None]
