@@ -20,7 +20,7 @@ from codeseg.stages.pages import figures
 from codeseg.stages.pages.evaluations import Evaluation
 from codeseg.stages.pages.html import Html, fill, join
 from codeseg.stages.pages.page import Section
-from codeseg.stages.pages.results import game
+from codeseg.stages.pages.results import game, heading
 
 TELLING = 3  # labeled classes that make a picture worth showing
 EACH = 2  # pictures of each kind: best, median, worst
@@ -53,7 +53,7 @@ def picture_section(group: Sequence[Evaluation]) -> Section | None:
         f"Chosen by {best.name}'s mIoU over the classes of the image ({game(best)}). Colors are "
         "the benchmark's own; the background is unpainted, beige pixels are not scored."
     )
-    return Section(f"{best.manifest.name}: pictures", join(parts), note)
+    return Section(f"{heading(best)}: pictures", join(parts), note)
 
 
 def _side_by_side(data: BenchmarkData, group: Sequence[Evaluation], image_id: str) -> Html:

@@ -54,6 +54,12 @@ def game(evaluation: Evaluation) -> str:
     return f"{evaluation.protocol}, {images}: does not compare with published scores"
 
 
+def heading(evaluation: Evaluation) -> str:
+    """Return the benchmark and the protocol, by which a section is found."""
+    protocol = evaluation.settings.get("protocol")
+    return f"{evaluation.manifest.name}, {protocol}" if protocol else evaluation.manifest.name
+
+
 def _scores(evaluation: Evaluation) -> list[object]:
     accuracy = evaluation.summary.get("pixel_accuracy")
     shown = [evaluation.shown, None if accuracy is None else f"{accuracy:.2f}"]
@@ -94,7 +100,7 @@ def class_section(group: Sequence[Evaluation]) -> Section:
         fill("<h3>What {} confuses</h3>", best.name),
         figures.heat_map(best.confusion(), best.manifest.classes),
     ]
-    return Section(f"{best.manifest.name}: classes", join(parts), game(best))
+    return Section(f"{heading(best)}: classes", join(parts), game(best))
 
 
 def _difference(one: object, other: object) -> str | None:
