@@ -1,30 +1,38 @@
 """Our shard function against a bare open_clip loop over batches that are decoded already.
 
     python -m bench.features [--rows 64] [--rounds 3] [--precision fp32] [--device cpu]
+    python -m bench.features --roofline "NVIDIA H100 80GB HBM3" --precision bf16 --batch-size 256
 
 ViT-B/16, random weights. Ours starts from Parquet: reads, decodes JPEGs of 256 pixels, augments,
 encodes, checks, writes an Arrow shard. The bare loop holds its batches in memory and calls
 encode_image and encode_text as open_clip's documentation does; it keeps nothing. Images only is
-shown too: no text at all, though ours encodes the captions.
+shown too: no text at all, though ours encodes the captions. Ours without clip_score shows what the
+score costs. With --roofline nothing is timed: the encoder runs one batch of decoded pictures on
+fake tensors and `bench.gpu_step` counts it, as it counts a training step.
 """
 
 import platform
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
+import numpy as np
 import open_clip
 import torch
 import typer
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench.gpu_step import BANDWIDTH, Counter, contextmanager_of, fake, show
 from bench.make_nouns import make_nouns
-from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.encoder import DTYPES
+from codeseg.pipeline.features.encoder import DTYPES, Encoder
 from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, resolve_settings
 from codeseg.pipeline.features.worker import FeaturesWorker
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 
 def bare_loop(
@@ -51,6 +59,23 @@ def seconds_of(function: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
+def count(settings: FeatureSettings, gpu: str) -> None:
+    """Print what a batch of decoded pictures takes on a GPU, by roofline."""
+    clip, rows = settings.clip, settings.block_rows
+    encoder = Encoder(settings, "cpu")
+    pixels = np.zeros((rows, settings.views, clip.image_size, clip.image_size, 3), np.uint8)
+    ends = np.zeros((rows, clip.text_width), np.float16)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake(encoder.clip, mode)
+        counter = Counter(gpu)
+        # in inference mode a linear layer is no product that could be counted
+        tokens, start = Encoder.image_tokens.__wrapped__, Encoder.start.__wrapped__
+        plain = mock.patch.object(Encoder, "image_tokens", tokens)
+        with plain, torch.no_grad(), contextmanager_of(counter):
+            start(encoder, pixels, ends)
+    show(counter, rows)
+
+
 def main(
     rows: Annotated[int, typer.Option(help="Pairs in the shard.")] = 64,
     rounds: Annotated[int, typer.Option(help="Times both are run, in turn.")] = 3,
@@ -58,18 +83,29 @@ def main(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     model: Annotated[str, typer.Option(help="open_clip model.")] = "ViT-B-16",
+    image_tokens: Annotated[str, typer.Option(help="fp16 or int8.")] = "fp16",
+    roofline: Annotated[
+        str | None, typer.Option(help=f"Count for a GPU instead: {', '.join(BANDWIDTH)}.")
+    ] = None,
 ) -> None:
     """Measure and print."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        root = Storage.open(folder)
         make_nouns(Path(folder), shards=1, rows=rows + 2, image_size=256)  # two rows drop out
         wishes = FeatureOptions(
-            clip=model, pretrained="random:0", precision=precision, batch_size=batch_size
+            clip=model,
+            pretrained="random:0",
+            precision=precision,
+            batch_size=batch_size,
+            image_tokens=image_tokens,
         )
-        settings = resolve_settings(wishes, clip_facts(root, model, "random:0"))
+        settings = resolve_settings(wishes, clip_facts(model, "random:0"))
+        if roofline:
+            return count(settings, roofline)
         options = {"features": settings, "device": device, "threads": threads}
         worker = FeaturesWorker(folder, options)
+        scoreless = {**options, "features": replace(settings, clip_score=False)}
+        without = FeaturesWorker(folder, scoreless)
         clip = open_clip.create_model(model, device=device).eval()
         size = settings.clip.image_size
         images = [
@@ -78,6 +114,7 @@ def main(
         texts = [open_clip.tokenize(["a cat a dog a tree"] * batch_size).to(device) for _ in images]
         ways: dict[str, Callable[[], Any]] = {
             "shard function": lambda: worker.process(0, "bench"),
+            "without clip_score": lambda: without.process(0, "bench"),
             "bare open_clip": lambda: bare_loop(clip, images, texts, DTYPES[precision]),
             "bare, images only": lambda: bare_loop(clip, images, [], DTYPES[precision]),
         }

@@ -123,24 +123,21 @@ def features(
         """Return a list of `size` values; with by_picture, values anywhere in the batch."""
         return pa.large_list_view(kind) if by_picture else pa.list_(kind, size)
 
-    fields = [pa.field("key", pa.string(), nullable=False)]
+    if image_tokens not in ("fp16", "int8", "none"):
+        raise ValueError(f"image tokens are fp16, int8 or none, not {image_tokens!r}")
+    columns = {"key": pa.string()}
     if image_tokens == "none":
-        fields.append(pa.field("jpg", pa.binary(), nullable=False))  # augmented by the reader
+        columns["jpg"] = pa.binary()  # augmented by the reader
     else:
         # V·H·W·3, row-major: views of RGB pixels in 0..255
-        pixels = views * image_size * image_size * 3
-        fields.append(pa.field("pixels", fixed(pa.uint8(), pixels), nullable=False))
-    values = views * tokens * width  # V·P·D, row-major: output of block layers-2 (METHOD §2.1)
-    if image_tokens == "fp16":
-        fields.append(pa.field("image_tokens", fixed(pa.float16(), values), nullable=False))
-    elif image_tokens == "int8":
-        scales = views * tokens  # token = int8 · scale
-        fields.append(pa.field("image_tokens", fixed(pa.int8(), values), nullable=False))
-        fields.append(pa.field("image_scales", fixed(pa.float32(), scales), nullable=False))
-    elif image_tokens != "none":
-        raise ValueError(f"image tokens are fp16, int8 or none, not {image_tokens!r}")
+        columns["pixels"] = fixed(pa.uint8(), views * image_size * image_size * 3)
+        # V·P·D, row-major: output of block layers-2 (METHOD §2.1)
+        kind = pa.float16() if image_tokens == "fp16" else pa.int8()
+        columns["image_tokens"] = fixed(kind, views * tokens * width)
+    if image_tokens == "int8":
+        columns["image_scales"] = fixed(pa.float32(), views * tokens)  # token = int8 · scale
     if clip_score:  # cosine of the first view's and the caption's embeddings
-        fields.append(pa.field("clip_score", pa.float32(), nullable=False))
+        columns["clip_score"] = pa.float32()
     span = pa.struct(
         [
             pa.field("noun", pa.int32()),  # index into noun_ids
@@ -148,14 +145,14 @@ def features(
             pa.field("end", pa.int32()),
         ]
     )
+    columns |= {
+        "caption_tokens": pa.list_(pa.int32()),  # SOS … EOS
+        # L·T, row-major: last hidden states before ln_final (METHOD §4), up to EOS
+        "caption_states": pa.list_(pa.float16()),
+        "noun_ids": pa.list_(pa.int64()),  # noun_id, caption order
+        "spans": pa.list_(span),
+    }
     return pa.schema(
-        [
-            *fields,
-            pa.field("caption_tokens", pa.list_(pa.int32()), nullable=False),  # SOS … EOS
-            # L·T, row-major: last hidden states before ln_final (METHOD §4), up to EOS
-            pa.field("caption_states", pa.list_(pa.float16()), nullable=False),
-            pa.field("noun_ids", pa.list_(pa.int64()), nullable=False),  # noun_id, caption order
-            pa.field("spans", pa.list_(span), nullable=False),
-        ],
+        [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
         metadata={"text_width": str(text_width)},
     )

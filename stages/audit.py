@@ -221,15 +221,13 @@ def _converse(opened: "Audit") -> None:
     statement = ""
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            statement += input("> " if sys.stdin.isatty() else "") + "\n"
         except EOFError:
             break
         except KeyboardInterrupt:
             statement = ""
             typer.echo()
-            continue
-        statement += line + "\n"
-        if ";" in line:
+        if ";" in statement:
             _try(opened, statement)
             statement = ""
     if statement.strip():

@@ -144,17 +144,22 @@ def run_download(
         limit: rows to take; None = all.
     """
     place = _absolute(urls or manifest.url_list)
+    fingerprint = settings.fingerprint()
+    resolved = {**asdict(settings), "manifest": manifest.name, "fingerprint": fingerprint}
+    del resolved["workers"]  # their number does not affect the result
     if (source := ready_source(manifest, place, settings.shard_size)) is not None:
         if limit is not None:
             raise ValueError("--limit counts URLs; existing pictures are always taken whole")
-        return _run_ready(manifest, source, root, settings, resources)
+        resolved["inputs"] = list(source.inputs.values())
+        todo = state(root, PAIRS, settings=fingerprint, inputs=source.inputs)
+        work: dict[str, Any] = {"source": source, "download": asdict(settings)}
+        return run_stage(PAIRS, ReadyWorker, root, work, todo, resolved, resources, {})
     with StageLock(root, "urls", take_over=resources.take_over):
         cut = cut_shards(manifest, place, root, settings.shard_size, limit)
     rows = {shard: record.rows_out for shard, record in cut.items()}
-    todo = state(root, PAIRS, settings=settings.fingerprint())
+    todo = state(root, PAIRS, settings=fingerprint)
     if settings.retry_failed:
         todo = with_retries(todo, settings.allow_private)
-    resolved = _resolved(manifest, settings)
     # the workers share each host's limits, so their number must be known before they start
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
@@ -176,27 +181,6 @@ def ready_source(manifest: Manifest, place: str, shard_size: int) -> Source | No
         if manifest.format == "webdataset":
             raise
         return None
-
-
-def _run_ready(
-    manifest: Manifest,
-    source: Source,
-    root: Storage,
-    settings: DownloadSettings,
-    resources: Resources,
-) -> StageReport:
-    """Make pairs from existing pictures."""
-    todo = state(root, PAIRS, settings=settings.fingerprint(), inputs=source.inputs)
-    resolved = {**_resolved(manifest, settings), "inputs": list(source.inputs.values())}
-    work = {"source": source, "download": asdict(settings)}
-    return run_stage(PAIRS, ReadyWorker, root, work, todo, resolved, resources, {})
-
-
-def _resolved(manifest: Manifest, settings: DownloadSettings) -> dict[str, Any]:
-    """Return the settings that the ledger records."""
-    resolved = {**asdict(settings), "manifest": manifest.name}
-    del resolved["workers"]  # their number does not affect the result
-    return {**resolved, "fingerprint": settings.fingerprint()}
 
 
 def _worth_another_try(root: Storage, allow_private: bool) -> int:

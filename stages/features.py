@@ -11,17 +11,7 @@ from codeseg.pipeline.engine.progress import duration
 from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.features.plan import (
-    FeatureOptions,
-    Work,
-    clip_facts,
-    known_speed,
-    make_plan,
-    new_nouns,
-    probe_speed,
-    read_nouns,
-    resolve_settings,
-)
+from codeseg.pipeline.features import plan
 from codeseg.stages.options import (
     Gpus,
     Memory,
@@ -32,7 +22,7 @@ from codeseg.stages.options import (
     make_resources,
 )
 
-DEFAULTS = FeatureOptions()
+DEFAULTS = plan.FeatureOptions()
 
 
 def features(
@@ -88,7 +78,7 @@ def features(
 
     Rerun to resume: only missing or stale shards are redone. Next: codeseg train ROOT
     """
-    options = FeatureOptions(
+    options = plan.FeatureOptions(
         clip=clip,
         pretrained=pretrained,
         image_tokens=image_tokens,
@@ -107,16 +97,16 @@ def features(
 
 
 def run_features(
-    root: Storage, options: FeatureOptions, resources: Resources, *, force: bool = False
+    root: Storage, options: plan.FeatureOptions, resources: Resources, *, force: bool = False
 ) -> list[StageReport]:
     """Announce the work, then make the vocabulary and the pending shards.
 
     Raises:
         ValueError: wrong options, no nouns, or (without `force`) too small a disk.
     """
-    read_nouns(root)  # refuses a root without nouns before any CLIP is fetched
-    settings = resolve_settings(options, clip_facts(root, options.clip, options.pretrained))
-    work = make_plan(root, settings)
+    plan.read_nouns(root)  # refuses a root without nouns before any CLIP is fetched
+    settings = plan.resolve_settings(options, plan.clip_facts(options.clip, options.pretrained))
+    work = plan.make_plan(root, settings)
     if not work.vocabulary.pending and not work.features.pending:
         Ledger(root).write_settings("vocabulary", settings.vocabulary())
         Ledger(root).write_settings("features", settings.to_json())
@@ -144,19 +134,23 @@ def run_features(
     return [vocabulary, features]
 
 
-def announce(root: Storage, work: Work, resources: Resources, device: str, *, force: bool) -> None:
+def announce(
+    root: Storage, work: plan.Work, resources: Resources, device: str, *, force: bool
+) -> None:
     """Print the size and time of the work; refuse work that does not fit on the disk.
 
     Raises:
         ValueError: without `force`, if the estimate exceeds the free space.
     """
     rows, free = sum(work.rows.values()), root.free_bytes()
-    speed = known_speed(work.features, work.settings)
-    nouns, where, time = new_nouns(root, work), "as measured before", "time unknown"
+    speed = plan.known_speed(work.features, work.settings)
+    nouns, where, time = plan.new_nouns(root, work), "as measured before", "time unknown"
     nouns_a_second = 1.0
     if (nouns or speed is None) and not resources.ray_address:
         where = "as measured on a few images" if speed is None else where
-        images_a_second, nouns_a_second = probe_speed(work.settings, device, int(resources.cpus))
+        images_a_second, nouns_a_second = plan.probe_speed(
+            work.settings, device, int(resources.cpus)
+        )
         speed = speed or images_a_second
     if speed and not (nouns and resources.ray_address):
         seconds = rows / speed + nouns / nouns_a_second

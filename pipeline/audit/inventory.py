@@ -25,7 +25,6 @@ from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 READERS = 16  # parallel reads: on an object store each is a round trip
-HASH_BYTES = 8 << 20
 
 LEDGER = pa.schema(
     [
@@ -147,7 +146,7 @@ def _examine(
         with root.open_input(path) as source:
             file["bytes"] = source.size()
             if hashes:
-                file["sha256"] = _sha256(source)
+                file["sha256"] = hashlib.file_digest(source, "sha256").hexdigest()
                 source.seek(0)
             if PurePosixPath(path).suffix in (".parquet", ".arrow"):
                 file["rows"], file["pictures"], actual = _footer(source, path)
@@ -178,13 +177,6 @@ def _pictures(footer: pq.FileMetaData) -> int | None:
     if any(group.statistics is None for group in groups):
         return None
     return sum(int(group.num_values - group.statistics.null_count) for group in groups)
-
-
-def _sha256(source: pa.NativeFile) -> str:
-    digest = hashlib.sha256()
-    while block := source.read(HASH_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _ledger_rows(records: Records, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:

@@ -48,10 +48,4 @@ def difference(actual: pa.Schema, declared: pa.Schema) -> str | None:
 
 def _same_type(actual: pa.DataType, declared: pa.DataType) -> bool:
     """Return whether the types agree, whatever their writer called the list's items."""
-    if pa.types.is_list(actual) and pa.types.is_list(declared):
-        return _same_type(actual.value_type, declared.value_type)
-    if pa.types.is_struct(actual) and pa.types.is_struct(declared):
-        return [f.name for f in actual] == [f.name for f in declared] and all(
-            _same_type(a.type, b.type) for a, b in zip(actual, declared, strict=True)
-        )
-    return bool(actual.equals(declared))
+    return str(actual).replace("<element: ", "<item: ") == str(declared)

@@ -120,8 +120,10 @@ def write_selection(
         for shard, rows in sorted(chosen.rows.items())
     ]
     arrow = schema.SELECTION.with_metadata({"sql": sql})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, arrow) as writer:
-        writer.write_table(pa.Table.from_pylist(table, schema=arrow))
-    root.write_atomic(selection_path(name), sink.getvalue().to_pybytes())
+
+    def write(sink: pa.NativeFile) -> None:
+        with pa.ipc.new_file(sink, arrow) as writer:
+            writer.write_table(pa.Table.from_pylist(table, schema=arrow))
+
+    root.write_atomic(selection_path(name), write)
     return selection_path(name)

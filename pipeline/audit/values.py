@@ -128,18 +128,13 @@ def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:
     values = states.flatten().to_numpy().astype(np.float32)
     width = int((batch.schema.metadata or {}).get(b"text_width", 0))
     starts = np.cumsum(lengths) - lengths
-    whole = bool(width) and bool((lengths > 0).all()) and not (lengths % width).any()
-    if not whole:
-        broken = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
-        return {
-            "state_values": lengths,
-            "state_nonfinite": broken[starts + lengths] - broken[starts],
-        }
-    nonfinite, norms = _norms(values.reshape(-1, width))
+    broken = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+    found = {"state_values": lengths, "state_nonfinite": broken[starts + lengths] - broken[starts]}
+    if not width or not (lengths > 0).all() or (lengths % width).any():
+        return found
+    _, norms = _norms(values.reshape(-1, width))
     starts //= width
-    return {
-        "state_values": lengths,
-        "state_nonfinite": np.add.reduceat(nonfinite, starts),
+    return found | {
         "state_norm_min": np.minimum.reduceat(norms, starts),
         "state_norm_mean": np.add.reduceat(norms, starts) / (lengths // width),
     }
@@ -189,8 +184,7 @@ def picture_values(root: Storage, paths: list[str], rows: int) -> Iterator[pa.Re
             left = rows
             with root.open_input(path) as source:
                 for batch in pq.ParquetFile(source).iter_batches(size, columns=columns):
-                    kept = batch.filter(batch.column("jpg").is_valid())
-                    kept = kept.slice(0, left) if rows else kept
+                    kept = batch.filter(batch.column("jpg").is_valid()).slice(0, left or None)
                     left -= kept.num_rows
                     measured = pool.map(lambda row: _measure(**row), kept.to_pylist())
                     yield pa.RecordBatch.from_pylist(list(measured), schema=PICTURE_VALUES)
@@ -200,14 +194,13 @@ def picture_values(root: Storage, paths: list[str], rows: int) -> Iterator[pa.Re
 
 def benchmark_picture_values(images: Iterable[Path]) -> Iterator[pa.RecordBatch]:
     """Decode and hash a benchmark's images; `key` is the path, sha256 that of the file."""
+
+    def measure(path: Path) -> dict[str, Any]:
+        data = path.read_bytes()
+        return _measure(str(path), hashlib.sha256(data).hexdigest(), data)
+
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(_measure_file, images))
-    yield pa.RecordBatch.from_pylist(rows, schema=PICTURE_VALUES)
-
-
-def _measure_file(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return _measure(str(path), hashlib.sha256(data).hexdigest(), data)
+        yield pa.RecordBatch.from_pylist(list(pool.map(measure, images)), schema=PICTURE_VALUES)
 
 
 def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:

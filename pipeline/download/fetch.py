@@ -75,11 +75,6 @@ class Fetcher:
         self._hosts = _Hosts(limits)
         self._outage = outage
 
-    def fetch(self, url: str | None) -> bytes:
-        """Return the bytes of the image at the URL; see `open`."""
-        with self.open(url) as body:
-            return body.getvalue()
-
     def open(self, url: str | None) -> Body:
         """Return the image at the URL, whose header has been checked; close it to free its memory.
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from codeseg.pipeline.download.lists import sound
 from codeseg.pipeline.download.ready import Files, Sample
-from codeseg.pipeline.download.tars import PICTURES, TEXT_BYTES, TEXTS, add_text
+from codeseg.pipeline.download.tars import PICTURES, TEXT_BYTES, TEXTS, add_text, split_ending
 from codeseg.pipeline.download.urls import check_count
 from codeseg.pipeline.engine.ledger import fingerprint
 from codeseg.pipeline.engine.storage import Storage
@@ -39,7 +39,7 @@ class PictureFolder:
         source = Storage.open(place)
         self._sizes = source.sizes(below=True)
         self._captions = _read_metadata(source, self._sizes, place)
-        pictures = sorted(path for path in self._sizes if _ending(path) in PICTURES)
+        pictures = sorted(path for path in self._sizes if split_ending(path)[1] in PICTURES)
         if not pictures:
             raise FileNotFoundError(f"no pictures in {place}: {', '.join(PICTURES)}")
         starts = range(0, len(pictures), shard_size)
@@ -63,8 +63,8 @@ class PictureFolder:
                 if self._sizes[beside] > TEXT_BYTES:
                     sample.fault = "caption_too_large"
                 else:
-                    add_text(sample, _ending(beside), source.read_bytes(beside))
-                    sample.endings.add(_ending(beside))
+                    add_text(sample, split_ending(beside)[1], source.read_bytes(beside))
+                    sample.endings.add(split_ending(beside)[1])
             if self._sizes[path] > max_bytes:
                 sample.fault = "too_large"
             else:
@@ -73,7 +73,7 @@ class PictureFolder:
 
     def _beside(self, path: str) -> list[str]:
         """Return a picture's caption files, .txt first."""
-        stem = path[: -len(_ending(path))]
+        stem, _ = split_ending(path)
         return [stem + ending for ending in TEXTS if stem + ending in self._sizes]
 
     def _identity(self, paths: Iterable[str]) -> list[Any]:
@@ -116,11 +116,6 @@ class PictureParquet(Files):
             except pa.ArrowException as error:
                 raise ValueError(f"{name} is a damaged Parquet file: {error}") from None
         return samples
-
-
-def _ending(path: str) -> str:
-    name = path.rpartition("/")[2]
-    return ("." + name.rpartition(".")[2]).lower() if "." in name.lstrip(".") else ""
 
 
 def _read_metadata(source: Storage, sizes: dict[str, int], place: str) -> dict[str, list[str]]:

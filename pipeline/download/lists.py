@@ -10,6 +10,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -165,25 +166,10 @@ def _text_batches(
     stream = pa.CompressedInputStream(raw, packed) if packed else raw
     lines = _Lines(io.BufferedReader(stream, BUFFER_BYTES), left_out)
     parse = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}[manifest.format]
-    rows: list[Row] = []
-    for row in parse(manifest, lines, left_out):
-        rows.append(row)
-        if len(rows) == BATCH_ROWS:
-            yield _batch(rows)
-            rows = []
-    if rows:
-        yield _batch(rows)
-
-
-def _batch(rows: list[Row]) -> pa.RecordBatch:
-    try:
-        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may escape it
-        columns = [
-            pa.array([None if text is None else sound(text) for text in column], pa.string())
-            for column in zip(*rows, strict=True)
-        ]
-    return pa.RecordBatch.from_arrays(columns, schema=URLS)
+    rows = parse(manifest, lines, left_out)
+    while batch := list(islice(rows, BATCH_ROWS)):
+        columns = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=URLS)
 
 
 def sound(text: str) -> str:
@@ -271,7 +257,7 @@ def _jsonl(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row
         if odd:
             left_out.add(line, f"{type(odd[0]).__name__} instead of a text")
         else:
-            yield url, caption
+            yield url and sound(url), caption and sound(caption)
 
 
 def _strings(column: pa.Array) -> pa.Array:

@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -77,9 +77,8 @@ class DownloadSettings:
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the settings that affect the content."""
-        limits = ("max_bytes", "max_pixels", "min_size")
-        names = ("image_size", "encode_quality", *limits, "shard_size")
-        content = {name: getattr(self, name) for name in names}
+        limits = ("max_bytes", "max_pixels", "min_size", "shard_size")
+        content = {name: getattr(self, name) for name in ("image_size", "encode_quality", *limits)}
         return fingerprint({**content, "pictures": "upright, over white"})
 
 
@@ -96,15 +95,8 @@ class DownloadWorker:
         self._settings = DownloadSettings(**settings)
         self._shard = 0
         self._outage = OutageWatch(self._announce, self._settings.max_pause)
-        limits = FetchLimits(
-            deadline=self._settings.deadline,
-            max_bytes=self._settings.max_bytes,
-            max_pixels=self._settings.max_pixels,
-            min_size=self._settings.min_size,
-            retries=self._settings.retries,
-            allow_private=self._settings.allow_private,
-            workers=self._settings.workers,
-        )
+        shared = {field.name for field in fields(FetchLimits)} & settings.keys()
+        limits = FetchLimits(**{name: settings[name] for name in shared})
         self._fetcher = Fetcher(limits, self._outage)
         self._pictures = Pictures(self._settings)
 
@@ -167,11 +159,11 @@ class DownloadWorker:
             for url, outcome in zip(
                 table["url"].to_pylist(), table.select(OUTCOME).to_pylist(), strict=True
             )
-            if not (self._settings.retry_failed and self._worth_retrying(outcome["error"]))
+            if not (
+                self._settings.retry_failed
+                and worth_retrying(outcome["error"], self._settings.allow_private)
+            )
         }
-
-    def _worth_retrying(self, error: str | None) -> bool:
-        return error is not None and worth_retrying(error, self._settings.allow_private)
 
     def _check_floor(self, errors: list[str | None]) -> None:
         good = errors.count(None)
@@ -243,10 +235,8 @@ class Pictures:
 
         def write(jpg: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
             made = {**meta, "error": meta["error_message"], "jpg": jpg}
-            if jpg is not None:
-                outcomes[meta["row"]] = {name: made[name] for name in OUTCOME}
-            else:
-                outcomes[meta["row"]] = failed(made["error"])
+            known = {name: made[name] for name in OUTCOME} if jpg else failed(made["error"])
+            outcomes[meta["row"]] = known
 
         # looked up as a module global by its retry wrapper; our fetch retries by itself
         self._downloader.download_image = open_picture
@@ -311,17 +301,7 @@ def commit_pairs(
     start: float,
     versions: dict[str, str],
 ) -> ShardRecord:
-    """Write a shard's rows of PAIRS and commit it.
-
-    Args:
-        root: of the dataset.
-        settings: whose fingerprint the shard gets.
-        shard: its number.
-        input: fingerprint of its input.
-        rows: in order, failed ones included.
-        start: of the work, on time.perf_counter()'s clock.
-        versions: of the libraries that made it.
-    """
+    """Write a shard's rows of PAIRS, failed ones included, and commit it; see `stage.commit`."""
     table = pa.Table.from_pylist(rows, PAIRS.with_metadata({"settings": settings.fingerprint()}))
     return stage.commit(
         root, stage.PAIRS, shard, input, settings.fingerprint(),
@@ -362,6 +342,8 @@ def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
     )
 
 
-def worth_retrying(error: str, allow_private: bool) -> bool:
+def worth_retrying(error: str | None, allow_private: bool) -> bool:
     """Return whether `--retry-failed` retries a row; a private address only if allowed now."""
-    return is_retryable(error) or (allow_private and error == "private_address")
+    if error == "private_address":
+        return allow_private
+    return error is not None and is_retryable(error)

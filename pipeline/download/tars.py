@@ -61,13 +61,13 @@ def read_samples(
     """
 
     def wanted(file: str, size: int) -> bool:
-        _, ending = _split(file)
+        _, ending = split_ending(file)
         return size <= (TEXT_BYTES if ending in TEXTS else max_bytes if ending in PICTURES else -1)
 
     samples: dict[str, Sample] = {}
     try:
         for file, size, content in read_members(source, name, wanted):
-            base, ending = _split(file)
+            base, ending = split_ending(file)
             if ending not in PICTURES + TEXTS:
                 continue
             sample = samples.setdefault(base, Sample(base))
@@ -94,7 +94,7 @@ def read_samples(
     return list(samples.values())
 
 
-def _split(file: str) -> tuple[str, str]:
+def split_ending(file: str) -> tuple[str, str]:
     """Return a file's sample and its lower-case extension; none for hidden files."""
     folder, slash, name = file.removeprefix("./").rpartition("/")
     base, dot, ending = name.rpartition(".")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
@@ -69,14 +69,16 @@ class Encoder:
         order = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # stable
         for start in range(0, len(order), CAPTIONS):
             chosen = order[start : start + CAPTIONS]
-            tokens_BL = torch.zeros(len(chosen), len(captions[chosen[-1]]), dtype=torch.int64)
-            for row, i in zip(tokens_BL, chosen, strict=True):
-                row[: len(captions[i])] = torch.tensor(captions[i])
+            tokens_BL = self._padded([captions[i] for i in chosen])
             with self.autocast():
-                states_BLT = self.clip.text_states(tokens_BL.to(self._device)).half().cpu()
+                states_BLT = self.clip.text_states(tokens_BL).half().cpu()
             for values, i in zip(states_BLT.numpy(), chosen, strict=True):
                 states[i] = values[: len(captions[i])].copy()
         return states
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        tokens_BL = [torch.tensor(row) for row in rows]
+        return nn.utils.rnn.pad_sequence(tokens_BL, batch_first=True).to(self._device)
 
     @torch.inference_mode()
     def knowledge(self, nouns: list[list[int]]) -> NDArray[np.float32]:
@@ -91,11 +93,8 @@ class Encoder:
         filled = nouns + nouns[-1:] * (self.nouns_at_once - len(nouns))
         room, eos = clip.context_length - 1, clip.tokenizer.eot_token_id
         rows = [[*[*a, *noun, *b][:room], eos] for noun in filled for a, b in sides]
-        tokens_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for out, row in zip(tokens_BL, rows, strict=True):
-            out[: len(row)] = torch.tensor(row)
         with self.autocast():
-            units_BC = clip.encode_text(tokens_BL.to(self._device)).float()
+            units_BC = clip.encode_text(self._padded(rows)).float()
         units_UKC = units_BC.view(len(filled), len(sides), -1)
         means_UC = torch.stack([units_KC.mean(dim=0) for units_KC in units_UKC])
         values: NDArray[np.float32] = means_UC[: len(nouns)].cpu().numpy()

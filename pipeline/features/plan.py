@@ -1,34 +1,19 @@
 """What `codeseg features` will do, before it does it: settings, pending shards, size, time.
 
 In: the command's options and ROOT's ledger. Out: resolved settings, plans of the vocabulary and the
-features, and an estimate. Torch is loaded only when the CLIP must be looked at.
+features, and an estimate.
 """
 
-import hashlib
-import json
 import time
-from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from codeseg.pipeline.engine.ledger import from_json
+from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.shards import read_shard
-from codeseg.pipeline.engine.stage import (
-    DAMAGED,
-    FEATURES,
-    MISSING,
-    NOUNS,
-    PAIRS,
-    VOCABULARY,
-    StageState,
-    faults,
-    state,
-)  # fmt: skip
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
-CLIP_CACHE = "ledger/features/clip.json"  # facts of the last used CLIP, so as not to load it again
 JPG_BYTES = 20_000  # of a web image at 256 pixels, where nothing better is known
 CAPTION_TOKENS = 16  # SOS, EOS and the mean web caption
 PROBE_IMAGES = 4
@@ -82,20 +67,14 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
     )
 
 
-def clip_facts(root: Storage, model: str, pretrained: str) -> ClipFacts:
-    """Return what the settings say of a CLIP, from the last run's notes or by loading it."""
-    model, name = _absolute(model), _absolute(pretrained)
-    asked = [model, name, _weights_hash(name)]
-    try:
-        cached = json.loads(root.read_bytes(CLIP_CACHE))
-        if cached["asked"] == asked:
-            return from_json(ClipFacts, cached["facts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # another or no cache: the CLIP itself is looked at
-    facts = _load_facts(model, name)
-    noted = json.dumps({"asked": asked, "facts": asdict(facts)}, indent=1)
-    root.write_atomic(CLIP_CACHE, noted.encode() + b"\n")
-    return facts
+def clip_facts(model: str, pretrained: str) -> ClipFacts:
+    """Load a CLIP and return what the settings say of it."""
+    from codeseg.model.clip.encoder import FrozenClip
+
+    model, pretrained = _absolute(model), _absolute(pretrained)
+    clip = FrozenClip.load(model, pretrained)
+    names = [field.name for field in fields(ClipFacts)][2:]
+    return ClipFacts(model, pretrained, **{name: getattr(clip, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -103,8 +82,8 @@ class Work:
     """What there is to do at a root."""
 
     settings: FeatureSettings
-    vocabulary: StageState
-    features: StageState
+    vocabulary: stage.StageState
+    features: stage.StageState
     rows: dict[int, int]  # pending shard -> trainable rows
     replaced_bytes: int  # of pending shards' older files
 
@@ -114,15 +93,15 @@ class Work:
         return sum(self.rows.values()) * row_bytes(self.settings)
 
 
-def read_nouns(root: Storage) -> StageState:
+def read_nouns(root: Storage) -> stage.StageState:
     """Return where the nouns stand.
 
     Raises:
         ValueError: there are none.
     """
-    nouns = state(root, NOUNS)
+    nouns = stage.state(root, stage.NOUNS)
     if not nouns.records:
-        raise ValueError(f"{root.uri} holds no nouns; {NOUNS.again(root)}")
+        raise ValueError(f"{root.uri} holds no nouns; {stage.NOUNS.again(root)}")
     return nouns
 
 
@@ -134,13 +113,13 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
     """
     nouns = read_nouns(root)
     if nouns.inputs is None:
-        raise ValueError(f"{root.uri} holds no pairs; {PAIRS.again(root)}")
-    for why, (_, line) in faults(root, NOUNS, nouns).items():
-        if why != MISSING:
+        raise ValueError(f"{root.uri} holds no pairs; {stage.PAIRS.again(root)}")
+    for why, (_, line) in stage.faults(root, stage.NOUNS, nouns).items():
+        if why != stage.MISSING:
             raise ValueError(line)
-    features = state(root, FEATURES, settings=settings.fingerprint())
-    vocabulary = state(root, VOCABULARY, settings=settings.vocabulary_fingerprint())
-    old = (features.records[i].bytes for i, why in features.stale.items() if why != DAMAGED)
+    features = stage.state(root, stage.FEATURES, settings=settings.fingerprint())
+    vocabulary = stage.state(root, stage.VOCABULARY, settings=settings.vocabulary_fingerprint())
+    old = (features.records[i].bytes for i, why in features.stale.items() if why != stage.DAMAGED)
     return Work(
         settings=settings,
         vocabulary=vocabulary,
@@ -160,7 +139,7 @@ def row_bytes(settings: FeatureSettings) -> int:
     return int(caption + settings.views * (3 * clip.image_size**2 + clip.tokens * token))
 
 
-def known_speed(features: StageState, settings: FeatureSettings) -> float | None:
+def known_speed(features: stage.StageState, settings: FeatureSettings) -> float | None:
     """Rows a second of one worker, from shards already made with these settings."""
     mine = settings.fingerprint()
     made = [r for r in features.records.values() if r.settings == mine and r.rows_out]
@@ -176,7 +155,7 @@ def new_nouns(root: Storage, work: Work) -> int:
     sample = shards[:: -(-len(shards) // SAMPLED_SHARDS)]
     texts: set[str] = set()
     for shard in sample:
-        nouns = read_shard(root, NOUNS, shard, ["nouns"])["nouns"].combine_chunks().flatten()
+        nouns = read_shard(root, stage.NOUNS, shard, ["nouns"])["nouns"].combine_chunks().flatten()
         texts.update(nouns.field("text").unique().to_pylist())
     there: float = len(texts) * (len(shards) / len(sample)) ** HEAPS
     mine = work.settings.vocabulary_fingerprint()
@@ -207,26 +186,7 @@ def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[f
     return PROBE_IMAGES / seconds[-1], encoder.nouns_at_once / words[-1]
 
 
-def _load_facts(model: str, pretrained: str) -> ClipFacts:
-    from codeseg.model.clip.encoder import FrozenClip
-
-    clip = FrozenClip.load(model, pretrained)
-    names = [field.name for field in fields(ClipFacts)][2:]
-    return ClipFacts(model, pretrained, **{name: getattr(clip, name) for name in names})
-
-
 def _absolute(name: str) -> str:
     """A file's absolute path, for workers elsewhere; other names as they are."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.is_file() else name
-
-
-def _weights_hash(pretrained: str) -> str:
-    """Return SHA-256 of the local file of weights; "" where there is none to look at."""
-    path = Path(pretrained)
-    if pretrained == "storybook":
-        path = Path(str(files("codeseg.model"))) / "weights" / "storybook.safetensors"
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

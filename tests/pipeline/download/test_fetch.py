@@ -34,7 +34,12 @@ from codeseg.pipeline.download.transfer import SMALL_BYTES
 
 
 def fetch(url, **limits):
-    return Fetcher(FetchLimits(**{"allow_private": True, "retries": 0, **limits})).fetch(url)
+    return read(Fetcher(FetchLimits(**{"allow_private": True, "retries": 0, **limits})), url)
+
+
+def read(fetcher, url):
+    with fetcher.open(url) as body:
+        return body.getvalue()
 
 
 def reason(url, **limits):
@@ -521,11 +526,11 @@ def test_a_row_fetched_during_an_outage_is_not_marked_failed(image_server):
     notes = []
     watch = OutageWatch(notes.append, 20.0, probe_every=0.05, window=5)
     fetcher = Fetcher(FetchLimits(allow_private=True, retries=5, backoff=0.1, deadline=0.5), watch)
-    assert fetcher.fetch(url)
+    assert read(fetcher, url)
     image_server.stop()
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(len(fetcher.fetch(url)))) for _ in range(8)
+        threading.Thread(target=lambda: results.append(len(read(fetcher, url)))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -623,7 +628,7 @@ def test_a_connection_is_kept_for_the_next_fetch_from_its_host():
         threading.Thread(target=serve, daemon=True).start()
         fetcher = Fetcher(FetchLimits(allow_private=True, retries=0))
         for path in "abc":
-            assert fetcher.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/{path}") == body
+            assert read(fetcher, f"http://127.0.0.1:{server.getsockname()[1]}/{path}") == body
     assert len(asked) >= 3
 
 
@@ -684,7 +689,7 @@ def test_large_bodies_wait_for_a_place_so_that_memory_holds(image_server, monkey
     fetcher = Fetcher(FetchLimits(allow_private=True, max_bytes=(5 << 20) // 2, retries=0))
     with ThreadPoolExecutor(32) as pool:
         sizes = list(
-            pool.map(lambda _: len(fetcher.fetch(image_server.url + "/large.png")), range(48))
+            pool.map(lambda _: len(read(fetcher, image_server.url + "/large.png")), range(48))
         )
     assert sizes == [len(content)] * 48 and max(most) <= 2 and not held
 

@@ -58,7 +58,7 @@ def root(tmp_path, source):
 
 def options(root: Path | str, **wishes) -> dict:
     storage = Storage.open(root)
-    facts = clip_facts(storage, WISHES["clip"], WISHES["pretrained"])
+    facts = clip_facts(WISHES["clip"], WISHES["pretrained"])
     settings = resolve_settings(FeatureOptions(**(WISHES | wishes)), facts)
     shards = sorted(Ledger(storage).records("nouns"))
     return {"features": settings, "device": "cpu", "threads": 1, "shards": shards}
