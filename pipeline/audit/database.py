@@ -52,9 +52,8 @@ class Audit:
             "python_enable_replacements": False,
             "autoinstall_known_extensions": False,
             "preserve_insertion_order": False,
+            **({"threads": options.threads} if options.threads else {}),
         }
-        if options.threads:
-            config["threads"] = options.threads
         try:
             self._database = duckdb.connect(":memory:", config=config)
         except duckdb.Error as error:  # the memory limit is the one thing a user gives

@@ -53,6 +53,7 @@ OUTCOME = ("status", "error", *RESIZED, "sha256")
 
 Outcome = dict[str, Any]
 """The outcome of a picture: the columns OUTCOME of its rows."""
+Row = tuple[str | None, str | None, Outcome]  # URL, caption
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,8 @@ class DownloadWorker:
         if self._outage.gave_up:
             raise ShardError("the network stayed down; nothing of this shard was kept")
         self._check_floor([found[place]["error"] for place in addresses])
-        rows = [
-            make_row(shard, row, self._settings.shard_size, url, caption, found[place])
-            for row, (url, caption, place) in enumerate(zip(urls, captions, addresses, strict=True))
-        ]
-        return commit_pairs(
-            self._root, self._settings, shard, input, rows, start, self._pictures.versions
-        )
+        rows = list(zip(urls, captions, [found[place] for place in addresses], strict=True))
+        return self._pictures.commit(self._root, shard, input, rows, start)
 
     def _fetch(self, url: str | None) -> io.BytesIO:
         try:
@@ -291,37 +287,26 @@ class Pictures:
         values = ("success", None, *made, hashlib.sha256(content).hexdigest())
         return dict(zip(OUTCOME, values, strict=True))
 
-
-def commit_pairs(
-    root: Storage,
-    settings: DownloadSettings,
-    shard: int,
-    input: str,
-    rows: list[dict[str, Any]],
-    start: float,
-    versions: dict[str, str],
-) -> ShardRecord:
-    """Write a shard's rows of PAIRS, failed ones included, and commit it; see `stage.commit`."""
-    table = pa.Table.from_pylist(rows, PAIRS.with_metadata({"settings": settings.fingerprint()}))
-    return stage.commit(
-        root, stage.PAIRS, shard, input, settings.fingerprint(),
-        lambda sink: write_pairs(table, sink),
-        rows_in=len(rows), rejected=Counter(row["error"] for row in rows if row["error"]),
-        start=start, versions=versions,
-    )  # fmt: skip
+    def commit(
+        self, root: Storage, shard: int, input: str, rows: Sequence[Row], start: float
+    ) -> ShardRecord:
+        """Give a shard's rows their keys, write them, failed ones included; see `stage.commit`."""
+        digits, settings = len(str(self._settings.shard_size - 1)), self._settings.fingerprint()
+        keyed = [
+            {"key": f"{shard:0{SHARD_DIGITS}d}{i:0{digits}d}", "url": url, "caption": text, **made}
+            for i, (url, text, made) in enumerate(rows)
+        ]
+        table = pa.Table.from_pylist(keyed, PAIRS.with_metadata({"settings": settings}))
+        return stage.commit(
+            root, stage.PAIRS, shard, input, settings, lambda sink: write_pairs(table, sink),
+            rows_in=len(rows), rejected=Counter(row["error"] for row in keyed if row["error"]),
+            start=start, versions=self.versions,
+        )  # fmt: skip
 
 
 def failed(reason: str) -> Outcome:
     """Return the outcome of a failed picture."""
     return {**dict.fromkeys(OUTCOME), "status": "failed", "error": reason}
-
-
-def make_row(
-    shard: int, row: int, shard_size: int, url: str | None, caption: str | None, outcome: Outcome
-) -> dict[str, Any]:
-    """Return a row of PAIRS."""
-    key = f"{shard:0{SHARD_DIGITS}d}{row:0{len(str(shard_size - 1))}d}"
-    return {"key": key, "url": url, "caption": caption, **outcome}
 
 
 def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:

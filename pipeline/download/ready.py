@@ -11,13 +11,7 @@ from time import perf_counter
 from typing import Any, ClassVar, Protocol
 
 from codeseg.pipeline.download.lists import sound
-from codeseg.pipeline.download.pairs import (
-    DownloadSettings,
-    Pictures,
-    commit_pairs,
-    failed,
-    make_row,
-)
+from codeseg.pipeline.download.pairs import DownloadSettings, Pictures, Row, failed
 from codeseg.pipeline.download.urls import check_count
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
@@ -114,15 +108,12 @@ class ReadyWorker:
         """
         start = perf_counter()
         name, size = self._source.name(shard), self._settings.shard_size
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         convert = self._pictures.convert
         for sample in self._source.samples(shard, self._settings.max_bytes, convert, size):
             outcome = failed(sample.fault) if sample.fault else sample.image or failed("no_image")
             url = sample.url or f"{name}#{sound(sample.name)}"
-            for caption in (*sample.captions,) or (None,):
-                rows.append(make_row(shard, len(rows), size, url, caption, outcome))
+            rows += [(url, caption, outcome) for caption in sample.captions or (None,)]
         if len(rows) > size:
             raise ValueError(f"{name} holds more samples than --shard-size")
-        return commit_pairs(
-            self._root, self._settings, shard, input, rows, start, self._pictures.versions
-        )
+        return self._pictures.commit(self._root, shard, input, rows, start)

@@ -10,6 +10,7 @@ appended to the list: of the existing shards only the last is made again.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -80,7 +81,13 @@ def cut_shards(
         count += 1
         check_count(count, "use a new root with a larger --shard-size")
         if shard not in records or records[shard].rows_out != len(table):
-            records[shard] = _write(root, ledger, shard, table, taken)
+            ledger.retract("urls", shard)
+            records[shard] = stage.commit(
+                root, stage.URLS, shard, fingerprint([taken, shard]), taken,
+                partial(pq.write_table, table, compression="zstd"),
+                rows_in=len(table), rejected={}, start=perf_counter(),
+                versions={"pyarrow": pa.__version__},
+            )  # fmt: skip
     if count == 0:
         raise ValueError(f"{place} has no rows")
     ledger.write_settings("urls", {**settings, "complete": limit is None, "left_out": dict(odd)})
@@ -95,16 +102,6 @@ def check_count(shards: int, remedy: str) -> None:
     """
     if shards > MOST_SHARDS:
         raise ValueError(f"more than {MOST_SHARDS:,} shards; {remedy}")
-
-
-def _write(root: Storage, ledger: Ledger, shard: int, table: pa.Table, taken: str) -> ShardRecord:
-    ledger.retract("urls", shard)
-    return stage.commit(
-        root, stage.URLS, shard, fingerprint([taken, shard]), taken,
-        lambda sink: pq.write_table(table, sink, compression="zstd"),
-        rows_in=len(table), rejected={}, start=perf_counter(),
-        versions={"pyarrow": pa.__version__},
-    )  # fmt: skip
 
 
 def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:

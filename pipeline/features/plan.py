@@ -85,12 +85,17 @@ class Work:
     vocabulary: stage.StageState
     features: stage.StageState
     rows: dict[int, int]  # pending shard -> trainable rows
-    replaced_bytes: int  # of pending shards' older files
 
     @property
     def new_bytes(self) -> int:
         """Estimated size of the pending features."""
         return sum(self.rows.values()) * row_bytes(self.settings)
+
+    @property
+    def replaced_bytes(self) -> int:
+        """Size of the pending shards' older files."""
+        old = (i for i, why in self.features.stale.items() if why != stage.DAMAGED)
+        return sum(self.features.records[i].bytes for i in old)
 
 
 def read_nouns(root: Storage) -> stage.StageState:
@@ -119,14 +124,8 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
             raise ValueError(line)
     features = stage.state(root, stage.FEATURES, settings=settings.fingerprint())
     vocabulary = stage.state(root, stage.VOCABULARY, settings=settings.vocabulary_fingerprint())
-    old = (features.records[i].bytes for i, why in features.stale.items() if why != stage.DAMAGED)
-    return Work(
-        settings=settings,
-        vocabulary=vocabulary,
-        features=features,
-        rows={i: nouns.records[i].rows_out for i in features.pending},
-        replaced_bytes=sum(old),
-    )
+    rows = {i: nouns.records[i].rows_out for i in features.pending}
+    return Work(settings, vocabulary, features, rows)
 
 
 def row_bytes(settings: FeatureSettings) -> int:
