@@ -1,4 +1,4 @@
-"""Pixels and caption tokens in, what the frozen CLIP says about them out; CPU or GPU.
+"""Pixels and caption tokens -> the frozen CLIP's features; CPU or GPU.
 
 Letters: R rows, K pictures, V views, H W pixels, C channels or joint width, P image tokens,
 D vision width, L caption tokens, T text width.
@@ -17,7 +17,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
-CAPTIONS = 256  # encoded together, alike in length
+CAPTIONS = 256  # encoded together, of similar length
 NOUNS = {"cpu": 1, "cuda": 32}  # encoded together, in all templates
 FAULTS = ("", "zero_norm", "non_finite")  # of image tokens
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +51,7 @@ class Encoder:
             )
 
     def autocast(self) -> torch.autocast:
-        """Return the precision the CLIP runs at."""
+        """Return the context of the CLIP's precision."""
         dtype = DTYPES[self._settings.precision]
         return torch.autocast(self._device, dtype=dtype, enabled=dtype is not torch.float32)
 
@@ -63,7 +63,7 @@ class Encoder:
             captions: token ids, SOS … EOS.
 
         Returns:
-            (L, T) hidden states before ln_final for each, infinite where fp16 cannot hold them.
+            (L, T) hidden states before ln_final for each, infinite where fp16 overflows.
         """
         states: list[NDArray[np.float16]] = [np.empty(0, np.float16)] * len(captions)
         order = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # stable
@@ -104,16 +104,16 @@ class Encoder:
     def start(
         self, pixels_KVHWC: NDArray[np.uint8], ends_RT: NDArray[np.float16]
     ) -> Callable[[], dict[str, NDArray[Any]]]:
-        """Start to encode pictures and what their captions end in.
+        """Start to encode pictures and the EOS states of their captions.
 
         Args:
             pixels_KVHWC: views of pictures.
-            ends_RT: hidden states at EOS of the captions that go with them.
+            ends_RT: hidden states at EOS of their captions.
 
         Returns:
-            What waits for the pictures' columns of the table (image_tokens …), `faults` (K,) into
-            FAULTS and, where scores are wanted, unit embeddings: `images` (K, C), of the first
-            view in the features' normalization, and `captions` (R, C).
+            A function that waits for the pictures' columns of the table (image_tokens …), `faults`
+            (K,) into FAULTS and, if scores are wanted, unit embeddings: `images` (K, C), of the
+            first view in the features' normalization, and `captions` (R, C).
         """
         tokens_KVPD = self.image_tokens(torch.from_numpy(pixels_KVHWC))
         found = {"image_tokens": tokens_KVPD, "faults": find_faults(tokens_KVPD)}
@@ -121,7 +121,7 @@ class Encoder:
             found["image_tokens"], found["image_scales"] = to_int8(tokens_KVPD)
         if self._settings.clip_score:
             threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # small products: on more threads their last bits would differ
+            torch.set_num_threads(1)  # small products: more threads would change their last bits
             ends = self._send(torch.from_numpy(ends_RT)).float()
             with self.autocast():
                 found["images"] = self.clip.class_embedding(tokens_KVPD[:, 0].float())
@@ -142,7 +142,7 @@ class Encoder:
         assert tokens_RVPD.shape[-1] == self.clip.width
         return tokens_RVPD
 
-    # On a GPU copies run beside the arithmetic, from and to pinned memory, on streams of their own
+    # On a GPU copies from and to pinned memory run on their own streams beside the arithmetic
 
     def _send(self, values: Tensor) -> Tensor:
         if self._up is None:
@@ -173,14 +173,14 @@ class Encoder:
 
 
 def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Round tokens (…, D) to int8 with a scale a token: int8 values and fp32 scales (…)."""
+    """Round tokens (…, D) to int8 with a scale per token: int8 values and fp32 scales (…)."""
     scale = tokens.float().abs().amax(dim=-1) / 127
     rounded = (tokens / scale.clamp(min=1e-12)[..., None]).round()
     return rounded.to(torch.int8), scale
 
 
 def find_faults(tokens_RVPD: Tensor) -> Tensor:
-    """Return what is wrong with each row's image tokens, as an index (R,) into FAULTS."""
+    """Return the fault of each row's image tokens, as an index (R,) into FAULTS."""
     finite_R = tokens_RVPD.isfinite().flatten(1).all(dim=1)
     zero_R = (tokens_RVPD.float().abs().amax(dim=-1) == 0).flatten(1).any(dim=1)
     return torch.where(finite_R, zero_R.long(), 2)

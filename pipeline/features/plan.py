@@ -1,4 +1,4 @@
-"""What `codeseg features` will do, before it does it: settings, pending shards, size, time.
+"""The plan of `codeseg features`: settings, pending shards, size, time.
 
 In: the command's options and ROOT's ledger. Out: resolved settings, plans of the vocabulary and the
 features, and an estimate.
@@ -68,7 +68,7 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
 
 
 def clip_facts(model: str, pretrained: str) -> ClipFacts:
-    """Load a CLIP and return what the settings say of it."""
+    """Load a CLIP and return the facts about it for the settings."""
     from codeseg.model.clip.encoder import FrozenClip
 
     model, pretrained = _absolute(model), _absolute(pretrained)

@@ -1,8 +1,8 @@
 """nouns/*.parquet -> vocabulary/nouns.arrow: every distinct noun and its knowledge embedding.
 
 The embedding is the un-normalized mean over CLIP's 80 templates of unit text embeddings (METHOD
-§3). It does not depend on the rest of the corpus: embeddings that an older or unfinished file holds
-are kept, and a killed run goes on where it was last saved.
+§3). It does not depend on the rest of the corpus: embeddings of an older or unfinished file are
+kept, and a killed run resumes from its last save.
 """
 
 import json
@@ -30,18 +30,18 @@ from codeseg.pipeline.features.encoder import Encoder
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 PATH = stage.VOCABULARY.path(0)
-SAVE_SECONDS = 300  # between savings of an unfinished vocabulary
+SAVE_SECONDS = 300  # between saves of an unfinished vocabulary
 PROMPT_TOKENS = 18  # SOS, EOS and METHOD §3's 16 context vectors must fit beside a noun's tokens
 
 Embedding = NDArray[np.float32]
 
 
 class VocabularyWorker:
-    """Makes the vocabulary, as the one shard 0.
+    """A ShardWorker that makes the vocabulary, as its only shard 0.
 
     Args:
         root_uri: of the dataset.
-        options: as of `FeaturesWorker`, and "shards": the nouns shards to count.
+        options: as for `FeaturesWorker`, and "shards": the nouns shards to count.
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": ("nouns", "rejected")}
@@ -63,7 +63,7 @@ class VocabularyWorker:
         )
 
     def process(self, shard: int, input: str) -> ShardRecord:
-        """Count, embed what is new, write the file, commit the record."""
+        """Count, embed new nouns, write the file, commit the record."""
         start = time.perf_counter()
         counts = self._count()
         embeddings = self._saved(counts)
@@ -84,7 +84,7 @@ class VocabularyWorker:
         )  # fmt: skip
 
     def _count(self) -> Counter[str]:
-        """Return how many trainable captions name each noun."""
+        """Return the number of trainable captions that name each noun."""
         counts: Counter[str] = Counter()
         for shard in self._shards:
             table = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])
@@ -94,7 +94,7 @@ class VocabularyWorker:
         return counts
 
     def _saved(self, counts: Counter[str]) -> dict[str, Embedding]:
-        """The embeddings that an earlier file holds, if it was made with the same settings."""
+        """Return the embeddings of an earlier file, if it was made with the same settings."""
         try:
             table = pa.ipc.open_file(self._root.open_input(PATH)).read_all()
         except (FileNotFoundError, pa.ArrowInvalid):
@@ -107,7 +107,7 @@ class VocabularyWorker:
         return {text: row for text, row in zip(texts, values, strict=True) if text in counts}
 
     def _batches(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Yield nouns of as many tokens that are encoded together."""
+        """Yield batches of nouns with the same number of tokens."""
 
         def length(text: str) -> int:
             return len(self._encoder.clip.tokenizer.encode(text))
@@ -119,7 +119,7 @@ class VocabularyWorker:
     def _embed(self, texts: list[str]) -> dict[str, Embedding]:
         means = self._encoder.knowledge([self._encoder.clip.tokenizer.encode(t) for t in texts])
         for text, norm in zip(texts, np.linalg.norm(means, axis=1), strict=True):
-            # a mean of unit vectors: its norm says that the text tower works
+            # a mean of unit vectors: its norm shows that the text tower works
             if not 0 < norm <= 1 + 1e-3:
                 raise FloatingPointError(
                     f"the knowledge embedding of {text!r} is not finite; try --precision fp32"
@@ -129,7 +129,7 @@ class VocabularyWorker:
     def _writer(
         self, counts: Counter[str], embeddings: dict[str, Embedding]
     ) -> Callable[[pa.NativeFile], None]:
-        """Return what writes the nouns that have an embedding, by id."""
+        """Return a function that writes the nouns that have an embedding, by id."""
         texts = sorted(embeddings, key=schema.noun_id)
         ids = np.array([schema.noun_id(text) for text in texts], dtype=np.int64)
         assert (np.diff(ids) > 0).all(), "two nouns of one id"

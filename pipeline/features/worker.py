@@ -1,14 +1,14 @@
 """pairs/NNNNN.parquet + nouns/NNNNN.parquet -> features/NNNNN.arrow; CPU or GPU.
 
-What the frozen CLIP says about every trainable pair (METHOD §2.1, §4): image tokens of V augmented
-views, caption states up to EOS. rows_in of the record counts the nouns rows that are not rejected;
+The frozen CLIP's features of every trainable pair (METHOD §2.1, §4): image tokens of V augmented
+views, caption states up to EOS. The record's rows_in counts the nouns rows that are not rejected;
 rejected here are too_few_nouns, no_image, broken_image, non_finite and zero_norm.
 
-A picture that several rows of the shard have is encoded once and lies once in each record batch;
+A picture that several rows of the shard share is encoded once and stored once in each record batch;
 until the last of its rows it is kept in memory.
 
-The same bytes come out whatever the number of workers: views are hashes of (seed, key, view), with
-the key of the picture's first row, and what is encoded together depends on the shard alone.
+The bytes do not depend on the number of workers: views are hashes of (seed, key, view), with the
+key of the picture's first row, and batches depend only on the shard.
 
 Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width, C channels.
 """
@@ -49,14 +49,14 @@ Begun = TypeVar("Begun")
 
 @dataclass
 class Group:
-    """Rows that go through the CLIP together, and the pictures that are new in them."""
+    """Rows that go through the CLIP together, and their new pictures."""
 
     rows: list[Row] = field(default_factory=list)
     pixels: Arrays = field(default_factory=dict)  # picture -> (V, H, W, C), uint8
 
 
 def ahead(begun: Iterable[Begun], count: int) -> Iterator[Begun]:
-    """Yield what an iterator begins, in order, when `count` more are begun."""
+    """Yield started items in order, each when `count` more are started."""
     waiting: deque[Begun] = deque()
     for item in begun:
         waiting.append(item)
@@ -66,7 +66,7 @@ def ahead(begun: Iterable[Begun], count: int) -> Iterator[Begun]:
 
 
 class FeaturesWorker:
-    """Makes one features shard at a time; the CLIP is loaded once.
+    """A ShardWorker that makes features; the CLIP is loaded once.
 
     Args:
         root_uri: of the dataset.
@@ -126,13 +126,13 @@ class FeaturesWorker:
         )  # fmt: skip
 
     def _read(self, shard: int, rejected: Counter[str]) -> tuple[list[Row], int]:
-        """The shard's usable rows with their JPEGs, and how many were trainable to begin with."""
+        """Return the shard's usable rows with their JPEGs, and the number of trainable rows."""
         nouns = read_shard(self._root, stage.NOUNS, shard, self.READS["nouns"])
         nouns = nouns.filter(nouns["rejected"].is_null())
         pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
         keys, hashes, jpgs = pairs["key"].to_pylist(), pairs["sha256"].to_pylist(), pairs["jpg"]
         place = {key: i for i, key in enumerate(keys)}
-        first: dict[str, str] = {}  # a picture is named by the first key of all rows that have it
+        first: dict[str, str] = {}  # a picture's name is the first key of its rows
         names = [first.setdefault(h or key, key) for h, key in zip(hashes, keys, strict=True)]
         rows = []
         context = self._settings.clip.context_length
@@ -149,7 +149,7 @@ class FeaturesWorker:
     def _sound(self, rows: list[Row], rejected: Counter[str]) -> Iterator[Row]:
         """Yield the rows whose picture and features are sound, in order, with their features."""
         last = {row["picture"]: row["key"] for row in rows}
-        known: dict[str, Arrays] = {}  # picture -> what the CLIP says of it
+        known: dict[str, Arrays] = {}  # picture -> its features
         begun = ((group, self._start(group)) for group in self._groups(rows, rejected))
         for group, encoded in ahead(begun, 1):
             found = encoded()
@@ -172,7 +172,7 @@ class FeaturesWorker:
                 known[name] |= {column: values.copy() for column, values in known[name].items()}
 
     def _start(self, group: Group) -> Callable[[], Arrays]:
-        """Begin to encode a group; returns what waits for the result."""
+        """Start to encode a group; return a function that waits for the result."""
         if self._settings.image_tokens == "none":
             return dict  # nothing to encode
         ends = [row["caption_states"][-1] for row in group.rows]
@@ -205,7 +205,7 @@ class FeaturesWorker:
             yield group
 
     def _decode(self, row: Row) -> NDArray[np.uint8] | None:
-        """Return the picture's views (V, H, W, C), none where the reader augments; None: broken."""
+        """Return the picture's views (V, H, W, C); none if the reader augments; None if broken."""
         settings = self._settings
         try:
             image = views.decode(row["jpg"].as_py())
@@ -220,7 +220,7 @@ class FeaturesWorker:
         return np.stack(made)
 
     def _fault(self, row: Row) -> str:
-        """Return why a row is rejected; many in a row say that the CLIP is at fault."""
+        """Return a row's reason for rejection; many in succession mean a fault of the CLIP."""
         finite = np.isfinite(row["caption_states"]).all()
         fault = FAULTS[row["features"].get("faults", 0)] if finite else "non_finite"
         self._streak = self._streak + 1 if fault else 0
@@ -232,7 +232,7 @@ class FeaturesWorker:
         return fault
 
     def _join(self, rows: list[Row]) -> pa.RecordBatch:
-        """Return rows as Arrow columns, in which those of one picture share its values."""
+        """Return rows as Arrow columns; rows of one picture share its values."""
         columns = _caption_columns(rows)
         pictures = {row["picture"]: row["features"] for row in rows}
         number = {name: k for k, name in enumerate(pictures)}
@@ -266,7 +266,7 @@ def cut(row: Row, context_length: int) -> Row:
 
 
 def features_schema(settings: FeatureSettings) -> pa.Schema:
-    """Return schema of the shards; its metadata hold the settings as JSON under `codeseg`."""
+    """Return the shards' schema; its metadata has the settings as JSON under `codeseg`."""
     facts = settings.to_json()
     del facts["clip"]["pretrained"]  # may be a path
     arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)

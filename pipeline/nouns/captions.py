@@ -1,7 +1,7 @@
-"""A caption as CLIP reads it, with each token's place in the text: text -> ids, spans of words.
+"""A caption as read by CLIP, with each token's position in the text: text -> ids, word spans.
 
 Cleaning, splitting and BPE are open_clip's own (its SimpleTokenizer is called word by word), so the
-ids are exactly those of its tokenizer; what is added here is which characters each word came from.
+ids are exactly those of its tokenizer; this file adds the characters of each word.
 """
 
 import re
@@ -15,18 +15,18 @@ MOST_CHARACTERS = 2000  # of a caption; 77 tokens never need more, and cleaning 
 HIDDEN = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
-"""Characters that nobody sees, such as soft hyphens: inside of words they hide them."""
+"""Invisible characters, such as soft hyphens, which hide words that contain them."""
 STYLED = re.compile("[\U0001d400-\U0001d7ff]+")  # mathematical letters, written to look bold
-LONGEST_WORD = 200  # characters: longer runs are no words, and BPE is quadratic in them
+LONGEST_WORD = 200  # characters: longer runs are not words, and BPE is quadratic in them
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A cleaned caption, its tokens, and where the words that are kept whole begin and end."""
+    """A cleaned caption, its tokens, and the boundaries of the words that are kept whole."""
 
     text: str
     tokens: list[int]  # SOS … EOS, at most the context length
-    starts: dict[int, int]  # character at which a word begins -> its first token
+    starts: dict[int, int]  # first character of a word -> its first token
     ends: dict[int, int]  # character after a word -> the token after it
 
     @property
@@ -37,7 +37,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What stands between two spaces: one or several of CLIP's words."""
+    """The text between two spaces: one or several of CLIP's words."""
 
     ids: list[int]
     words: list[tuple[int, int, int, int]]  # first and last character, first and last id
@@ -45,7 +45,7 @@ class _Chunk:
 
 
 class CaptionTokenizer:
-    """Cleans and tokenizes captions; remembers words it has seen until `forget` is called."""
+    """A cleaner and tokenizer of captions; caches words until `forget` is called."""
 
     def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
         self._clip = SimpleTokenizer(context_length=context_length)
@@ -55,10 +55,10 @@ class CaptionTokenizer:
         self._words: dict[str, list[int]] = {}
 
     def clean(self, text: str) -> str:
-        """Return the text as CLIP's tokenizer cleans it, without what hides words from a reader.
+        """Return the text cleaned as by CLIP's tokenizer, without invisible characters.
 
-        CLIP's part: mojibake, entities, white space, lower case. Ours: a bound on the length before
-        anything is done, hidden characters, letters that only look bold or italic.
+        CLIP's part: mojibake, entities, white space, lower case. Ours: first of all a limit on the
+        length, then invisible characters, letters that only look bold or italic.
         """
         text = text[:MOST_CHARACTERS]
         if text.isascii() and text.isprintable() and "&" not in text:
@@ -73,7 +73,7 @@ class CaptionTokenizer:
         """Tokenize a cleaned caption.
 
         Returns:
-            None when it is no text: a word of more than `LONGEST_WORD` characters, the name of a
+            None if it is not a text: a word of more than `LONGEST_WORD` characters, the name of a
             special token, or no letter at all.
         """
         ids: list[int] = []
@@ -84,7 +84,7 @@ class CaptionTokenizer:
         before = 1  # SOS comes first
         last_end = self._room + 1
         chunks = self._chunks
-        for text in cleaned.split(" "):  # CLIP's words never reach across a space
+        for text in cleaned.split(" "):  # CLIP's words never span a space
             chunk = chunks[text] if text in chunks else self._read_chunk(text)
             if chunk is None:
                 return None
@@ -107,13 +107,13 @@ class CaptionTokenizer:
         return [self._clip.sot_token_id, *ids, self._clip.eot_token_id]
 
     def forget(self) -> None:
-        """Drop the remembered words: over a whole corpus they would fill the memory."""
+        """Clear the cache: over a whole corpus it would fill the memory."""
         self._chunks.clear()
         self._words.clear()
         self._clip.cache = dict(self._special)
 
     def _read_chunk(self, text: str) -> _Chunk | None:
-        """Split and encode; None when it is no text. Remembered: captions repeat their words."""
+        """Split and encode; None if it is not a text. Cached, as captions repeat their words."""
         ids: list[int] = []
         words = []
         chunk: _Chunk | None = None
@@ -130,7 +130,7 @@ class CaptionTokenizer:
         return chunk
 
     def _encode(self, word: str) -> list[int]:
-        """Return ids of one of CLIP's words."""
+        """Return the ids of one of CLIP's words."""
         encoded = "".join(self._clip.byte_encoder[byte] for byte in word.encode())
         ids = [self._clip.encoder[piece] for piece in self._clip.bpe(encoded).split(" ")]
         self._words[word] = ids
@@ -144,7 +144,7 @@ def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, 
 
     Args:
         caption: cleaned and tokenized.
-        nouns: distinct strings as they stand in the caption's text.
+        nouns: distinct strings as in the caption's text.
 
     Returns:
         noun -> half-open spans into `caption.tokens`, in order; nouns without one are left out.

@@ -2,8 +2,8 @@
 
     pairs/NNNNN.parquet -> nouns/NNNNN.parquet (NOUNS): a row per successful pair; CPU
 
-spaCy runs only what tags need (tok2vec, tagger; attribute_ruler where it could change the tag of a
-word), on the lower-cased captions that CLIP is trained on; equal captions are tagged once.
+spaCy runs only the components that tags need (tok2vec, tagger; attribute_ruler if it could change a
+word's tag), on the lower-cased captions that CLIP is trained on; equal captions are tagged once.
 """
 
 import importlib.util
@@ -39,17 +39,17 @@ MARKUP = re.compile(rf"<!--[^<>]*-->|</?[a-z][\w-]*(?:\s+[\w-]+\s*=\s*{VALUE})*\
 
 @dataclass(frozen=True)
 class NounSettings:
-    """What decides the content of a shard of nouns."""
+    """The settings that affect a shard of nouns."""
 
     tagger: str  # package name or folder of the spaCy pipeline
     tagger_version: str
     tagset: str  # fingerprint of the tagger's labels
     min_nouns: int = 2  # captions with fewer distinct nouns are rejected (METHOD §7)
     context_length: int = 77  # of the CLIP text encoder, SOS and EOS included
-    cleaning: int = 2  # raised when the rules for markup and hidden characters change
+    cleaning: int = 2  # raised when the rules for markup and invisible characters change
 
     def fingerprint(self) -> str:
-        """Of all settings."""
+        """Return the fingerprint of all settings."""
         return fingerprint(asdict(self))
 
 
@@ -60,7 +60,7 @@ def resolve_tagger(name: str | None = None) -> NounSettings:
         name: a spaCy package or a folder; None = the first of `MODELS` that is installed.
 
     Raises:
-        ValueError: saying how to get one when there is none.
+        ValueError: there is none; says how to install one.
     """
     for candidate in [name] if name else MODELS:
         meta = _meta_file(candidate)
@@ -76,7 +76,7 @@ def resolve_tagger(name: str | None = None) -> NounSettings:
         value = json.loads(meta.read_text(encoding="utf-8"))
         number, labels = value["version"], value["labels"]["tagger"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{meta} describes no spaCy pipeline with a tagger") from None
+        raise ValueError(f"{meta} does not describe a spaCy pipeline with a tagger") from None
     if not set(NOUN_TAGS) <= set(labels):
         raise ValueError(f"the tagger {candidate} does not use the tags {', '.join(NOUN_TAGS)}")
     return NounSettings(tagger=candidate, tagger_version=number, tagset=fingerprint(labels))
@@ -96,14 +96,10 @@ def _meta_file(name: str) -> Path | None:
 
 
 class NounTagger:
-    """The spaCy pipeline cut down to its tagger: texts -> nouns in order."""
+    """The spaCy pipeline reduced to its tagger: texts -> nouns in order."""
 
     def __init__(self, name: str) -> None:
-        """Load it; about two seconds.
-
-        Args:
-            name: package or folder, as resolved.
-        """
+        """Load the package or folder, as resolved; takes about two seconds."""
         import spacy
         from thinc.api import use_ops
 
@@ -114,12 +110,12 @@ class NounTagger:
         with use_ops("numpy", use_blis=False):
             self._nlp = spacy.load(name, exclude=[p for p in components if p not in NEEDED])
         if "attribute_ruler" in self._nlp.pipe_names and not _may_retag(self._nlp):
-            self._nlp.remove_pipe("attribute_ruler")  # a third of the time, for nothing
+            self._nlp.remove_pipe("attribute_ruler")  # it takes a third of the time, without effect
         self._noun_tags = {self._nlp.vocab.strings[tag] for tag in NOUN_TAGS}
         self.version = version("spacy")
 
     def nouns(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Yield distinct nouns of each text, in order of first occurrence, as they stand in it."""
+        """Yield each text's distinct nouns as written, in order of first occurrence."""
         plain = (MARKUP.sub(" ", text) if "<" in text else text for text in texts)
         for doc in self._nlp.pipe(plain, batch_size=BATCH_CAPTIONS):
             SHARD_ROWS.count()
@@ -128,7 +124,7 @@ class NounTagger:
 
 
 def _may_retag(nlp: Any) -> bool:
-    """Return whether the attribute ruler sets the tag of anything but white space."""
+    """Return whether the attribute ruler sets the tag of anything except white space."""
     return any(
         "TAG" in rule["attrs"] and rule["patterns"] != [[{"IS_SPACE": True}]]
         for rule in nlp.get_pipe("attribute_ruler").patterns
@@ -172,7 +168,7 @@ class NounWorker:
         )  # fmt: skip
 
     def rows(self, keys: list[str], captions: list[str | None]) -> list[dict[str, Any]]:
-        """Return rows of NOUNS for captions, in their order; equal captions are tagged once."""
+        """Return rows of NOUNS for captions, in order; equal captions are tagged once."""
         cleaned = [self._tokenizer.clean(caption or "") for caption in captions]
         read = {text: self._tokenizer.read(text) for text in dict.fromkeys(cleaned)}
         readable = [(text, found) for text, found in read.items() if found is not None]
@@ -202,7 +198,7 @@ class NounWorker:
         }
 
     def _unreadable(self, text: str) -> dict[str, Any]:
-        """Return a caption without words: kept, rejected, its tokens just SOS and EOS."""
+        """Return the row of a caption without words: rejected, with only SOS and EOS as tokens."""
         reason = "not_text" if text else "empty"
         tokens = self._tokenizer.wrap([])
         return {"caption": text, "caption_tokens": tokens, "nouns": [], "rejected": reason}

@@ -1,4 +1,4 @@
-"""What decides the regions of a root, and what must be there before. Light.
+"""The settings of a root's regions, and the features they need. Light.
 
 In: the command's options, ROOT's ledger/features/settings.json. Out: settings, checked.
 """
@@ -15,7 +15,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """What decides the regions of a root."""
+    """The settings that affect the regions of a root."""
 
     group_by: str = CLIP  # "clip", or a ViT of timm
     weights: str | None = None  # file of the ViT's weights; None = the hub's
@@ -24,7 +24,7 @@ class RegionSettings:
     grouping: Grouping = field(default_factory=Grouping)
 
     def fingerprint(self) -> str:
-        """Of what matters: where the weights lie does not, what they are does."""
+        """Return the fingerprint, which includes the weights' content but not their location."""
         return REGIONS.fingerprint(asdict(self))
 
 
@@ -33,7 +33,7 @@ def read_feature_settings(root: Storage) -> FeatureSettings:
 
     Raises:
         FileNotFoundError: there are no features.
-        ValueError: the features keep no views of the images.
+        ValueError: the features have no stored views of the images.
     """
     settings = FeatureSettings.read(root)
     if settings.image_tokens == "none":
@@ -45,7 +45,7 @@ def read_feature_settings(root: Storage) -> FeatureSettings:
 
 
 def weights_sha256(weights: str | None) -> str | None:
-    """Return SHA-256 of a weights file, so that other weights of the same name make regions stale.
+    """Return the SHA-256 of a weights file, so that other weights of that name make regions stale.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,7 +54,7 @@ def weights_sha256(weights: str | None) -> str | None:
         return None
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"no weights file {weights}: give a file, or leave it for the hub's"
+            f"no weights file {weights}: give a file, or leave the option out for the hub's"
         )
     with Path(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

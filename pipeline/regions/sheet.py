@@ -1,6 +1,6 @@
-"""features/NNNNN.arrow + regions/NNNNN.parquet -> one contact sheet to look at. Light.
+"""features/NNNNN.arrow + regions/NNNNN.parquet -> one contact sheet. Light.
 
-Each picture stands beside its regions in their mean colors; white lines are region boundaries.
+Each picture is shown beside its regions in their mean colors; white lines are region boundaries.
 """
 
 from collections.abc import Sequence

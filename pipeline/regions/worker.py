@@ -1,4 +1,4 @@
-"""features/NNNNN.arrow -> regions/NNNNN.parquet (REGIONS): each view cut into part-like regions.
+"""features/NNNNN.arrow -> regions/NNNNN.parquet (REGIONS): the part-like regions of each view.
 
 CPU or GPU for the self-supervised ViT, CPU for the grouping. Grouping by the CLIP's own keys needs
 no second model and no image: the stored trunk tokens are enough.
@@ -31,7 +31,7 @@ PICTURES_A_STEP = 32  # views that go through the ViT together
 
 
 class RegionsWorker:
-    """Cuts the views of one features shard after the other into regions."""
+    """A ShardWorker that divides the views of a features shard into regions."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {
         "features": ("key", "pixels", "image_tokens", "image_scales")
@@ -64,7 +64,7 @@ class RegionsWorker:
         """Write the regions of one shard and commit its record.
 
         Raises:
-            ValueError: a picture's features are not finite, naming file and key.
+            ValueError: a picture's features are not finite; names file and key.
         """
         start = time.perf_counter()
         rows = list(self._rows(shard))

@@ -1,11 +1,11 @@
-"""features/NNNNN.arrow + vocabulary/nouns.arrow -> training batches, what the trainer reads. Light.
+"""features/NNNNN.arrow + vocabulary/nouns.arrow -> training batches, the trainer's input. Light.
 
 Sample order, noun choice and view choice are pure functions of (seed, epoch, index): batch g of an
-epoch is positions g·GB … (g+1)·GB − 1 of `RowOrder`, cut contiguously among the ranks, and what is
-left over at the epoch's end is dropped (other rows every epoch). So the ranks' batches together are
-the single process's batch, whatever the number of ranks, threads or batches made ahead.
+epoch is positions g·GB … (g+1)·GB − 1 of `RowOrder`, divided contiguously among the ranks; the rest
+at the epoch's end is dropped (other rows every epoch). So the ranks' batches together equal the
+single process's batch, whatever the number of ranks, threads or batches made ahead.
 
-The batch itself is described in `pipeline/stream/collate.py`.
+`pipeline/stream/collate.py` describes the batch itself.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from codeseg.pipeline.stream.roots import Roots
 __all__ = ["START", "FeatureStream", "Position", "StreamBatch"]
 
 START = Position(0, 0)
-NOUNS, VIEW = 1, 2  # what a hash is for, so that choices do not depend on each other
+NOUNS, VIEW = 1, 2  # purposes of a hash, so that choices do not depend on each other
 
 
 class FeatureStream:
@@ -30,29 +30,29 @@ class FeatureStream:
 
     Args:
         roots: of the datasets, a path or URI each; one, or several as one stream.
-        batch_size: images a batch of this rank.
+        batch_size: images per batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.
         rank: whose share to make,
         world_size: of how many.
         start: where to begin, a batch's `position`.
-        regions: give the batches their region maps, which `codeseg regions` made.
-        weights: each root's share of the stream; none: as many as it has rows.
-        selection: of every root, whose rows alone are read.
-        skip_corrupt: leave out missing and unreadable shards; `skipped` says which and why.
-        prefetch: batches made ahead in threads; 0 makes each when it is asked for.
-        threads: that make batches.
+        regions: add the region maps made by `codeseg regions`.
+        weights: each root's share of the stream; none: in proportion to its rows.
+        selection: of every root; only its rows are read.
+        skip_corrupt: leave out missing and unreadable shards; `skipped` has them and the reasons.
+        prefetch: batches made ahead in threads; 0 makes each on demand.
+        threads: number of threads that make batches.
         pin_memory: gather into pinned memory, for a GPU.
         pad: round up the sizes that captions and nouns need, for a compiler.
 
     Attributes:
-        name: of the roots, for messages; settings: what the features were made with;
+        name: of the roots, for messages; settings: of the features;
         rows: of the tables; fingerprint: of the data; sources: of the data, for the record;
         skipped: shard -> why it is left out.
 
     Raises:
-        ValueError, FileNotFoundError: the table or the arguments are unfit, in one line; also while
-            iterating, for a file that turns out to be corrupt.
+        ValueError, FileNotFoundError: the table or the arguments are unsuitable; also raised while
+            iterating, if a file turns out to be corrupt.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class FeatureStream:
         self._prefetch, self._threads = prefetch, threads
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        """Batches from `start` on, without end."""
+        """Yield batches from `start` on, without end."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="make-batches") as pool:
             waiting: deque[Future[StreamBatch]] = deque()
             try:
@@ -145,7 +145,7 @@ class FeatureStream:
         )
 
     def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
-        """(B, J) indices into each caption's nouns, without replacement."""
+        """Return indices (B, J) into each caption's nouns, without replacement."""
         counts = [len(sample.nouns) for sample in samples]
         bits_BK = hash_numbers(bits_B[:, None], np.arange(max(counts)))
         chosen = [

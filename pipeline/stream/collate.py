@@ -1,6 +1,6 @@
 """Rows of the features table -> one rank's training batch of tensors. Light.
 
-The tensors and their letters are described in `codeseg.model.code.batch`.
+`codeseg.model.code.batch` describes the tensors and their letters.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stream goes on: `index` samples of all ranks are used up in epoch `epoch`."""
+    """A stream's resume position: `index` samples of all ranks are used up in epoch `epoch`."""
 
     epoch: int
     index: int
@@ -34,32 +34,32 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamBatch(Batch):
-    """One rank's share of a training batch, on the CPU, and what it was made of."""
+    """One rank's share of a training batch, on the CPU, with its keys and position."""
 
     keys: list[str]
     position: Position
-    """After this batch: where to resume."""
+    """The resume position after this batch."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of the table at its place in the epoch's order."""
+    """A row of the table at its position in the epoch's order."""
 
     block: Block
     row: int  # within the block
-    place: str  # the file it lies in, for messages
+    place: str  # its file, for messages
     index: int  # position in the epoch's order
-    mark: str = ""  # of its root, where there are several
-    regions: RegionTable | None = None  # of its root, where they are wanted
+    mark: str = ""  # of its root, if there are several
+    regions: RegionTable | None = None  # of its root, if they are wanted
 
     @property
     def nouns(self) -> NDArray[np.int64]:
-        """Ids of the caption's distinct nouns, in caption order."""
+        """The ids of the caption's distinct nouns, in caption order."""
         return self.block.values("noun_ids", self.row)
 
 
 class Collate:
-    """Makes batches.
+    """A function that makes batches.
 
     Args:
         settings: of the features.
@@ -89,12 +89,12 @@ class Collate:
 
         Args:
             samples: its B rows.
-            nouns_BJ: which of each caption's nouns are selected.
-            views_B: a random number an image that decides its view.
+            nouns_BJ: indices of each caption's selected nouns.
+            views_B: a random number per image that decides its view.
             position: after this batch.
 
         Raises:
-            ValueError: a value is corrupt, naming the file.
+            ValueError: a value is corrupt; names the file.
         """
         return StreamBatch(
             keys=[sample.mark + sample.block.key(sample.row) for sample in samples],
@@ -218,7 +218,7 @@ class Collate:
 
 
 def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
-    # looking at the exponents of what was just copied costs 9 µs a sample of ViT-B/16
+    # checking the exponents of just-copied values costs 9 µs per sample of ViT-B/16
     # (as signed numbers the positive ones are the largest, as unsigned ones the negative ones are)
     if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
         raise ValueError(_corrupt(sample, NON_FINITE))

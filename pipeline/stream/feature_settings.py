@@ -1,6 +1,6 @@
-"""What decides the features of a root: the CLIP, its views and the form they are kept in. Light.
+"""The settings of a root's features: the CLIP, its views and their stored form. Light.
 
-In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint these classes keep.
+In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint must stay the same.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,11 +14,11 @@ from codeseg.pipeline.engine.storage import Storage
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What the settings say of a CLIP; widths in numbers, sizes in pixels."""
+    """The facts about a CLIP in the settings; sizes in pixels."""
 
     model: str
-    pretrained: str  # where the weights were read from
-    weights_sha256: str  # what they are
+    pretrained: str  # location of the weights
+    weights_sha256: str  # their identity
     image_size: int
     patch_size: int
     width: int  # of the vision trunk
@@ -29,13 +29,13 @@ class ClipFacts:
 
     @property
     def tokens(self) -> int:
-        """Image tokens of a view: its patches and the class token."""
+        """The number of image tokens of a view: its patches and the class token."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What decides the content of a shard of features."""
+    """The settings that affect a shard of features."""
 
     clip: ClipFacts
     image_tokens: str  # "fp16", "int8" or "none"
@@ -49,9 +49,9 @@ class FeatureSettings:
     std: tuple[float, float, float]
     seed: int  # of the views
     templates: int  # of the knowledge embeddings
-    # older roots say nothing of these:
-    clip_score: bool = False  # whether there is such a column
-    by_picture: bool = False  # views are a picture's, and the rows that have it share them
+    # older roots do not record these:
+    clip_score: bool = False  # whether this column exists
+    by_picture: bool = False  # views belong to a picture, and its rows share them
 
     @classmethod
     def read(cls, root: Storage) -> Self:
@@ -73,7 +73,7 @@ class FeatureSettings:
             ) from None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON gives them back: tuples are lists."""
+        """Return the settings as read back from JSON: tuples are lists."""
         plain = asdict(self)
         whole = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
         later = ("clip_score", "by_picture")
@@ -84,7 +84,7 @@ class FeatureSettings:
         return FEATURES.fingerprint(self.to_json())
 
     def vocabulary(self) -> dict[str, Any]:
-        """Return what of the settings the vocabulary depends on, as its settings.json."""
+        """Return the settings on which the vocabulary depends, as its settings.json."""
         whole = self.to_json()
         return {name: whole[name] for name in ("clip", "precision", "templates")}
 

@@ -1,7 +1,7 @@
-"""The features table as the trainer opens it: checked first, then read a block at a time. Light.
+"""The features table for the trainer: checked first, then read a block at a time. Light.
 
 In: ROOT's features/NNNNN.arrow and ledger. Out: blocks (record batches) as NumPy views,
-memory-mapped where the root is local; every defect is one line that says what to run.
+memory-mapped if the root is local; every defect is one line that says what to run.
 """
 
 from collections import OrderedDict
@@ -41,12 +41,12 @@ class Block:
         return str(self._batch.column("key")[row].as_py())
 
     def jpg(self, row: int) -> bytes:
-        """Return the pair's JPEG, where the table has no image tokens."""
+        """Return the pair's JPEG, if the table has no image tokens."""
         return bytes(self._batch.column("jpg")[row].as_py())
 
     @cached_property
     def picture_R(self) -> IntArray:
-        """Which of the block's K pictures each row has; rows of several captions share one."""
+        """The index of each row's picture among the block's K; several rows may share one."""
         if not self._settings.by_picture:
             return np.arange(self.rows)
         column = self._batch.column("pixels")
@@ -55,13 +55,13 @@ class Block:
 
     @cached_property
     def pixels_KVHWC(self) -> NDArray[np.uint8]:
-        """RGB pixels 0..255 of the stored views."""
+        """The RGB pixels, 0..255, of the stored views."""
         S = self._settings.clip.image_size
         return self._fixed("pixels").reshape(-1, self._settings.views, S, S, 3)
 
     @cached_property
     def image_tokens_KVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
-        """Trunk output (METHOD §2.1), fp16 or int8."""
+        """The trunk output (METHOD §2.1), fp16 or int8."""
         clip = self._settings.clip
         return self._fixed("image_tokens").reshape(
             -1, self._settings.views, clip.tokens, clip.width
@@ -69,13 +69,13 @@ class Block:
 
     @cached_property
     def image_scales_KVP(self) -> NDArray[np.float32]:
-        """What an int8 token is to be multiplied with."""
+        """The scales of int8 tokens."""
         return self._fixed("image_scales").reshape(
             -1, self._settings.views, self._settings.clip.tokens
         )
 
     def values(self, name: str, row: int) -> NDArray[Any]:
-        """Return what a list column holds of a row.
+        """Return a row's values of a list column.
 
         caption_tokens are ids, SOS … EOS; caption_states L·T values; noun_ids in caption order;
         spans (S, 3) noun, start, end.
@@ -101,12 +101,12 @@ class FeatureTable:
 
     Args:
         root: of the dataset.
-        skip_corrupt: leave out shards that are missing or unreadable instead of refusing the table;
-            `skipped` says which and why.
-        selection: name of a selection, whose rows alone are read.
+        skip_corrupt: leave out missing and unreadable shards instead of refusing the table;
+            `skipped` has them and the reasons.
+        selection: name of a selection; only its rows are read.
 
     Attributes:
-        settings: what the shards were made with (`ledger/features/settings.json`).
+        settings: of the shards (`ledger/features/settings.json`).
         block_sizes: (blocks,) rows of each block.
         skipped: shard -> why it is left out.
         fingerprint: of the settings and of every shard's content.
@@ -158,7 +158,7 @@ class FeatureTable:
         return index if rows is None else int(rows[index])
 
     def start(self, number: int) -> Future[Block]:
-        """Start reading a block that will be needed, or take it from the ones kept."""
+        """Start reading a block that will be needed, or take it from the cache."""
         with self._lock:
             if number not in self._loaded:
                 self._loaded[number] = self._pool.submit(self._read, number)
@@ -166,7 +166,7 @@ class FeatureTable:
             return self._loaded[number]
 
     def forget(self, most: int) -> None:
-        """Keep no more than the `most` last used blocks at hand."""
+        """Keep at most the `most` last used blocks in the cache."""
         with self._lock:
             while len(self._loaded) > most:
                 self._loaded.popitem(last=False)
@@ -185,7 +185,7 @@ class FeatureTable:
             raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
 
     def _refuse_network_error(self, error: Exception, shard: int) -> None:
-        """An object store that does not answer says nothing about the file."""
+        """Raise for an object store that does not answer, which says nothing about the file."""
         if isinstance(error, OSError) and not self._root.is_local:
             place = f"{self._root.uri}/{FEATURES.path(shard)}"
             raise OSError(f"{place} cannot be read now: {error}") from error
@@ -194,12 +194,12 @@ class FeatureTable:
         return pa.ipc.open_file(self._root.open_input(FEATURES.path(shard)))
 
     def _sizes(self, record: ShardRecord) -> list[int]:
-        """Return rows of the shard's blocks: all alike but the last."""
+        """Return the rows of the shard's blocks: all equal except the last."""
         size = self.settings.block_rows
         return [min(size, record.rows_out - i) for i in range(0, record.rows_out, size)]
 
     def _check(self, found: StageState) -> None:
-        """Refuse what a run would do again; missing and damaged shards may be left out."""
+        """Refuse shards that a run would redo; missing and damaged ones may be left out."""
         for why, (shards, line) in faults(self._root, FEATURES, found).items():
             if why not in (MISSING, DAMAGED):
                 raise ValueError(line)
@@ -208,7 +208,7 @@ class FeatureTable:
             self.skipped |= dict.fromkeys(shards, why)
 
     def _is_usable(self, record: ShardRecord) -> bool:
-        """Return whether the shard's file is whole; refuses or notes one that is not."""
+        """Return whether the shard's file is whole; refuse or record one that is not."""
         path = FEATURES.path(record.shard)
         try:
             if self._open(record.shard).num_record_batches != len(self._sizes(record)):

@@ -1,12 +1,12 @@
-"""Which row comes when: a pure function of (seed, epoch, index). Light: numpy only.
+"""The order of rows: a pure function of (seed, epoch, index). Light: numpy only.
 
 In: the sizes of the table's blocks (its Arrow record batches). Out: row numbers and random numbers.
 
 An epoch visits the blocks in a random order, `WINDOW_BLOCKS` at a time, and the rows of such a
-window in a random order. So a window is all that must be at hand (what an object store or a slow
-disk needs), and the order of 12.4 M rows costs 2 MB: a number a block and a number a window row.
+window in a random order. So only a window must be in memory (for an object store or a slow disk),
+and the order of 12.4 M rows costs 2 MB: a number per block and a number per window row.
 
-Random numbers are hashes (SplitMix64) of what they are for, not draws from a generator's stream:
+Random numbers are hashes (SplitMix64) of their purpose, not draws from a generator's stream:
 no state to save, the same on any machine and with any version of numpy.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 WINDOW_BLOCKS = 64
 PERIOD = 1000
-"""Positions in which each of several tables has exactly its share."""
+"""Number of positions in which each of several tables has exactly its share."""
 
 IntArray = NDArray[np.int64]
 Hash = NDArray[np.uint64]
@@ -46,7 +46,7 @@ def uniform(bits: Hash) -> NDArray[np.float64]:
 
 
 def shuffled(*seeds: int, values: IntArray) -> IntArray:
-    """Return the values in a random order that only they and the seeds decide."""
+    """Return the values in a random order that depends only on them and the seeds."""
     return values[np.argsort(hash_numbers(*seeds, values), kind="stable")]
 
 
@@ -75,12 +75,12 @@ class RowOrder:
         return rows[begin : begin + count]
 
     def window_at(self, epoch: int, index: int) -> int:
-        """Return number of the window that position `index` of the epoch falls into."""
+        """Return the number of the window that contains position `index` of the epoch."""
         _, starts = self._epoch(epoch)
         return int(np.searchsorted(starts, index, side="right")) - 1
 
     def window_blocks(self, epoch: int, window: int) -> IntArray:
-        """Return numbers of the blocks of a window; none past the epoch's end."""
+        """Return the numbers of a window's blocks; none past the epoch's end."""
         blocks, _ = self._epoch(epoch)
         return blocks[window * WINDOW_BLOCKS : (window + 1) * WINDOW_BLOCKS]
 
@@ -96,19 +96,19 @@ class RowOrder:
         return shuffled(self._seed, epoch, values=np.concatenate(rows))
 
     def blocks_at(self, epoch: int, first: int) -> list[int]:
-        """Return the blocks of the window that position `first` falls into, and of the next."""
+        """Return the blocks of the window that contains position `first`, and of the next."""
         window = self.window_at(epoch, first)
         blocks = [self.window_blocks(epoch, number) for number in (window, window + 1)]
         return [int(block) for block in np.concatenate(blocks)]
 
 
 class MixedOrder:
-    """The order of several tables' rows, each with a share of the stream of its own.
+    """The order of several tables' rows, each with its own share of the stream.
 
-    In every `PERIOD` positions a table has its share of them, rounded to whole positions, at places
-    that a hash decides; a table that is used up begins its next epoch. So the order is a pure
-    function of (seed, epoch, index), too: how many rows of a table came before a position follows
-    from the position alone.
+    In every `PERIOD` positions a table has its share, rounded to whole positions, at places that a
+    hash decides; a table that is used up begins its next epoch. So this order is also a pure
+    function of (seed, epoch, index): the number of a table's rows before a position follows from
+    the position alone.
 
     Args:
         block_sizes: of each table, rows of each block.
@@ -122,7 +122,7 @@ class MixedOrder:
     def __init__(self, block_sizes: list[IntArray], weights: Sequence[float], seed: int) -> None:
         if len(weights) != len(block_sizes) or not all(weight > 0 for weight in weights):
             raise ValueError(
-                f"{len(block_sizes)} roots want as many weights above 0, not {list(weights)}"
+                f"{len(block_sizes)} roots need as many weights above 0, not {list(weights)}"
             )
         edges = np.round(np.cumsum([0.0, *weights]) / sum(weights) * PERIOD).astype(np.int64)
         self._counts = np.diff(edges)
@@ -156,7 +156,7 @@ class MixedOrder:
         return rows
 
     def blocks_at(self, epoch: int, first: int) -> list[int]:
-        """Return the blocks that position `first` and those after it need soon, of every table."""
+        """Return the blocks of every table that positions from `first` on need soon."""
         counts = self._before(epoch * self.rows + first)
         return [
             int(self._first_blocks[table]) + block
@@ -165,7 +165,7 @@ class MixedOrder:
         ]
 
     def _split(self, epoch: int, first: int, count: int) -> tuple[IntArray, IntArray]:
-        """Return table of each position, and how many of the table's rows came before it."""
+        """Return the table of each position, and the number of its rows before it."""
         begin = epoch * self.rows + first
         periods = range(begin // PERIOD, (begin + count - 1) // PERIOD + 1)
         tables = np.concatenate([self._period(period) for period in periods])
@@ -177,7 +177,7 @@ class MixedOrder:
         return tables, places
 
     def _before(self, position: int) -> IntArray:
-        """Return rows of each table before a position of the whole stream."""
+        """Return the number of each table's rows before a position of the whole stream."""
         period, rest = divmod(position, PERIOD)
         within = np.bincount(self._period(period)[:rest], minlength=len(self._counts))
         return period * self._counts + within

@@ -1,7 +1,7 @@
-"""regions/NNNNN.parquet as maps: what is written and how it is read again. Light.
+"""regions/NNNNN.parquet as maps: encoding and reading. Light.
 
 In: ROOT's regions/NNNNN.parquet and ledger. Out: region maps, uint8 (h, w) of the CLIP's patch
-grid. Rows are in the features' order, the views of a row one after the other.
+grid. Rows are in the features' order, a row's views in succession.
 """
 
 import io
@@ -21,7 +21,7 @@ from codeseg.pipeline.schema import SHARD_DIGITS
 
 RegionMap = NDArray[np.uint8]
 
-SHARDS_KEPT = 256  # shards at hand, more than a window of the row order touches; 3 MB each
+SHARDS_KEPT = 256  # shards in memory, more than a window of the row order needs; 3 MB each
 
 
 def encode_map(regions: RegionMap) -> bytes:
@@ -40,7 +40,7 @@ class RegionTable:
     """The region maps of a root, by key and view.
 
     Attributes:
-        settings: what they were made with; shards: their numbers.
+        settings: of the regions; shards: their numbers.
         fingerprint: of every shard's content.
 
     Raises:
@@ -93,7 +93,7 @@ class RegionTable:
 
 
 class _Rows(NamedTuple):
-    """One shard in memory: two numbers and the PNG a row, nothing decoded."""
+    """One shard in memory: two numbers and a PNG per row, nothing decoded."""
 
     keys: NDArray[np.int64]  # ascending: the key is a number
     views: NDArray[np.int32]

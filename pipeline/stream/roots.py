@@ -1,8 +1,8 @@
-"""One or several dataset roots as one table in one order: what a training stream reads. Light.
+"""One or several dataset roots as one table in one order, for a training stream. Light.
 
     ROOT [ROOT …] + selection, weights, seed  ->  the samples at any position of any epoch
 
-Roots are trained together only when their features are of the same kind: CLIP, views, token form.
+Roots are trained together only if their features are of the same kind: CLIP, views, token form.
 """
 
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ from codeseg.pipeline.stream.region_table import RegionTable
 from codeseg.pipeline.stream.vocabulary_table import Vocabulary
 
 MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained", "clip_score", "by_picture")
-"""Settings of features that rows of different roots need not share."""
+"""Settings of features that may differ between roots."""
 
 
 class Roots:
-    """The features of all roots, with their vocabulary and, where wanted, their regions.
+    """The features of all roots, with their vocabulary and, if wanted, their regions.
 
     Args:
         places: the roots, a path or URI each.
-        weights: each root's share of the stream; None: as many as it has rows.
+        weights: each root's share of the stream; None: in proportion to its rows.
         seed: of the order.
-        regions: open the region maps, which `codeseg regions` made.
-        selection: name of a selection that every root has, whose rows alone are read.
+        regions: open the region maps made by `codeseg regions`.
+        selection: name of a selection that every root has; only its rows are read.
         skip_corrupt: leave out missing and unreadable shards.
 
     Attributes:
         settings: of the first root's features; min_nouns: that every caption of every root has.
-        order: of the rows; vocabulary: of all roots; fingerprint: of everything that is read.
-        skipped: shard -> why it is left out; sources: where each root came from, for the record.
+        order: of the rows; vocabulary: of all roots; fingerprint: of all data.
+        skipped: shard -> why it is left out; sources: each root's origin, for the record.
 
     Raises:
-        ValueError, FileNotFoundError: a table is unfit, or roots do not go together; one line.
+        ValueError, FileNotFoundError: a table is unsuitable, or roots do not fit together.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class Roots:
         return samples
 
     def _table_of(self, number: int) -> tuple[int, int]:
-        """Return the table that a block of the whole order lies in, and its number there."""
+        """Return the table of a block of the whole order, and its number there."""
         table = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
         return table, number - int(self._first_blocks[table])
 
 
 def _source(storage: Storage, table: FeatureTable) -> dict[str, Any]:
-    """Return a root's name, its list or files back to their hashes, and what was selected of it."""
+    """Return a root's name, its list or files with hashes, and its selection."""
     ledger = Ledger(storage)
     pairs, urls = (ledger.read_settings(stage) or {} for stage in ("pairs", "urls"))
     return {
@@ -134,10 +134,10 @@ def _source(storage: Storage, table: FeatureTable) -> dict[str, Any]:
 def _refuse_other_kind(
     first: str, wanted: FeatureSettings, other: str, settings: FeatureSettings
 ) -> None:
-    """Refuse features that cannot stand in one batch with the first root's.
+    """Refuse features that cannot be in one batch with the first root's.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: names the differences.
     """
     before, after = ({**s.to_json(), **asdict(s.clip)} for s in (wanted, settings))
     differing = [
@@ -147,6 +147,6 @@ def _refuse_other_kind(
     ]
     if differing:
         raise ValueError(
-            f"{first} and {other} cannot be trained together, their features differ in "
+            f"{first} and {other} cannot be trained together: their features differ in "
             f"{'; '.join(differing)}: run `codeseg features` on one with the other's settings"
         )

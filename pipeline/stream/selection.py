@@ -1,6 +1,6 @@
-"""selections/NAME.arrow, as `codeseg select` wrote it -> rows of each features shard. Light.
+"""selections/NAME.arrow, written by `codeseg select` -> rows of each features shard. Light.
 
-A selection belongs to the very features it was made from: after a shard is redone it is refused.
+A selection belongs to the features from which it was made: after a shard is redone it is refused.
 """
 
 import re
@@ -17,10 +17,10 @@ from codeseg.pipeline.engine.storage import Storage
 
 
 def selection_path(name: str) -> str:
-    """Return where a selection lies under the root.
+    """Return a selection's path under the root.
 
     Raises:
-        ValueError: the name is more than letters, digits, dots, dashes and underscores.
+        ValueError: the name has characters other than letters, digits, dots, dashes, underscores.
     """
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ValueError(f"a selection's name is letters, digits, . _ and -, not {name!r}")
@@ -29,14 +29,14 @@ def selection_path(name: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows that are trained on."""
+    """The rows to train on."""
 
     rows: dict[int, NDArray[np.int64]]
     """Shard -> numbers of its rows, ascending."""
     sql: str
     """The statement that chose them."""
     fingerprint: str
-    """Of what is selected."""
+    """Of the selected rows."""
 
     def block(self, shard: int, first: int, size: int) -> NDArray[np.int64]:
         """Return the selected of a shard's rows first … first + size − 1, counted from `first`."""
@@ -45,7 +45,7 @@ class Selection:
 
 
 def read_selection(root: Storage, name: str, features: Mapping[int, ShardRecord]) -> Selection:
-    """Read a selection and hold it against today's features.
+    """Read a selection and compare it with the current features.
 
     Raises:
         ValueError, FileNotFoundError: it is missing, damaged or older than the features; one line.

@@ -1,7 +1,7 @@
 """JPEG bytes -> augmented pixels of the CLIP's size: the training images of METHOD §7. Light.
 
 Random resized crop and horizontal flip as torchvision and PIL do them (bilinear with antialiasing),
-but from random numbers that are a hash of what they are for, so that the feature stage and the
+but with random numbers that are hashes of their purpose, so that the feature stage and the
 trainer make the same view from the same numbers.
 """
 
@@ -17,13 +17,13 @@ from codeseg.pipeline.stream.order import Hash, hash_numbers, uniform
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 TRIES = 10
-DRAWS = 2 * TRIES + 3  # area and ratio a try, left, top, flip
+DRAWS = 2 * TRIES + 3  # area and ratio per try, left, top, flip
 
 Pixels = NDArray[np.uint8]
 
 
 def key_hash(key: str) -> int:
-    """63 random bits that only the key decides."""
+    """Return 63 random bits that depend only on the key."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -48,8 +48,8 @@ def view(
         image: RGB.
         bits: (1,) a random number that names the view.
         size: H = W of the view, pixels.
-        crop_scale: least and largest share of the image's area; (1, 1) is the largest centered crop
-            of a ratio within `RATIO`, nothing random.
+        crop_scale: smallest and largest share of the image's area; (1, 1) is the largest centered
+            crop with a ratio within `RATIO`, without randomness.
         flip: whether half the views are mirrored.
 
     Returns:
@@ -64,7 +64,7 @@ def view(
 def _crop(
     width: int, height: int, scale: tuple[float, float], draws: NDArray[np.float64]
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of torchvision's RandomResizedCrop."""
+    """Return (left, top, right, bottom) of torchvision's RandomResizedCrop."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area_draw, ratio_draw in draws[: 2 * TRIES].reshape(TRIES, 2):
         if scale == (1, 1):

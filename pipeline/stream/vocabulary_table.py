@@ -1,7 +1,6 @@
-"""The vocabulary as the trainer opens it: noun id -> tokens and knowledge embedding. Light.
+"""The vocabulary for the trainer: noun id -> tokens and knowledge embedding. Light.
 
-In: each ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped where a root is
-local.
+In: each ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped if local.
 """
 
 from collections.abc import Sequence
