@@ -214,7 +214,7 @@ def test_check_looks_and_predicts_nothing(tmp_path, data):
         (["--set", "windo=3"], "unknown setting windo: did you mean window"),
         (["--set", "refinement=maybe"], "refinement 'maybe' is none of"),
         (["--method", "magic"], "method 'magic' is none of"),
-        (["nowhere/run"], "nowhere/run names its own CLIP: leave --clip"),
+        (["nowhere/run"], "nowhere/run is neither a checkpoint"),
     ],
 )
 def test_wrong_use_is_one_line(data, clip_file, arguments, message):
