@@ -5,6 +5,7 @@ Out: a `Processes`; its collectives do nothing when there is one process.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Processes:
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
+        # its successor, forward_sync_buffers, is newer than the oldest torch that we take
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
         return DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
