@@ -22,6 +22,7 @@ from codeseg.model.clip.hub import announce, hub_or_cache
 from codeseg.model.clip.weight_files import check_fit, read_weights
 
 BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
+MOST_LAYERS = 256  # of a tower; the largest CLIP has 56
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
@@ -107,7 +108,11 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
 
 def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
     """Build a random CLIP from a config, the same for the same seed."""
+    layers = [config[tower].get("layers") for tower in ("vision_cfg", "text_cfg")]
     unsupported = {
+        f"more than {MOST_LAYERS} layers": any(
+            isinstance(n, int) and n > MOST_LAYERS for n in layers
+        ),
         "timm_model_name": config["vision_cfg"].get("timm_model_name"),
         "hf_model_name": config["text_cfg"].get("hf_model_name"),
         "hf_tokenizer_name": config["text_cfg"].get("hf_tokenizer_name"),

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from codeseg.model.clip.blocks import run_block
 from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.clip.weights import WEIGHTS
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
 
@@ -132,6 +133,14 @@ def test_refuses_in_one_line(model, pretrained, message, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=message) as refusal:
         FrozenClip.load(model, pretrained)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_config_of_a_thousand_million_layers_is_refused_before_it_is_built(tmp_path):
+    config = json.loads((WEIGHTS / "storybook.json").read_text())
+    config["text_cfg"]["layers"] = 10**9
+    (tmp_path / "deep.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="more than 256 layers"):
+        FrozenClip.load(str(tmp_path / "deep.json"), "random")
 
 
 def test_refuses_weights_of_another_model(clip, tmp_path):
