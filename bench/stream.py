@@ -1,23 +1,29 @@
 """The Arrow stream against webdataset and LitData reading the same samples from the same disk.
 
-    python -m bench.stream [--rows 1000] [--rounds 3] [--folder DIR]
+    python -m bench.stream [--rows 1000] [--rounds 3] [--folder DIR] [--s3]
 
 Makes random features of ViT-B/16's shapes (453 kB a row) as Arrow shards, as tars and as LitData's
 chunks, then reads each in turn, the others also with two worker processes, and prints samples/s and
 the ratio to each one's better way; last JPEGs (image_tokens=none), whose rate is of decoding. Our
 side also chooses nouns, makes labels, looks nouns up and checks that everything is finite; theirs
 only decodes, pads and stacks. LitData: `pip install -c constraints.txt '.[bench]'`. MosaicML
-Streaming (0.13) cannot be installed beside our NumPy: it wants one below 2.2.
+Streaming (0.13) cannot be installed beside our NumPy: it wants one below 2.2. With --s3 all read
+the same files also from an object store on loopback (moto), webdataset over HTTP.
 """
 
 import io
 import json
+import os
 import platform
+import re
+import subprocess
+import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import typer
+from pyarrow import fs
 
 from bench.make_features import TINY_CLIP, make_features
 from codeseg.pipeline.stream.batches import FeatureStream
@@ -133,16 +140,63 @@ def write_litdata(root: Path) -> str:
     return folder
 
 
-def litdata_batches(folder: str, batch_size: int, workers: int) -> Iterator[Any]:
+def litdata_batches(folder: str, batch_size: int, workers: int, **options: Any) -> Iterator[Any]:
     """Batches from the chunks, as LitData's documentation reads them."""
     import litdata
 
-    dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True)
+    dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, **options)
     return iter(
         litdata.StreamingDataLoader(
             dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate
         )
     )
+
+
+@contextmanager
+def object_store(root: Path, bucket: str = "bench") -> Iterator[str]:
+    """Serve a folder's files as an S3 bucket; gives host:port of the server, a process."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    command = [sys.executable, "-u", "-m", "moto.server", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if "Running on http://" in line)
+        host = re.findall(r"http://([\d.]+:\d+)", line)[0]
+        store = fs.S3FileSystem(
+            endpoint_override=host, scheme="http", region="us-east-1", allow_bucket_creation=True
+        )
+        store.create_dir(bucket)
+        fs.copy_files(str(root), bucket, destination_filesystem=store)
+        threading.Thread(
+            target=server.stderr.read, daemon=True
+        ).start()  # or it stops at a full pipe
+        yield host
+    finally:
+        server.kill()
+
+
+def ways_from_s3(root: Path, tars: list[str], host: str, batch_size: int) -> dict[str, Any]:
+    """Return the same ways, from the bucket."""
+    query = f"endpoint_override={host}&scheme=http&region=us-east-1"
+    urls = [f"http://{host}/bench/{Path(tar).relative_to(root)}" for tar in tars]
+
+    def litdata(workers: int) -> Iterator[Any]:
+        from litdata.streaming import downloader
+
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # or it refuses loopback
+        client = {"endpoint_url": f"http://{host}", "region_name": "us-east-1"}
+        with tempfile.TemporaryDirectory(dir=root) as cache:  # a new one each time
+            yield from litdata_batches(
+                "s3://bench/litdata", batch_size, workers, storage_options=client, cache_dir=cache
+            )
+
+    return {
+        "codeseg, S3": lambda: iter(FeatureStream(f"s3://bench?{query}", batch_size=batch_size)),
+        "webdataset, S3": lambda: webdataset_batches(urls, batch_size, 0),
+        "webdataset, S3, 2 workers": lambda: webdataset_batches(urls, batch_size, 2),
+        "litdata, S3": lambda: litdata(0),
+        "litdata, S3, 2 workers": lambda: litdata(2),
+    }
 
 
 def samples_per_second(
@@ -162,6 +216,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Times everything is read.")] = 3,
     batch_size: Annotated[int, typer.Option()] = 32,
     folder: Annotated[Path | None, typer.Option(help="On the disk to measure.")] = None,
+    s3: Annotated[bool, typer.Option("--s3", help="Also from an object store.")] = False,
 ) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(dir=folder) if folder is None else nullcontext(folder) as name:
@@ -189,18 +244,23 @@ def main(
             JPEGS: lambda: iter(FeatureStream(pictures, batch_size=batch_size)),
         }
         best: dict[str, tuple[float, float]] = {}
-        for _ in range(rounds):  # in turn, so that a busy machine is unfair to none
-            for way, make in ways.items():
-                speed = samples_per_second(make, batch_size, batches)
-                best[way] = max(best.get(way, (0.0, 0.0)), speed)
+        with object_store(root) if s3 else nullcontext() as host:
+            if host is not None:
+                ways |= ways_from_s3(root, tars, host, batch_size)
+            for _ in range(rounds):  # in turn, so that a busy machine is unfair to none
+                for way, make in ways.items():
+                    speed = samples_per_second(make, batch_size, batches)
+                    best[way] = max(best.get(way, (0.0, 0.0)), speed)
     print(f"{date.today()} {platform.processor() or platform.machine()}, {rows} samples of 453 kB")
     for way, (wall, cpu) in best.items():
         note = f", {cpu:,.0f} a CPU second" if "workers" not in way else ""
-        print(f"{way:22} {wall:8,.0f} samples/s{note}")
+        print(f"{way:26} {wall:8,.0f} samples/s{note}")
     print(f"ratio of two roots to one: {best['codeseg, two roots'][0] / best['codeseg'][0]:.2f}")
-    for theirs in ("webdataset", "litdata"):
-        fastest = max(wall for way, (wall, _) in best.items() if theirs in way)
-        print(f"ratio to {theirs}'s better way: {best['codeseg'][0] / fastest:.2f}")
+    for place in ("", ", S3")[: 1 + s3]:
+        for theirs in ("webdataset", "litdata"):
+            names = (f"{theirs}{place}", f"{theirs}{place}, 2 workers")
+            ratio = best[f"codeseg{place}"][0] / max(best[name][0] for name in names)
+            print(f"ratio to {theirs}{place}, its better way: {ratio:.2f}")
     print(f"16 cores would decode {16 * best[JPEGS][1]:,.0f} images/s")
 
 
