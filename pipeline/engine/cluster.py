@@ -48,21 +48,25 @@ def ray_session(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # its C++ code writes lines to stderr that do not help a user; failures are in our table
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        with _quiet_stderr():
-            ray.init(
-                address=resources.ray_address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **({} if resources.ray_address else local),
-            )
-    except ConnectionError:
-        raise
-    except Exception as error:  # a timeout of its startup is a bare Exception
-        ray.shutdown()
-        raise ConnectionError(
-            f"Ray did not start: {error}; is its temporary folder full, or the machine too busy?"
-        ) from error
+    for final in (False, True):  # it waits 30 s for its node, too little where much else runs
+        try:
+            with _quiet_stderr():
+                ray.init(
+                    address=resources.ray_address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **({} if resources.ray_address else local),
+                )
+            break
+        except ConnectionError:
+            raise
+        except Exception as error:  # a timeout of its startup is a bare Exception
+            ray.shutdown()
+            if final:
+                raise ConnectionError(
+                    f"Ray did not start: {error}; is its temporary folder full, or the machine "
+                    "too busy?"
+                ) from error
     try:
         yield
     finally:
