@@ -29,12 +29,9 @@ from codeseg.stages.demo import BENCHMARKS
 
 BASELINE, CODE = "storybook_baseline", "storybook"
 PARTS = {BASELINE: "baseline", "storybook_c": "+C", "storybook_cw": "+C +W", CODE: "CoDe"}
-CLASS_NAMES = """list_has_all(
-    (SELECT list(class) FROM class_names WHERE benchmark = 'storybook_scenes'), nouns)"""
 SELECTIONS: dict[str, tuple[str, ...]] = {
     "top70": ("--top", "clip_score", "0.7"),
     "random70": ("--sample", "0.7"),
-    "class_nouns": ("--where", CLASS_NAMES),
 }
 WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # thesis table 4.3
 
@@ -51,7 +48,7 @@ class Way:
 CHANGES = {
     "as it is": (),
     "empty masks weigh 0.5": ("model.area_negative_weight=0.5",),
-    "captions whose nouns are all classes": ("train.selection=class_nouns",),
+    "top70": ("train.selection=top70",),
 }
 TABLES = {
     "parts": [Way(title, recipe) for recipe, title in PARTS.items()],
