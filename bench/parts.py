@@ -3,10 +3,10 @@
     codeseg demo                             # makes demo-run: data, benchmarks, two runs
     python -m bench.parts demo-run TABLE     # trains below demo-run/parts, resumes
 
-TABLE is a key of TABLES, `sky` (what the demo's own runs score on the pixels of the grounds) or
-`pictures` (the label maps of the four parts side by side, as figure 4.3 of the thesis has them).
-Every run is trained and every number made by `codeseg train` and `codeseg evaluate` with the
-manifests' settings; ± is the standard deviation over training seeds.
+TABLE is a key of TABLES, `captions` (how many of each selection are wrong), `sky` (what the demo's
+own runs score on grounds) or `pictures` (the parts' label maps side by side, as thesis figure 4.3).
+Every run is made by `codeseg train` and scored by `codeseg evaluate`; ± is the standard deviation
+over training seeds.
 """
 
 import argparse
@@ -23,17 +23,19 @@ from PIL import Image, ImageDraw
 from bench.methods import codeseg, spread
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.pictures.pixels import rgb_pixels
+from codeseg.pipeline.audit.database import Audit
+from codeseg.pipeline.audit.selection import Condition
+from codeseg.pipeline.audit.views import AuditOptions
 from codeseg.pipeline.benchmark.manifest import load_benchmark
+from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.storybook import scenes as storybook
+from codeseg.pipeline.storybook.things import THINGS
 from codeseg.stages.demo import BENCHMARKS
 
 BASELINE, CODE = "storybook_baseline", "storybook"
 PARTS = {BASELINE: "baseline", "storybook_c": "+C", "storybook_cw": "+C +W", CODE: "CoDe"}
-SELECTIONS: dict[str, tuple[str, ...]] = {
-    "top70": ("--top", "clip_score", "0.7"),
-    "random70": ("--sample", "0.7"),
-}
-WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # thesis table 4.3
+SELECTIONS = {"top70": Condition(top=("clip_score", 0.7)), "random70": Condition(sample=0.7)}
+EMPTY = ("model.area_negative_weight=0.5",)
 
 
 @dataclass(frozen=True)
@@ -45,25 +47,20 @@ class Way:
     changes: tuple[str, ...] = ()
 
 
-CHANGES = {
-    "as it is": (),
-    "empty masks weigh 0.5": ("model.area_negative_weight=0.5",),
-    "top70": ("train.selection=top70",),
-}
 TABLES = {
     "parts": [Way(title, recipe) for recipe, title in PARTS.items()],
     "selection": [
         Way("all pairs", CODE),
-        *(Way(name, CODE, (f"train.selection={name}",)) for name in ("top70", "random70")),
+        *(Way(name, CODE, (f"train.selection={name}",)) for name in SELECTIONS),
     ],
     "contrast": [
         Way(f"λ_hcl {weight}", CODE, (f"model.hcl_weight={weight}",) if weight != 0.5 else ())
-        for weight in WEIGHTS
+        for weight in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # thesis table 4.3
     ],
     "causes": [
-        Way(f"{PARTS[recipe]}, {title}", recipe, changes)
-        for title, changes in CHANGES.items()
-        for recipe in (BASELINE, CODE)
+        *(Way(PARTS[recipe], recipe) for recipe in (BASELINE, CODE)),
+        *(Way(f"{PARTS[recipe]}, empty masks 0.5", recipe, EMPTY) for recipe in (BASELINE, CODE)),
+        Way("CoDe, no loss of word masks", CODE, ("model.word_weight=0",)),
     ],
 }
 
@@ -72,21 +69,19 @@ def main() -> None:
     """Train what is missing, evaluate what is missing, print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path, help="what `codeseg demo` made")
-    parser.add_argument("table", choices=[*TABLES, "sky", "pictures"])
+    parser.add_argument("table", choices=[*TABLES, *OTHERS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
-    arguments = parser.parse_args()
-    demo, table = arguments.demo, arguments.table
+    demo, table, seeds = vars(parser.parse_args()).values()
     if not (demo / "results.json").exists():
         parser.error(f"{demo} is no finished demo: run `codeseg demo` first")
-    for name, how in SELECTIONS.items():
+    for name, kept in SELECTIONS.items():
         if not (demo / "data" / "selections" / f"{name}.arrow").exists():
-            codeseg("select", demo / "data", name, *how)
-    if table == "sky":
-        explain(demo)
-    elif table == "pictures":
-        draw(demo, demo / "parts" / "pictures.png")
+            how = ("--top", *kept.top) if kept.top else ("--sample", kept.sample)
+            codeseg("select", demo / "data", name, *map(str, how))
+    if table in OTHERS:
+        OTHERS[table](demo)
     else:
-        show(demo, TABLES[table], arguments.seeds)
+        show(demo, TABLES[table], seeds)
 
 
 def show(demo: Path, ways: Sequence[Way], seeds: Sequence[int]) -> None:
@@ -98,10 +93,9 @@ def show(demo: Path, ways: Sequence[Way], seeds: Sequence[int]) -> None:
         for seed in seeds:
             things, scenes = (scores(demo, way, seed, name) for name in BENCHMARKS)
             classes = scenes["per_class"]
-            grounds = [classes[name] for name in storybook.GROUNDS if name != "sky"]
-            objects = [classes[name] for name in storybook.THING_NAMES]
-            parts = (classes["sky"], float(np.mean(grounds)), float(np.mean(objects)))
-            rows.append((things["miou"], scenes["miou"], *parts))
+            grounds = np.mean([classes[name] for name in storybook.GROUNDS if name != "sky"])
+            objects = np.mean([classes[name] for name in storybook.THING_NAMES])
+            rows.append((things["miou"], scenes["miou"], classes["sky"], grounds, objects))
         cells = " | ".join(spread(column) for column in zip(*rows, strict=True))
         print(f"| {way.title} | {len(rows)} | {cells} |", flush=True)
 
@@ -113,8 +107,7 @@ def scores(demo: Path, way: Way, seed: int, benchmark: str) -> dict[str, Any]:
     if not (out / "scores.json").exists():
         data = demo / "world" / benchmark
         codeseg("evaluate", run, "--benchmark", benchmark, "--data", data, "--out", out)
-    found: dict[str, Any] = json.loads((out / "scores.json").read_text())
-    return found
+    return dict(json.loads((out / "scores.json").read_text()))
 
 
 def trained(demo: Path, way: Way, seed: int) -> Path:
@@ -122,20 +115,32 @@ def trained(demo: Path, way: Way, seed: int) -> Path:
     changes = [change.partition(".")[2].replace("=", "-") for change in way.changes]
     run = demo / "parts" / "-".join([way.recipe, *changes, str(seed)])
     if not (run / "evaluations").exists():
-        settings = [word for change in way.changes for word in ("--set", change)]
-        settings += ["--set", f"train.seed={seed}"]
+        changed = (*way.changes, f"train.seed={seed}")
+        settings = [word for change in changed for word in ("--set", change)]
         codeseg("train", demo / "data", run, "--recipe", way.recipe, *settings)
     return run
 
 
-def explain(demo: Path) -> None:
-    """Print a row a ground: how often it is shown unnamed, and what its pixels score.
+def captions(demo: Path) -> None:
+    """Print how many captions name what their picture does not show, or no class at all."""
+    singular = {thing["plural"]: name for name, thing in THINGS.items()}
+    print("| pairs | number | name what is not shown | name no class |\n|---|---|---|---|")
+    with Audit(Storage.open(str(demo / "data")), AuditOptions(pictures=0)) as audit:
+        for title, condition in {"all": Condition(), **SELECTIONS}.items():
+            wrong, useless, rows = 0, 0, audit.query(condition.sql()).to_pylist()
+            for row in rows:
+                scene = storybook.draw_scene(storybook.TRAIN_SEED, int(row["url"][-10:-4]))
+                words = {singular.get(word, word) for word in row["caption"].split()}
+                named = words.intersection(storybook.CLASSES)
+                useless += not named
+                wrong += not named <= {*scene.grounds, *(thing.name for thing in scene.things)}
+            print(f"| {title} | {len(rows):,} | {wrong} | {useless} |")
 
-    A negative is a picture whose caption does not name the ground. Scores are means over the
-    ground's pixels in the first 60 pictures of the scenes benchmark.
-    """
+
+def explain(demo: Path) -> None:
+    """Print how often each ground is shown where it is not named, and what its pixels score."""
     pairs = [(s.caption.split(), s.grounds) for s in storybook.scenes(storybook.TRAIN_SEED, 2000)]
-    rows: dict[str, list[str]] = {}
+    rows = {}
     for ground in storybook.GROUNDS:
         negatives = [ground in shown for words, shown in pairs if ground not in words]
         rows[ground] = [f"{100 * np.mean(negatives):.0f} %"]
@@ -146,19 +151,19 @@ def explain(demo: Path) -> None:
             own = found.pop(ground)
             other = max(found, key=found.__getitem__)
             row += [f"{own:.2f}", f"{found[other]:.2f} ({other})"]
-    print("| ground | negatives that show it | baseline: itself | best other ", end="")
-    print("| CoDe: itself | best other |\n|---|---|---|---|---|---|")
+    print("| ground | negatives that show it | baseline: itself | other | CoDe: itself | other |")
+    print("|---|---|---|---|---|---|")
     for ground, row in rows.items():
         print(f"| {ground} | {' | '.join(row)} |")
 
 
-def mean_scores(run: Path, folder: Path, pictures: int = 60) -> np.ndarray:
-    """Mean score (K, K) of every class on the pixels of every class, the pixels' class first."""
+def mean_scores(run: Path, folder: Path) -> np.ndarray:
+    """Mean score (pixels' class, class) over the first 60 pictures of the scenes benchmark."""
     data = load_benchmark(BENCHMARKS[1]).open(folder)
     segmenter = Segmenter.open(run, device="cpu")
     embeddings = segmenter.embed_texts(data.benchmark.texts)
     total, pixels = np.zeros((2, *[len(storybook.CLASSES)] * 2))
-    for key in data.ids[:pictures]:
+    for key in data.ids[:60]:
         chunks = segmenter.maps(rgb_pixels(data.image_path(key)), embeddings)
         maps, label = torch.cat([maps for _, maps in chunks]).numpy(), data.label(key)
         for k in np.unique(label):
@@ -167,11 +172,8 @@ def mean_scores(run: Path, folder: Path, pictures: int = 60) -> np.ndarray:
     return np.asarray(total / np.maximum(pixels, 1))
 
 
-def draw(demo: Path, target: Path) -> None:
-    """Draw pictures of the things benchmark, their true label map and those of the four parts.
-
-    The pictures are the first that show at least two things; the runs are those of seed 0.
-    """
+def draw(demo: Path) -> None:
+    """Draw the first pictures with two things, the truth and the maps of the parts' seed 0."""
     name = BENCHMARKS[0]
     for way in TABLES["parts"]:
         scores(demo, way, 0, name)
@@ -188,9 +190,10 @@ def draw(demo: Path, target: Path) -> None:
             found = Image.open(columns[column] / f"{key}.png").convert("RGB")
             found = found.resize((cell - 4, cell - 4), Image.Resampling.NEAREST)
             sheet.paste(found, (cell * column, head + cell * row))
-    sheet.quantize(255).save(target, optimize=True)
-    print(target)
+    sheet.quantize(255).save(demo / "parts" / "pictures.png", optimize=True)
 
+
+OTHERS = {"captions": captions, "sky": explain, "pictures": draw}
 
 if __name__ == "__main__":
     main()
