@@ -27,7 +27,7 @@ import torch
 import typer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.gpu_step import BANDWIDTH, Counter, contextmanager_of, fake, show
+from bench.gpu_step import BANDWIDTH, Counter, counting, fake, show
 from bench.make_nouns import make_nouns
 from codeseg.pipeline.features.encoder import DTYPES, Encoder
 from codeseg.pipeline.features.plan import FeatureOptions, clip_facts, resolve_settings
@@ -71,7 +71,7 @@ def count(settings: FeatureSettings, gpu: str) -> None:
         # in inference mode a linear layer is no product that could be counted
         tokens, start = Encoder.image_tokens.__wrapped__, Encoder.start.__wrapped__
         plain = mock.patch.object(Encoder, "image_tokens", tokens)
-        with plain, torch.no_grad(), contextmanager_of(counter):
+        with plain, torch.no_grad(), counting(counter):
             start(encoder, pixels, ends)
     show(counter, rows)
 

@@ -67,6 +67,33 @@ def test_nothing_outside_tests_imports_tests():
         assert "tests" not in imports(path, everywhere=True), path
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.stem)
+def test_a_bench_imports_only_what_is_there(path):  # mypy checks the product alone
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        place = ROOT / node.module.removeprefix("codeseg.").replace(".", "/")
+        if place.with_suffix(".py").is_file():
+            tree = ast.parse(place.with_suffix(".py").read_text())
+            known = {name for node in tree.body for name in names_of(node)}
+        elif place.is_dir():
+            known = {inner.stem for inner in place.iterdir()}
+        else:
+            continue  # another package's
+        assert known >= {alias.name for alias in node.names}, node.module
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """Names that a statement at the top of a file gives."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    return {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+
+
 def test_no_room_is_named_for_nothing():
     names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not names & {"utils", "common", "helpers", "misc"}

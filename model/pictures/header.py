@@ -35,7 +35,7 @@ MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders 
 MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
 MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by color type
-HARMLESS_PNG_BYTES = 256 << 10  # unpack to 264 MB at most, in half a second
+HARMLESS_PNG_BYTES = 1 << 20  # unpack to 1.1 GB at most, in 2 s: a large picture takes as long
 UNPACKED_AT_ONCE = 1 << 20  # bytes
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
