@@ -91,7 +91,7 @@ class DownloadWorker:
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Import the resizer and open the guarded fetch."""
+        """Import img2dataset and open the guarded fetch."""
         self._root = Storage.open(root_uri)
         self._settings = DownloadSettings(**settings)
         self._shard = 0
@@ -225,10 +225,6 @@ class Pictures:
             except Exception:  # one that leaves a thread of the pool stops the shard for ever
                 return key, None, "internal"
 
-        def resize(stream: io.BytesIO, *_: Any) -> tuple[Any, ...]:
-            outcome = self.resize(stream.getvalue())
-            return (*(outcome[name] for name in RESIZED), outcome["error"])
-
         def write(jpg: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
             made = {**meta, "error": meta["error_message"], "jpg": jpg}
             known = {name: made[name] for name in OUTCOME} if jpg else failed(made["error"])
@@ -243,7 +239,7 @@ class Pictures:
                 file.write_table(rows)
             self._downloader.Downloader(
                 sample_writer_class=lambda *_: SimpleNamespace(write=write, close=lambda: None),
-                resizer=resize,
+                resizer=lambda stream, *_: self.resize(stream.getvalue()),
                 thread_count=self._settings.threads,
                 save_caption=False,
                 extract_exif=False,
@@ -267,10 +263,14 @@ class Pictures:
             check_image(content, self._settings.max_pixels, self._settings.min_size)
         except FetchError as error:
             return failed(error.reason)
-        return self.resize(content)
+        *made, reason = self.resize(content)
+        if reason:
+            return failed(reason)
+        values = ("success", None, *made, hashlib.sha256(content).hexdigest())
+        return dict(zip(OUTCOME, values, strict=True))
 
-    def resize(self, content: bytes) -> Outcome:
-        """Resize and encode a picture whose header was checked.
+    def resize(self, content: bytes) -> tuple[Any, ...]:
+        """Return RESIZED of a picture whose header was checked, and the reason if it failed.
 
         Pictures that decoders treat differently reach the resizer upright, in RGB, over white.
         """
@@ -280,12 +280,10 @@ class Pictures:
                 pixels = rgb_pixels(content, self._settings.max_pixels)
                 picture = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
         except Exception:  # Pillow raises many kinds
-            return failed("undecodable")
+            return (*(None for _ in RESIZED), "undecodable")
         *made, error = self._resizer(io.BytesIO(picture))
-        if error:
-            return failed("bomb" if error == "image area too large" else "undecodable")
-        values = ("success", None, *made, hashlib.sha256(content).hexdigest())
-        return dict(zip(OUTCOME, values, strict=True))
+        reasons = {None: None, "image area too large": "bomb"}
+        return (*made, reasons.get(error, "undecodable"))
 
     def commit(
         self, root: Storage, shard: int, input: str, rows: Sequence[Row], start: float
