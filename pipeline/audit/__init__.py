@@ -1,1 +1,1 @@
-"""All tables and the ledger -> DuckDB views, checks, a page."""
+"""All tables and the ledger -> DuckDB views, checks, selections."""

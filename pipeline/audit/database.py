@@ -1,10 +1,10 @@
-"""Questions to a dataset, answered by DuckDB from tables and ledger alone, out of core.
+"""Query and check a dataset with DuckDB, from its tables and ledger alone, out of core.
 
-    dataset root (local or s3://) + audit_sql/*.sql  ->  findings: pass / warn / fail / skip
+    dataset root (local or s3://) + sql/*.sql  ->  findings: pass / warn / fail / skip
 
-Read-only by construction: an in-memory database whose views are exactly the committed files; access
-to anything else is switched off and locked, and statements run in read-only transactions.
-Thresholds stand in audit_sql/thresholds.sql. This is the only file that imports duckdb.
+It cannot write: the database is in memory, its views are exactly the committed files, access to
+anything else is switched off and locked, and statements run in read-only transactions. The
+thresholds are in sql/thresholds.sql. This is the only file that imports duckdb.
 """
 
 import tempfile
@@ -26,14 +26,13 @@ FIRST_KEYS = 5
 
 
 class Audit:
-    """The named views of one dataset, to be asked and closed."""
+    """The named views of one dataset; a context manager that reads no row until it is queried.
+
+    Raises:
+        ValueError: the root is not a dataset, or an option names something that does not exist.
+    """
 
     def __init__(self, root: Storage, options: AuditOptions) -> None:
-        """Take the inventory and open the views; reads no row yet.
-
-        Raises:
-            ValueError: when the root is no dataset, or an option names what does not exist.
-        """
         self.inventory: Inventory = take_inventory(root, options.hashes)
         self._root = root
         self._options = options
@@ -56,7 +55,7 @@ class Audit:
         }
         try:
             self._database = duckdb.connect(":memory:", config=config)
-        except duckdb.Error as error:  # the memory limit is the one thing a user gives
+        except duckdb.Error as error:  # only the memory limit comes from the user
             raise ValueError(f"memory {options.memory!r}: {_one_line(error)}") from None
         open_views(self._database, root, self.inventory, options)
 
@@ -67,15 +66,13 @@ class Audit:
         self._database.close()
         self._spill.cleanup()
 
-    # Prepared tables: made the first time that something names them
-
     def _prepare(self, sql: str) -> None:
-        """Make the prepared tables that a statement names."""
+        """Create the tables that a statement names and that are computed on first use."""
         root, data = self._root, self.inventory.data
         vectors = values.feature_values(root, data["features"], self._options.feature_rows)
         nouns = values.vocabulary_values(root, data["vocabulary"])
-        a_file = -(-self._options.pictures // max(1, len(data["pairs"])))
-        pictures = values.picture_values(root, data["pairs"], a_file)
+        per_file = -(-self._options.pictures // max(1, len(data["pairs"])))
+        pictures = values.picture_values(root, data["pairs"], per_file)
         others = values.benchmark_picture_values(self._benchmark_images)
         measured = {  # generators, which measure nothing until they are read
             "feature_values": (values.FEATURE_VALUES, vectors),
@@ -83,26 +80,24 @@ class Audit:
             "picture_values": (values.PICTURE_VALUES, pictures),
             "benchmark_pictures": (values.PICTURE_VALUES, others),
         }
-        for name, (form, batches) in measured.items():
-            if name in sql and name not in self._prepared:
-                reader = pa.RecordBatchReader.from_batches(form, batches)
-                self._database.register("stream", reader)
+        for name in (*measured, *COUNTED):
+            if name not in sql or name in self._prepared:
+                continue
+            self._prepared.add(name)
+            if name in measured:
+                form, batches = measured[name]
+                self._database.register("stream", pa.RecordBatchReader.from_batches(form, batches))
                 self._database.execute(f"CREATE TABLE {name} AS FROM stream")
                 self._database.unregister("stream")
-                self._prepared.add(name)
-        for name in COUNTED:
-            if name in sql and name not in self._prepared:
-                self._prepared.add(name)
-                self._prepare(questions()[name].sql)  # a counted table may ask another
+            else:
+                self._prepare(questions()[name].sql)  # a counted table may query another
                 self._database.execute(f"CREATE TABLE {name} AS {questions()[name].sql}")
 
-    # Asking
-
     def query(self, sql: str) -> pa.Table:
-        """Run somebody's SELECT on the named views.
+        """Run a user's SELECT on the named views.
 
         Raises:
-            ValueError: when it is not one SELECT statement, or DuckDB refuses it.
+            ValueError: it is not one SELECT statement, or DuckDB refuses it.
         """
         try:
             statements = self._database.extract_statements(sql)
@@ -121,7 +116,7 @@ class Audit:
             raise ValueError(f"{_one_line(error)} (views: {', '.join(VIEWS)})") from None
 
     def check(self, name: str) -> Finding:
-        """Answer one check; a table that cannot be read fails it and says why."""
+        """Run one check; it fails, with the reason, if a table cannot be read."""
         question = questions()[name]
         started = time.perf_counter()
         missing = [view for view in question.needs if not self._has_rows(view)]
@@ -139,7 +134,7 @@ class Audit:
         return bool((self.inventory.data | others).get(view, True))
 
     def _answer(self, question: Question) -> tuple[str, dict[str, Any], list[str]]:
-        """Verdict, figures and keys: the first, the middle and the last column of one row."""
+        """Return verdict, figures and keys: the first, the middle and the last columns of a row."""
         self._prepare(question.sql)
         cursor = self._database.execute(question.sql)
         names = [column[0] for column in cursor.description]
@@ -149,17 +144,17 @@ class Audit:
         return row[0], dict(zip(names[1:-1], row[1:-1], strict=True)), keys
 
     def figures(self, question: Question) -> list[dict[str, Any]]:
-        """Rows of a figure of the report; none where its views are empty or cannot be read."""
+        """Return the rows of a figure of the report; none if a view is empty or unreadable."""
         if not all(self._has_rows(view) for view in question.needs):
             return []
         try:
             self._prepare(question.sql)
             return list(self._database.sql(question.sql).to_arrow_table().to_pylist())
         except (duckdb.Error, OSError, pa.ArrowException):
-            return []  # the checks say so
+            return []  # the checks report it
 
     def pictures(self, keys: list[str]) -> dict[str, bytes]:
-        """Return the stored JPEG of some pairs, by key."""
+        """Return the stored JPEGs of the pairs with these keys, by key."""
         rows = self._database.execute(
             "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
         ).fetchall()
@@ -167,5 +162,5 @@ class Audit:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return DuckDB's message without its drawing of the statement."""
+    """Return DuckDB's message without the excerpt of the statement."""
     return " ".join(str(error).split("\n\nLINE")[0].split())

@@ -1,9 +1,9 @@
-"""What lies under a dataset root, as Arrow tables for the audit. Light: pyarrow and the ledger.
+"""List the records and files of a dataset root as Arrow tables for the audit. Light.
 
     ledger/<stage>/NNNNN.json, <table>/NNNNN.*  ->  Inventory(ledger, files, data, settings)
 
-Reads records, footers and, on request, every byte (hashes); never writes. Only committed files
-that can be opened and have their table's schema count as data: a stage may be running meanwhile.
+It reads records, footers and, on request, every byte (for hashes). Only committed files that can
+be opened and have their table's schema count as data, since a stage may be running.
 """
 
 import hashlib
@@ -62,24 +62,20 @@ FILES = pa.schema(
 
 @dataclass(frozen=True)
 class Inventory:
-    """Everything the audit knows before it reads a row."""
+    """The facts that the audit has before it reads a row."""
 
     ledger: pa.Table  # LEDGER
     files: pa.Table  # FILES
     data: dict[str, list[str]]  # table -> sound, committed data files, relative to the root
     settings: pa.Table  # (stage, name, value): nested names joined by dots, values as JSON
-    embed_dim: int  # C of the vocabulary's knowledge embeddings; 1 where nobody knows
+    embed_dim: int  # C of the vocabulary's knowledge embeddings; 1 if it is unknown
 
 
 def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
-    """List the records and the files of every table and hold them together.
-
-    Args:
-        root: the dataset root.
-        hashes: read every file whole and compare its SHA-256 with the record.
+    """Return the records and the files of every table, with each file's SHA-256 if `hashes`.
 
     Raises:
-        ValueError: when the folder is not a dataset root, or a record cannot be read.
+        ValueError: the folder is not a dataset root, or a record cannot be read.
     """
     ledger = Ledger(root)
     records = {table: ledger.records(table) for table in STAGES}
@@ -115,7 +111,7 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
 def _paths(
     table: str, records: Mapping[int, ShardRecord], names: set[str]
 ) -> list[tuple[str, dict[str, Any] | None]]:
-    """(path, what the ledger says of it or None) of every file recorded or found."""
+    """Return (path, the ledger's facts about it or None) of every file recorded or found."""
     recorded = {
         path: dict(info) | {"shard": record.shard}
         for record in records.values()
@@ -128,7 +124,7 @@ def _paths(
 
 def _examine(
     root: Storage,
-    job: tuple[str, str, dict[str, Any] | None],  # table, path, what the ledger says of it
+    job: tuple[str, str, dict[str, Any] | None],  # table, path, the ledger's facts about it
     features: FeatureSettings | None,
     hashes: bool,
 ) -> dict[str, Any]:
@@ -169,7 +165,7 @@ def _footer(source: pa.NativeFile, path: str) -> tuple[int, int | None, pa.Schem
 
 
 def _pictures(footer: pq.FileMetaData) -> int | None:
-    """Return rows whose jpg is not null; None where there is no such column or no statistics."""
+    """Return the number of rows with a jpg; None if there is no such column or no statistics."""
     names = [footer.schema.column(i).path for i in range(footer.num_columns)]
     if "jpg" not in names:
         return None
@@ -180,16 +176,13 @@ def _pictures(footer: pq.FileMetaData) -> int | None:
 
 
 def _ledger_rows(records: Records, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:
-    """Return rows of LEDGER, with the input each shard would be made from today."""
+    """Return rows of LEDGER, with the input that each shard would be made from today."""
     rows = []
     for stage in schema.TABLES:
         inputs = STAGES[stage].inputs_today(records, settings[stage]) or {}
         for shard, record in records[stage].items():
-            row = {name: getattr(record, name, None) for name in LEDGER.names}
-            row["expected_input"] = inputs.get(shard)
-            row["rejected"] = list(record.rejected.items())
-            row["versions"] = list(record.versions.items())
-            rows.append(row)
+            maps = {name: [*getattr(record, name).items()] for name in ("rejected", "versions")}
+            rows.append({**vars(record), **maps, "expected_input": inputs.get(shard)})
     return rows
 
 

@@ -1,15 +1,16 @@
-"""The questions of the audit: audit_sql/*.sql, one a file, read and put in order. Light.
+"""Read the questions of the audit, one per file: sql/*.sql -> Question, in order. Light.
 
-A file opens with comments: the sentence it proves, then `Needs:` (views that must have rows),
+A file begins with comments: the sentence it proves, then `Needs:` (views that must have rows),
 `Figures:` (a check's figures in words; {name%} is a share) and `Chart:` (how the report draws it:
 `bar x=… y=…`, `line x=… y=… [log]`, `lines x=… y=… series=…`, `table` or `pictures`). Names that
-start with "show_" are figures for the report; the rest are checks, whose SELECT gives one row:
+start with "show_" are figures for the report; the rest are checks, whose SELECT returns one row:
 verdict, figures …, keys.
 """
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ STAGE_ORDER = (
     "vocabulary", "feature", "metrics",
 )  # fmt: skip
 COUNTED = ("noun_counts", "class_coverage", "near_pictures", "near_benchmark")
-"""Tables made by a query of the same name and kept, since several questions ask them."""
+"""Tables made by a query of the same name and kept, since several questions use them."""
 NOT_CHECKS = ("macros", "thresholds", "show_", *COUNTED)
-VERDICTS = ("fail", "warn", "skip", "pass")  # in the order of interest
+VERDICTS = ("fail", "warn", "skip", "pass")  # the most important first
 
 
 @dataclass(frozen=True)
 class Question:
-    """One file of audit_sql/: its first comment is the sentence it proves."""
+    """One file of sql/."""
 
     name: str
-    sentence: str
+    sentence: str  # that it proves
     needs: tuple[str, ...]  # views that must have rows
     chart: str
     figures: str
@@ -41,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to a check."""
+    """The result of a check."""
 
     check: str
     sentence: str
@@ -53,7 +54,7 @@ class Finding:
 
 @cache
 def questions() -> dict[str, Question]:
-    """Return every file of audit_sql/ by name, in the order of the data flow."""
+    """Return every question by name, in the order of the data flow."""
     found = [
         _parse(file.name.removesuffix(".sql"), file.read_text())
         for file in (files("codeseg.pipeline.audit") / "sql").iterdir()
@@ -69,19 +70,15 @@ def questions() -> dict[str, Question]:
 
 
 def check_names() -> list[str]:
-    """Return names of the checks, in the order of the data flow."""
+    """Return the names of the checks, in the order of the data flow."""
     return [name for name in questions() if not name.startswith(NOT_CHECKS)]
 
 
 def _parse(name: str, text: str) -> Question:
-    comments = []
-    for line in text.splitlines():
-        if not line.startswith("--"):
-            break
-        comments.append(line.removeprefix("--").strip())
     headers = {"Needs": "", "Chart": "", "Figures": ""}
     sentence = []
-    for comment in comments:
+    for line in takewhile(lambda line: line.startswith("--"), text.splitlines()):
+        comment = line.removeprefix("--").strip()
         title, _, value = comment.partition(": ")
         if title in headers:
             headers[title] = value
@@ -92,7 +89,7 @@ def _parse(name: str, text: str) -> Question:
 
 
 def class_names(benchmarks: tuple[tuple[str, Path | None], ...]) -> pa.Table:
-    """(benchmark, class): the names that are asked for by text, of the benchmarks given or all."""
+    """Return a row per class that a text names, of the benchmarks given or of all."""
     shipped = [(name, None) for name in benchmark_names() if not load_benchmark(name).names_file]
     rows = [
         {"benchmark": name, "class": text, "judged": bool(benchmarks)}

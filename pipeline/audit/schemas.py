@@ -1,6 +1,6 @@
-"""What a table's files should look like, and how one differs. Light.
+"""A table's name and the settings of the features -> its declared Arrow schema. Light.
 
-table name, settings of the feature stage -> declared Arrow schema; actual schema -> difference
+`difference` says in words how the schema of an actual file differs from it.
 """
 
 import pyarrow as pa
@@ -9,11 +9,11 @@ from codeseg.pipeline import schema
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
 TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
-"""Columns of features too large for SQL, or of types DuckDB lacks; see feature_values."""
+"""Columns of features that are too large for SQL or of types that DuckDB lacks."""
 
 
 def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema | None:
-    """Return the table's schema; None where the settings that fix its shapes are missing."""
+    """Return the table's schema; None if the settings that fix its shapes are missing."""
     fixed = {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}
     if table in fixed or features is None:
         return fixed.get(table)
@@ -30,22 +30,15 @@ def light_features() -> pa.Schema:
 
 
 def difference(actual: pa.Schema, declared: pa.Schema) -> str | None:
-    """Return how a file's columns differ from the declared ones, in words; None when they agree."""
+    """Return in words how a file's columns differ from the declared ones; None if they agree."""
     problems = []
     for field in declared:
         index = actual.get_field_index(field.name)
-        if index < 0:
+        kind = str(actual.field(index).type) if index >= 0 else ""
+        if not kind:
             problems.append(f"no column {field.name}")
-        elif not _same_type(actual.field(index).type, field.type):
-            problems.append(f"{field.name} is {actual.field(index).type}, not {field.type}")
-    problems += [
-        f"column {name} is not in the schema"
-        for name in actual.names
-        if declared.get_field_index(name) < 0
-    ]
+        elif kind.replace("<element: ", "<item: ") != str(field.type):  # a writer's own name
+            problems.append(f"{field.name} is {kind}, not {field.type}")
+    unknown = [name for name in actual.names if name not in declared.names]
+    problems += [f"column {name} is not in the schema" for name in unknown]
     return "; ".join(problems) or None
-
-
-def _same_type(actual: pa.DataType, declared: pa.DataType) -> bool:
-    """Return whether the types agree, whatever their writer called the list's items."""
-    return str(actual).replace("<element: ", "<item: ") == str(declared)

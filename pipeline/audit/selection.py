@@ -1,12 +1,11 @@
-"""A condition in SQL -> selections/NAME.arrow: which rows of the features are trained on.
+"""A condition in SQL -> selections/NAME.arrow: the rows of the features to train on.
 
     Audit + WHERE … (over `trainable` and every other view of the audit)  ->  Chosen  ->  the file
 
-The trainer reads the file through pipeline/stream/selection.py, without DuckDB.
+The trainer reads the file with pipeline/stream/selection.py, without DuckDB.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,24 +22,20 @@ COUNTED = {
     "class names": "(SELECT count(DISTINCT class) FROM class_names WHERE class IN "
     "(SELECT unnest(nouns) FROM {rows}))",
 }
-"""What a selection is told by: figure -> SQL over the rows before it, and over those it keeps."""
+"""Figures that describe a selection: name -> SQL over the rows before it, and over those kept."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What is kept of the trainable pairs: `where`, then the best by `top`, then a sample."""
+    """A choice among the trainable pairs: those that meet `where`, the best by `top`, a sample."""
 
-    where: str = "true"
-    """A condition in SQL over the columns of `trainable`."""
-    top: tuple[str, float] | None = None
-    """(column, share): of what is left, this share with the highest values."""
-    sample: float = 1.0
-    """Of what is left, about this share, chosen by a hash of the pair's key."""
+    where: str = "true"  # SQL over the columns of `trainable`
+    top: tuple[str, float] | None = None  # (column, share of the rest with its highest values)
+    sample: float = 1.0  # about this share of the rest, chosen by a hash of seed and key
     seed: int = 0
-    """Another seed, another sample."""
 
     def sql(self) -> str:
-        """Return one SELECT of the pairs that are kept, with `shard` and `row` in its features.
+        """Return one SELECT of the chosen pairs, with `shard` and `row` of their features.
 
         Raises:
             ValueError: a share is not above 0 and at most 1.
@@ -64,21 +59,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a condition keeps."""
+    """The rows that a condition keeps, with the figures of COUNTED before and after."""
 
-    rows: dict[int, list[int]]
-    """Shard -> numbers of its rows, ascending; shards of which nothing is kept are there too."""
+    rows: dict[int, list[int]]  # shard -> its kept rows, ascending; every shard has an entry
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
 
 
 def choose(audit: Audit, condition: Condition, shards: list[int]) -> Chosen:
-    """Return the rows that a condition keeps, and what it leaves of pairs, captions and nouns.
-
-    Args:
-        audit: of the dataset root.
-        condition: what is kept.
-        shards: of the features table; each gets an entry.
+    """Return the rows of these features shards that a condition keeps.
 
     Raises:
         ValueError: DuckDB refuses the condition, or it keeps nothing.
@@ -113,17 +102,17 @@ def write_selection(
         name: of the selection.
         chosen: its rows.
         sql: the statement that chose them, kept in the file's metadata.
-        made_from: the features' records; a shard that is redone makes the selection stale.
+        made_from: the features' records; redoing one of the shards makes the selection stale.
     """
-    table: list[dict[str, Any]] = [
+    rows = [
         {"shard": shard, "made_from": made_from[shard].output, "rows": rows}
         for shard, rows in sorted(chosen.rows.items())
     ]
-    arrow = schema.SELECTION.with_metadata({"sql": sql})
+    table = pa.Table.from_pylist(rows, schema.SELECTION.with_metadata({"sql": sql}))
 
     def write(sink: pa.NativeFile) -> None:
-        with pa.ipc.new_file(sink, arrow) as writer:
-            writer.write_table(pa.Table.from_pylist(table, schema=arrow))
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
 
     root.write_atomic(selection_path(name), write)
     return selection_path(name)

@@ -1,4 +1,4 @@
-"""What SQL cannot see: numbers inside tensors and pictures, one small row each.
+"""Measure tensors and pictures, which SQL cannot read, as one small row each.
 
     features/NNNNN.arrow -> FEATURE_VALUES; vocabulary/nouns.arrow -> VOCABULARY_VALUES
     pairs/NNNNN.parquet, a benchmark's images -> PICTURE_VALUES (perceptual hashes by imagehash)
@@ -31,7 +31,7 @@ FEATURE_VALUES = pa.schema(
         ("image_norm_min", pa.float32()),  # L2 norm of a token over D, over the row's V·P tokens
         ("image_norm_mean", pa.float32()),
         ("image_norm_max", pa.float32()),
-        ("saturated", pa.float32()),  # share of int8 values at ±127, one a token set aside
+        ("saturated", pa.float32()),  # share of int8 values at ±127, except one per token
         ("state_values", pa.int64()),  # length of caption_states; L·T is declared
         ("state_nonfinite", pa.int64()),
         ("state_norm_min", pa.float32()),  # L2 norm of a state over T
@@ -52,7 +52,7 @@ PICTURE_VALUES = pa.schema(
         ("key", pa.string()),  # of the pair, or path of the benchmark image
         ("sha256", pa.string()),
         ("bytes", pa.int64()),
-        ("width", pa.int32()),  # as decoded; null when undecodable
+        ("width", pa.int32()),  # as decoded; null if it cannot be decoded
         ("height", pa.int32()),
         ("deviation", pa.float32()),  # standard deviation of the gray values, 0..255
         ("phash", pa.uint64()),  # perceptual hash, 64 bits
@@ -62,19 +62,13 @@ PICTURE_VALUES = pa.schema(
 )
 
 INT8_LIMIT = 127
-DRAFT_SIDE = 256  # pixels: JPEGs far larger are decoded at a fraction of their size
+DRAFT_SIDE = 256  # pixels: much larger JPEGs are decoded at a fraction of their size
 PICTURES_A_BATCH = 256
 NOUNS_A_BATCH = 65_536  # the vocabulary is a single record batch
 
 
 def feature_values(root: Storage, paths: Iterable[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Measure the tensors of every feature row.
-
-    Args:
-        root: the dataset root.
-        paths: features files, relative to it.
-        rows: at most so many rows of each file, 0 for all.
-    """
+    """Measure the tensors of the first `rows` rows of each features file (0: of all)."""
     for path in paths:
         with root.open_input(path) as source:
             reader = pa.ipc.open_file(source)
@@ -87,19 +81,16 @@ def feature_values(root: Storage, paths: Iterable[str], rows: int) -> Iterator[p
 
 
 def _measure_features(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns: dict[str, Any] = {"key": batch.column("key")}
-    columns |= _state_values(batch)
-    if "image_tokens" in batch.schema.names:
-        columns |= _image_values(batch)
+    columns = {"key": batch.column("key"), **_state_values(batch), **_image_values(batch)}
     absent = pa.nulls(batch.num_rows)
-    arrays = [
-        pa.array(columns.get(field.name, absent)).cast(field.type) for field in FEATURE_VALUES
-    ]
+    arrays = [pa.array(columns.get(f.name, absent)).cast(f.type) for f in FEATURE_VALUES]
     return pa.RecordBatch.from_arrays(arrays, schema=FEATURE_VALUES)
 
 
 def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Statistics of image_tokens by column name; needs D, which the table's settings hold."""
+    """Return statistics of image_tokens, if there are any; D is in the file's settings."""
+    if "image_tokens" not in batch.schema.names:
+        return {}
     settings = json.loads((batch.schema.metadata or {}).get(b"codeseg", b"{}"))
     tokens = batch.column("image_tokens").flatten().to_numpy()
     scales = None
@@ -107,10 +98,10 @@ def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
         scales = batch.column("image_scales").flatten().to_numpy()
     width = settings.get("clip", {}).get("width") or len(tokens) // batch.num_rows
     rows: defaultdict[str, list[float]] = defaultdict(list)
-    for row, values in enumerate(tokens.reshape(batch.num_rows, -1)):  # a row at a time: 1 MB
+    for row, values in enumerate(tokens.reshape(batch.num_rows, -1)):  # a row takes 1 MB
         tokens_PD = values.reshape(-1, width).astype(np.float32)
         if scales is not None:
-            at_limit = int((np.abs(tokens_PD) >= INT8_LIMIT).sum())  # one a token sets its scale
+            at_limit = int((np.abs(tokens_PD) >= INT8_LIMIT).sum())  # one per token is the scale
             rows["saturated"].append(max(0, at_limit - len(tokens_PD)) / tokens_PD.size)
             tokens_PD *= scales.reshape(batch.num_rows, -1)[row, :, None]
         nonfinite, norms_P = _norms(tokens_PD)
@@ -122,7 +113,7 @@ def _image_values(batch: pa.RecordBatch) -> dict[str, Any]:
 
 
 def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Statistics of caption_states by column name; norms only where whole states are there."""
+    """Return statistics of caption_states; norms only if every caption has whole states."""
     states = batch.column("caption_states")
     lengths = states.value_lengths().to_numpy()
     values = states.flatten().to_numpy().astype(np.float32)
@@ -141,8 +132,8 @@ def _state_values(batch: pa.RecordBatch) -> dict[str, Any]:
 
 
 def _norms(values_PD: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return non-finite values of every row, and its L2 norm over the finite ones."""
-    squares_P = np.einsum("pd,pd->p", values_PD, values_PD)  # in one pass when all is finite
+    """Return each row's number of non-finite values, and its L2 norm over the finite ones."""
+    squares_P = np.einsum("pd,pd->p", values_PD, values_PD)  # in one pass if all are finite
     if np.isfinite(squares_P).all():
         return np.zeros(len(squares_P), np.int64), np.sqrt(squares_P)
     finite = np.isfinite(values_PD)
@@ -151,7 +142,7 @@ def _norms(values_PD: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def vocabulary_values(root: Storage, paths: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    """Hash every noun again and measure its knowledge embedding."""
+    """Recompute every noun's id and measure its knowledge embedding."""
     for path in paths:
         with root.open_input(path) as source:
             reader = pa.ipc.open_file(source)
@@ -170,13 +161,7 @@ def _measure_nouns(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def picture_values(root: Storage, paths: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Decode and hash the pictures of pairs.
-
-    Args:
-        root: the dataset root.
-        paths: pairs files, relative to it.
-        rows: how many pictures of each file, its first ones; 0 for all.
-    """
+    """Decode and hash the first `rows` pictures of each pairs file (0: all)."""
     columns = ["key", "sha256", "jpg"]
     size = min(rows, PICTURES_A_BATCH) or PICTURES_A_BATCH
     with ThreadPoolExecutor() as pool:
@@ -204,7 +189,7 @@ def benchmark_picture_values(images: Iterable[Path]) -> Iterator[pa.RecordBatch]
 
 
 def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:
-    """Return one row of PICTURE_VALUES; an undecodable picture has a problem instead of hashes."""
+    """Return a row of PICTURE_VALUES; without hashes but with a problem if decoding fails."""
     import imagehash
 
     row: dict[str, Any] = {"key": key, "sha256": sha256, "bytes": len(jpg)}
@@ -212,16 +197,16 @@ def _measure(key: str, sha256: str | None, jpg: bytes) -> dict[str, Any]:
         with Image.open(io.BytesIO(jpg)) as image:
             row["width"], row["height"] = image.size
             image.draft("L", (DRAFT_SIDE, DRAFT_SIDE))
-            grey = image.convert("L")
+            gray = image.convert("L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return row | {"problem": str(error)[:120], "width": None, "height": None}
     return row | {
-        "deviation": float(np.asarray(grey).std()),
-        "phash": _bits(imagehash.phash(grey).hash),
-        "dhash": _bits(imagehash.dhash(grey).hash),
+        "deviation": float(np.asarray(gray).std()),
+        "phash": _bits(imagehash.phash(gray).hash),
+        "dhash": _bits(imagehash.dhash(gray).hash),
     }
 
 
 def _bits(hash_: NDArray[np.bool_]) -> int:
-    """Return the 8×8 bits of a hash as one number."""
+    """Return the 8×8 bits of a hash as an integer."""
     return int.from_bytes(np.packbits(hash_.reshape(-1)).tobytes(), "big")

@@ -1,9 +1,9 @@
-"""The views that the audit asks: one a table, over exactly the committed files, then the lock.
+"""Open the audit's views, one per table, over exactly the committed files; then lock the database.
 
     Inventory + AuditOptions  ->  named views in an in-memory DuckDB, everything else switched off
 
-Parquet on a local disk is read by DuckDB itself; Arrow files, which it cannot read, and object
-stores are streamed through pyarrow.
+DuckDB itself reads Parquet on a local disk; Arrow files, which it cannot read, and object stores
+are streamed through pyarrow.
 """
 
 import re
@@ -30,33 +30,26 @@ GLOB_CHARACTERS = re.compile(r"[*?\[\]{}]")
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What to look at, and with how much of the machine."""
+    """The options of an audit."""
 
-    memory: str = "4GB"
-    """DuckDB's memory limit; what does not fit is spilled to a temporary folder."""
-    threads: int | None = None
-    """None: all cores."""
-    hashes: bool = False
-    """Read every file whole and compare its SHA-256 with the ledger."""
-    pictures: int = 20_000
-    """About how many pictures are decoded and hashed, spread over the shards; 0 for all."""
-    feature_rows: int = 0
-    """Rows of each features shard whose tensors are read; 0 for all."""
-    run: Path | None = None
-    """A training run whose metrics.parquet becomes the view `metrics`."""
+    memory: str = "4GB"  # DuckDB's limit; what does not fit is spilled to a temporary folder
+    threads: int | None = None  # None: all cores
+    hashes: bool = False  # read every file whole and compare its SHA-256 with the ledger
+    pictures: int = 20_000  # about how many are decoded and hashed over all shards; 0 for all
+    feature_rows: int = 0  # of each features shard whose tensors are read; 0 for all
+    run: Path | None = None  # a training run whose metrics.parquet becomes the view `metrics`
+    # (name, data folder) that get verdicts; without any, the coverage of all is shown
     benchmarks: tuple[tuple[str, Path | None], ...] = ()
-    """(name, data folder) held to verdicts; without any, coverage is told for all of them."""
-    limits: dict[str, float] = field(default_factory=dict)
-    """Thresholds to use instead of those in thresholds.sql."""
+    limits: dict[str, float] = field(default_factory=dict)  # instead of those in thresholds.sql
 
 
 def open_views(
     database: "DuckDBPyConnection", root: Storage, inventory: Inventory, options: AuditOptions
 ) -> None:
-    """Make the named views, then lock the database.
+    """Create the named views, then lock the database.
 
     Raises:
-        ValueError, FileNotFoundError: when an option names what does not exist.
+        ValueError, FileNotFoundError: an option names something that does not exist.
     """
     readable = _view_metrics(database, options.run)
     for table, columns in {
@@ -81,7 +74,7 @@ def open_views(
 def _view_files(
     database: "DuckDBPyConnection", view: str, root: Storage, paths: list[str], columns: pa.Schema
 ) -> list[str]:
-    """Open files as a view; returns the local paths that DuckDB itself will read."""
+    """Open files as a view; return the local paths that DuckDB itself will read."""
     if not paths:
         _view_table(database, view, columns.empty_table())
         return []
