@@ -1,11 +1,12 @@
-"""Dataset manifests: data_manifests/<name>.toml or any TOML of that form -> Manifest. Light.
+"""Read manifests: data_manifests/NAME.toml, or any TOML file of that form. Light.
 
-A manifest describes data: the form of its URL list and its columns, never how to process it.
+A dataset's manifest -> Manifest: the form of its URL list and its columns, never how to process
+it. The files in benchmarks/ and protocols/ are parsed by pipeline/benchmark.
 """
 
 import tomllib
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ OPTIONAL = ("header", "columns", "rows", "licence", "homepage", "image_size")
 
 @dataclass(frozen=True)
 class Manifest:
-    """One dataset's URL list, or its folder of tars, pictures or Parquet files with pictures."""
+    """A dataset's URL list, or its folder of tars, pictures or Parquet files with pictures."""
 
     name: str
     title: str
     url_list: str  # path or URI; a relative one is relative to the manifest file
     format: str  # one of FORMATS
     header: bool  # tsv and csv: whether the first row names the columns
-    columns: tuple[str, ...]  # every column in file order when there is no header, else ()
+    columns: tuple[str, ...]  # every column in file order if there is no header, else ()
     url: str  # the URL's column
     caption: str  # the caption's column
     rows: int | None  # as published, for estimates only
@@ -34,43 +35,64 @@ class Manifest:
     image_size: int  # shorter side of stored pictures, pixels
 
 
-def load_manifest(name_or_path: str) -> Manifest:
-    """Read a manifest by name or by path.
+def manifest_names(folder: str = "") -> list[str]:
+    """Return the names of the files in data_manifests/FOLDER."""
+    paths = (files("codeseg.data_manifests") / folder).iterdir()
+    return sorted(path.name.removesuffix(".toml") for path in paths if path.name.endswith(".toml"))
+
+
+def read_manifest(name: str, folder: str = "") -> bytes:
+    """Return the bytes of data_manifests/FOLDER/NAME.toml, or of the TOML file at the path `name`.
 
     Raises:
-        FileNotFoundError: names the existing manifests.
-        ValueError: names the file and the wrong key.
+        FileNotFoundError: there is no such file.
+        ValueError: the name is unknown; names those that exist.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise FileNotFoundError(f"no manifest file {path}")
-        manifest = parse_manifest(path.read_bytes(), str(path))
-        place = path.parent / manifest.url_list
-        if "://" not in manifest.url_list and place.exists():
-            return Manifest(**{**vars(manifest), "url_list": str(place)})
-        return manifest
-    folder = resources.files("codeseg.data_manifests")
-    source = folder / f"{name_or_path}.toml"
-    if not source.is_file():
-        known = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml"))
-        raise FileNotFoundError(
-            f"no dataset manifest {name_or_path!r}: it is a path to a .toml file or one of "
-            + ", ".join(known)
+    kind, known = folder.removesuffix("s") or "dataset", manifest_names(folder)
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such {kind} manifest")
+        return Path(name).read_bytes()
+    if name not in known:
+        raise ValueError(
+            f"unknown {kind} {name!r}; there are {', '.join(known)}, "
+            "or give the path of a .toml file"
         )
-    return parse_manifest(source.read_bytes(), name_or_path)
+    return (files("codeseg.data_manifests") / folder / f"{name}.toml").read_bytes()
+
+
+def parse_toml(content: bytes, origin: str) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        ValueError: it is not TOML; names `origin`.
+    """
+    try:
+        return tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{origin}: not a TOML file ({error})") from None
+
+
+def load_manifest(name_or_path: str) -> Manifest:
+    """Read a dataset's manifest by name or by path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the name is unknown, or the manifest is wrong; names the file and the key.
+    """
+    manifest = parse_manifest(read_manifest(name_or_path), name_or_path)
+    place = Path(name_or_path).parent / manifest.url_list
+    given = name_or_path.endswith(".toml") and "://" not in manifest.url_list
+    return replace(manifest, url_list=str(place)) if given and place.exists() else manifest
 
 
 def parse_manifest(content: bytes, origin: str) -> Manifest:
-    """Check a manifest's TOML text.
+    """Parse and check the text of a dataset's manifest.
 
     Raises:
         ValueError: names `origin` and the wrong key.
     """
-    try:
-        value = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"manifest {origin}: {error}") from None
+    value = parse_toml(content, f"manifest {origin}")
     for key in REQUIRED:
         if not isinstance(value.get(key), str):
             raise ValueError(f"manifest {origin}: {key!r} is missing or not a string")

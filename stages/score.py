@@ -288,7 +288,7 @@ def write_scores(out: Path, result: SplitScores, summary: dict[str, Any]) -> Non
         "pixel_accuracy": pa.array(
             [row.pixel_accuracy for row in rows], pa.float64(), from_pandas=True
         ),
-        "classes": pa.array([row.labelled for row in rows], pa.int32()),
+        "classes": pa.array([row.labeled for row in rows], pa.int32()),
         # Of the classes in the label or the prediction: intervals need no label map.
         "class": pa.array([row.classes for row in rows], counts),
         "intersection": pa.array([row.intersection for row in rows], counts),

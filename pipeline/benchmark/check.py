@@ -1,6 +1,6 @@
-"""A benchmark and a data folder -> its facts and faults. Light.
+"""A benchmark and a data folder -> facts and problems of the data. Light.
 
-`codeseg evaluate --check` prints it before hours are spent on predictions: counts, missing pairs,
+`codeseg evaluate --check` prints them before hours are spent on predictions: counts, missing pairs,
 damaged files, sizes that do not match, label values, classes that never occur.
 """
 
@@ -13,22 +13,19 @@ import numpy as np
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData
 from codeseg.pipeline.benchmark.metrics import ignored_label
 
-SHOWN = 3
-"""Maximum number of named offenders of a kind."""
+SHOWN = 3  # files with a problem, of each kind
 
 
 @dataclass
 class DataCheck:
-    """The findings."""
+    """The findings; without a problem, every pair can be scored."""
 
-    images: int = 0
-    """Number of correct image–label pairs."""
+    images: int = 0  # correct image–label pairs
     facts: list[str] = field(default_factory=list)
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    """Kind -> offenders (an id and its fault)."""
+    problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> "id: problem"
 
     def add(self, kind: str, offender: str) -> None:
-        """Note one problem."""
+        """Record a problem."""
         self.problems.setdefault(kind, []).append(offender)
 
     def lines(self) -> list[str]:
@@ -47,17 +44,7 @@ def check_data(
     limit: int | None = None,
     track: Callable[[Sequence[str]], Iterable[str]] = lambda ids: ids,
 ) -> DataCheck:
-    """Read every image and label map of the split once.
-
-    Args:
-        benchmark: The manifest.
-        data: Its data folder.
-        limit: Check only this many images.
-        track: Wraps the ids, to show progress.
-
-    Returns:
-        Facts and problems; no problem means that every pair can be scored.
-    """
+    """Check every pair of image and label map, or the first `limit`; `track` shows progress."""
     check = DataCheck()
     try:
         opened = benchmark.open(data)
@@ -72,7 +59,7 @@ def check_data(
         if size:
             sizes.add(size)
             check.images += 1
-    _summarise(check, opened, ids, pixels, sizes, part=limit is not None)
+    _summarize(check, opened, ids, pixels, sizes, part=limit is not None)
     return check
 
 
@@ -94,16 +81,16 @@ def _check_pair(
             check.add("turned image" if "EXIF tag" in str(error) else kind, str(error))
             return None
     image, label = read
-    size, labelled = image.shape[1::-1], label.shape[::-1]
-    if labelled != size:
-        sizes = "image {}×{}, label map {}×{}".format(*size, *labelled)
+    size, labeled = image.shape[1::-1], label.shape[::-1]
+    if labeled != size:
+        sizes = "image {}×{}, label map {}×{}".format(*size, *labeled)
         check.add("size mismatch", f"{image_id}: {sizes}")
         return None
     pixels += np.bincount(label.ravel(), minlength=len(pixels))
     return size
 
 
-def _summarise(
+def _summarize(
     check: DataCheck,
     data: BenchmarkData,
     ids: Sequence[str],

@@ -1,7 +1,7 @@
-"""Counts of every image -> how sure a mIoU, or the difference of two, is. NumPy only.
+"""Counts of every image -> bootstrap intervals of a mIoU or of a difference. NumPy only.
 
-Images are drawn with replacement (bootstrap), the same draws for both results of a pair; the
-counts are summed as for the split itself. Letters: N images, K classes, R draws.
+Images are drawn with replacement, the same draws for both results of a comparison; the counts are
+summed as for the split itself. Letters: N images, K classes, R draws.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,16 @@ import numpy.typing as npt
 
 DRAWS = 1000
 SEED = 0
-LEVEL = 95
-"""Percent of the draws that lie within an interval."""
+LEVEL = 95  # percent of the draws that lie within an interval
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What one image adds to the split's counts, for the classes in its label or prediction."""
+    """The counts of an image, for the classes in its label or prediction."""
 
-    miou: float
-    """Mean over those classes, 0..1."""
+    miou: float  # mean over those classes, 0..1
     pixel_accuracy: float
-    labelled: int
-    """Number of labeled classes."""
+    labeled: int  # number of labeled classes
     classes: npt.NDArray[np.int64]
     intersection: npt.NDArray[np.int64]
     union: npt.NDArray[np.int64]
@@ -32,19 +29,19 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the bounds of LEVEL percent of the draws, all in 0..1."""
+    """An estimate and the interval of LEVEL percent of the draws, all in 0..1."""
 
     value: float
     low: float
     high: float
 
     def percent(self) -> dict[str, float]:
-        """Return the three in percent, for JSON."""
+        """Return all three in percent, for JSON."""
         return {"value": 100 * self.value, "low": 100 * self.low, "high": 100 * self.high}
 
 
 def miou_interval(images: Sequence[ImageScore], classes: int) -> Interval | None:
-    """Return mIoU with its interval; None without a scored image."""
+    """Return the mIoU with its interval; None without a scored image."""
     if not any(len(image.classes) for image in images):
         return None
     value, draws = _mious(images, classes)
@@ -54,15 +51,11 @@ def miou_interval(images: Sequence[ImageScore], classes: int) -> Interval | None
 def difference_interval(
     ours: Sequence[ImageScore], theirs: Sequence[ImageScore], classes: int
 ) -> tuple[Interval, float]:
-    """Return ours − theirs with its interval, and how many draws have the other sign, both sides.
-
-    Args:
-        ours: of every image.
-        theirs: of the same images in the same order.
-        classes: K.
+    """Return the mIoU of `ours` minus that of `theirs`, for the same images in the same order.
 
     Returns:
-        The interval, and twice the smaller share of draws on a side of zero (a two-sided p).
+        The difference with its interval, and a two-sided p: twice the smaller share of draws on
+        one side of zero.
     """
     (value, draws), (other, others) = (_mious(images, classes) for images in (ours, theirs))
     differences = draws - others

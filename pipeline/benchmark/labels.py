@@ -2,8 +2,8 @@
 
 uint8 with 255 = not scored; benchmarks of more than 254 classes: uint16 with 65535.
 
-Each benchmark manifest names a rule under [labels]; a rule is a function here. Values that no rule
-explains are refused with the file's name: a silently ignored label would change the score.
+Each benchmark manifest names a rule under [labels]. Values that the rule does not explain are
+refused with the file's name, because a silently ignored label would change the score.
 """
 
 import json
@@ -20,29 +20,25 @@ from PIL import Image
 from codeseg.pipeline.benchmark.metrics import ignored_label
 
 RULES = ("identity", "zero_is_ignored", "map", "coco_instances")
-LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
-"""Formats of label maps: JPEG and its kin change values near every edge."""
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # JPEG changes values near every edge
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
 class LabelForm:
-    """One way in which a benchmark's labels may lie on disk."""
+    """A layout and an encoding of a benchmark's labels on disk."""
 
-    pattern: str
-    """Path below the data folder, with {id}; for coco_instances the annotation file."""
-    rule: str
-    """identity | zero_is_ignored | map | coco_instances."""
-    ignore: int | None = None
-    """Raw value that is never scored; None: 255, or 65535 in 16-bit label maps."""
+    pattern: str  # path under the data folder, with {id}; coco_instances: the annotation file
+    rule: str  # one of RULES
+    ignore: int | None = None  # raw value that is not scored; None: 255, with 16 bits 65535
     mapping: dict[int, int] = field(default_factory=dict)
     """map: raw value -> class. coco_instances: category id -> class."""
     raw_max: int | None = None
     """map: the largest raw value that may occur; unlisted ones up to it are not scored."""
 
     def raw_classes(self, classes: int) -> dict[int, int]:
-        """Return which raw value stands for which class."""
+        """Return the class of each raw value."""
         if self.rule == "identity":
             return {k: k for k in range(classes)}
         if self.rule == "zero_is_ignored":
@@ -63,10 +59,10 @@ class LabelForm:
         return table
 
     def check(self, classes: int) -> None:
-        """Refuse a rule that would leave labels out without a word.
+        """Refuse a rule that would silently leave labels out.
 
         Raises:
-            ValueError: names the value and what to write instead.
+            ValueError: names the value and the correction.
         """
         if self.rule not in RULES:
             raise ValueError(f"unknown label rule {self.rule!r}; rules: {', '.join(RULES)}")
@@ -87,11 +83,11 @@ class LabelForm:
 
 
 def read_raw_label(path: Path) -> npt.NDArray[Any]:
-    """Read a label PNG's stored values (palette index or gray level), integer H×W.
+    """Return a label image's stored values (palette index or gray level), integer H×W.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a single-channel lossless image, or is damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or not a single-channel lossless image.
     """
     try:
         with Image.open(path) as image:
@@ -100,7 +96,7 @@ def read_raw_label(path: Path) -> npt.NDArray[Any]:
                     f"{path}: a {image.format} file holds no exact label values, whatever its "
                     "name: save label maps as PNG, from the original values"
                 )
-            depth = _grey_bits(image)
+            depth = _gray_bits(image)
             if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise ValueError(
                     f"{path}: a label map must have one channel (gray or palette), "
@@ -116,26 +112,17 @@ def read_raw_label(path: Path) -> npt.NDArray[Any]:
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from None
 
 
-def _grey_bits(image: Image.Image) -> int:
-    """Return 2 or 4 for a gray PNG of so few bits, which Pillow stretches to 0..255; else 8."""
+def _gray_bits(image: Image.Image) -> int:
+    """Return 2 or 4 for a gray PNG of as many bits, which Pillow stretches to 0..255; else 8."""
     tile = getattr(image, "tile", None) if image.mode == "L" else None
     return {"L;2": 2, "L;4": 4}.get(str(tile[0][3]) if tile else "", 8)
 
 
 def apply_rule(raw: npt.NDArray[Any], form: LabelForm, classes: int, path: Path) -> LabelMap:
-    """Turn stored values into classes.
-
-    Args:
-        raw: Stored values, H×W, integer.
-        form: The rule and its tables.
-        classes: K, background included where it is a class.
-        path: Named in the error.
-
-    Returns:
-        H×W, 0..K−1 or `ignored_label(K)`.
+    """Return stored values H×W as 0..K−1 or `ignored_label(K)`, with K `classes`.
 
     Raises:
-        ValueError: A value is neither a class nor ignored.
+        ValueError: a value is neither a class nor ignored; names `path`.
     """
     unscored = ignored_label(classes)
     if raw.size and (int(raw.min()) < 0 or int(raw.max()) > unscored):
@@ -152,12 +139,12 @@ def apply_rule(raw: npt.NDArray[Any], form: LabelForm, classes: int, path: Path)
 
 
 def as_label_map(label: npt.NDArray[Any], classes: int) -> LabelMap:
-    """Return class numbers in the fewest bits that hold K classes and "not scored"."""
+    """Return class numbers in the fewest bits that represent K classes and "not scored"."""
     return label.astype(np.uint8) if ignored_label(classes) < 256 else label.astype(np.uint16)
 
 
 class CocoInstances:
-    """instances_*.json -> label maps: 0 background, class by category id.
+    """The label maps of an instances_*.json: 0 is background, `mapping` is category id -> class.
 
     Instances are drawn in the file's order, a later one over an earlier one; a crowd region
     (run-length encoded) is drawn like any instance of its class.
@@ -183,11 +170,11 @@ class CocoInstances:
 
     @property
     def ids(self) -> list[str]:
-        """Image file names without their suffix, sorted."""
+        """The image file names without their extension, sorted."""
         return sorted(self._content[0])
 
     def label(self, image_id: str) -> LabelMap:
-        """Draw the label map of one image, uint8 H×W."""
+        """Return the label map of an image, uint8 H×W."""
         try:
             from pycocotools import mask as coco_mask
         except ImportError:

@@ -1,18 +1,16 @@
 """data_manifests/benchmarks/NAME.toml + a data folder -> image paths and label maps. Light.
 
-A benchmark is data: classes, palette, folders, label rule, published scores. Adding one is adding a
-TOML file; `load_benchmark` also takes the path of a file that lies elsewhere.
+A benchmark is data: classes, palette, folders, label rule, published scores. To add one, write a
+TOML file; `load_benchmark` also takes the path of a file elsewhere.
 """
 
 import hashlib
 import os
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from codeseg.pipeline.benchmark.labels import (
     read_raw_label,
 )
 from codeseg.pipeline.benchmark.metrics import IGNORE_16
+from codeseg.pipeline.manifests import manifest_names, parse_toml, read_manifest
 
 MAX_CLASSES = IGNORE_16
 """Label maps are PNGs of at most 16 bits, whose largest value means "not scored"."""
@@ -33,70 +32,60 @@ MAX_CLASSES = IGNORE_16
 
 @dataclass(frozen=True)
 class Published:
-    """A number somebody published for this benchmark; protocols differ between rows."""
+    """A published score on this benchmark; protocols differ between rows."""
 
     method: str
     miou: float
-    protocol: str
-    """A name of data_manifests/protocols, or own."""
+    protocol: str  # a name of data_manifests/protocols, or "own"
     source: str
-    clip: str = ""
-    """Backbone and its weights; empty: not CLIP, or not said."""
-    extra: str = ""
-    """What it has besides a frozen CLIP: a second network, or training."""
+    clip: str = ""  # backbone and its weights; empty: not CLIP, or not stated
+    extra: str = ""  # used besides a frozen CLIP: a second network, or training
     refinement: str = ""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark manifest."""
+    """A benchmark's manifest."""
 
     name: str
     title: str
-    background: bool
-    """Class 0 is "background": no text names it, a constant score stands for it (METHOD §8)."""
-    images: int
-    """Images of the official split."""
-    classes: tuple[str, ...]
-    """In the order of their numbers; empty until `open` where `names_file` lists them."""
-    names_file: str | None
-    """The producer's own list of the class names, which comes with the data; see `read_names`."""
+    background: bool  # class 0 is "background": no text, but a constant score (METHOD §8)
+    images: int  # of the official split
+    classes: tuple[str, ...]  # by number; empty until `open` if `names_file` lists them
+    names_file: str | None  # the producer's list of class names in the data; see `read_names`
     palette: tuple[tuple[int, int, int], ...]
     roots: tuple[str, ...]
     image_pattern: str
     split: str | None
-    exif: str | None
-    """stored | upright: how images with an EXIF rotation were labeled; None: by the sizes."""
+    exif: str | None  # stored | upright: images with an EXIF rotation; None: as the sizes fit
     forms: tuple[LabelForm, ...]
     published: tuple[Published, ...]
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """[names]: several names of a class, for protocols that ask for them."""
+    """[names]: several names of a class, for protocols that use them."""
     lexicon: tuple[str, ...] = ()
     """Words that its background may be chosen from (rule vabs); empty: the general ones."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """[evaluate]: prediction settings this benchmark asks for in place of the defaults."""
-    source: str = ""
-    """What it was loaded from: its name, or the path of a file."""
-    sha256: str = ""
-    """Of the manifest file: says which class list a number belongs to."""
+    """[evaluate]: prediction settings of this benchmark in place of the defaults."""
+    source: str = ""  # its name, or the path of its file
+    sha256: str = ""  # of the manifest file: identifies the class list of a score
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The class names that are asked for by text, in class order, without "background".
+        """The class names that are used as texts, in class order, without "background".
 
         Raises:
-            ValueError: They come with the data, which is not open.
+            ValueError: they come with the data, which is not open.
         """
         if self.names_file and not self.classes:
             raise ValueError(f"{self.name} lists its classes in its data: give the data folder")
         return self.classes[1:] if self.background else self.classes
 
     def with_names_of(self, data: Path | None) -> "Benchmark":
-        """Return it with its classes, read from the data folder where that lists them."""
+        """Return it with its classes, read from the data folder if that lists them."""
         return self.open(data).benchmark if self.names_file and data else self
 
     def named(self, names: Sequence[str]) -> "Benchmark":
-        """Give the classes the names of the producer's list, which `sha256` then covers too."""
+        """Return it with the producer's class names, which `sha256` then covers, too."""
         digest = hashlib.sha256("\n".join((self.sha256, *names)).encode()).hexdigest()
         named = replace(
             self, classes=tuple(names), palette=tuple(colours(len(names))), sha256=digest
@@ -105,11 +94,11 @@ class Benchmark:
         return named
 
     def open(self, data: Path) -> "BenchmarkData":
-        """Find the split and the labels below `data`; FileNotFoundError says what is missing."""
+        """Find the split and the labels in `data`; FileNotFoundError names what is missing."""
         return BenchmarkData(self, data)
 
     def expected_layout(self) -> str:
-        """Return the folder as it should look, for messages."""
+        """Return the expected layout of the data folder, for messages."""
         lines = [f"{self.image_pattern}    ({self.images} images)"]
         lines += [form.pattern for form in self.forms[:1]]
         lines += [f"{form.pattern}    (instead)" for form in self.forms[1:]]
@@ -118,7 +107,7 @@ class Benchmark:
 
 
 class BenchmarkData:
-    """A benchmark's files in a folder: which images, where, and their label maps."""
+    """A benchmark's files in a folder: the ids of its images, their paths and label maps."""
 
     def __init__(self, benchmark: Benchmark, data: Path) -> None:
         self.benchmark = benchmark
@@ -135,8 +124,7 @@ class BenchmarkData:
             else None
         )
         self._indexes: dict[str, dict[str, Path]] = {}
-        self.turned: dict[str, bool] = {}
-        """Of the images read that have an EXIF rotation: id -> whether it was followed."""
+        self.turned: dict[str, bool] = {}  # image with an EXIF rotation -> whether it was applied
 
     def _find_root(self, data: Path) -> Path:
         probe = self.benchmark.split or self.benchmark.image_pattern.split("{id}")[0]
@@ -163,7 +151,7 @@ class BenchmarkData:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """Image ids of the split: its own order, or sorted where there is no split file."""
+        """The image ids of the split, in its own order, or sorted if there is no split file."""
         if self.benchmark.split:
             return self._split_ids(self.root / self.benchmark.split)
         ids = self._coco.ids if self._coco else sorted(self._index(self.benchmark.image_pattern))
@@ -172,7 +160,7 @@ class BenchmarkData:
         return tuple(ids)
 
     def _split_ids(self, path: Path) -> tuple[str, ...]:
-        """Return the ids of a split file: one a line, as the benchmark's own lists are."""
+        """Return the ids of a split file, one per line, as in the benchmarks' own lists."""
         try:
             lines = path.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError:
@@ -194,15 +182,14 @@ class BenchmarkData:
         return tuple(ids)
 
     def image_path(self, image_id: str) -> Path:
-        """Return path of the image; it need not exist."""
+        """Return the path of an image, which need not exist."""
         return self._path(self.benchmark.image_pattern, image_id)
 
     def label_path(self, image_id: str) -> Path:
-        """Path of the label file (for COCO-Object the annotation file); it need not exist."""
+        """Return the path of a label map (of COCO-Object, the annotations); it need not exist."""
         return self._path(self.form.pattern, image_id)
 
     def _path(self, pattern: str, image_id: str) -> Path:
-        """Return path of one file; a pattern with * is looked up in its index."""
         found = self._index(pattern).get(image_id) if "*" in pattern else None
         return found or self.root / pattern.replace("{id}", image_id)
 
@@ -216,26 +203,23 @@ class BenchmarkData:
         return self._indexes[pattern]
 
     def image(self, image_id: str) -> Pixels:
-        """Return the image, uint8 H×W×3, lying as its label map lies.
+        """Return the image, uint8 H×W×3 RGB, in the orientation of its label map.
 
         Raises:
-            FileNotFoundError: There is no such image, or no label map to tell by how it lies.
-            ValueError: It is damaged, or nothing tells how it lies (see `_is_turned`).
+            FileNotFoundError: there is no such image, or no label map that shows the orientation.
+            ValueError: it is damaged, or its orientation is unknown (see `_is_turned`).
         """
         turned = partial(self._is_turned, image_id)
         return rgb_pixels(self.image_path(image_id), turned=turned)
 
     def _is_turned(self, image_id: str, stored: tuple[int, int], orientation: int) -> bool:
-        """Say whether an image's EXIF orientation is to be followed, as its label map was drawn.
+        """Return whether an image's EXIF orientation, 2..8, applies to its label map.
 
-        Args:
-            image_id: The image.
-            stored: (width, height) of its pixels as they are stored.
-            orientation: Its EXIF orientation, 2..8.
+        `stored` is (width, height) of the stored pixels.
 
         Raises:
-            FileNotFoundError: There is no label map to tell by.
-            ValueError: Both readings fit the label map, or neither, and [layout] exif is not given.
+            FileNotFoundError: there is no label map to compare with.
+            ValueError: both readings fit the label map, or neither, and [layout] lacks exif.
         """
         upright = self.benchmark.exif == "upright"
         if not self.benchmark.exif:
@@ -255,8 +239,8 @@ class BenchmarkData:
         """Return the label map, H×W, 0..K−1 or not scored.
 
         Raises:
-            FileNotFoundError: There is no label for this image.
-            ValueError: The file is damaged or holds a label outside the class list.
+            FileNotFoundError: there is no label map for this image.
+            ValueError: the file is damaged or holds a label outside the class list.
         """
         if self._coco:
             return self._coco.label(image_id)
@@ -267,12 +251,12 @@ class BenchmarkData:
 def read_names(path: Path) -> tuple[str, ...]:
     """Return a producer's class names in the order of their numbers.
 
-    The file has a line `NUMBER: NAME` for each class, numbered from 0 or 1 without a gap, as the
-    labels.txt that comes with PASCAL Context.
+    The file has a line `NUMBER: NAME` for each class, numbered from 0 or 1 without a gap, as in
+    the labels.txt of PASCAL Context.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has another form.
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -290,54 +274,20 @@ def read_names(path: Path) -> tuple[str, ...]:
     return tuple(named[number] for number in sorted(named))
 
 
-def manifest_names(folder: str) -> list[str]:
-    """Return the names of the files in data_manifests/FOLDER."""
-    paths = (files("codeseg.data_manifests") / folder).iterdir()
-    return sorted(path.name.removesuffix(".toml") for path in paths if path.name.endswith(".toml"))
-
-
 def benchmark_names() -> list[str]:
-    """Return names of the benchmarks that come with codeseg."""
+    """Return the names of the benchmarks that come with codeseg."""
     return manifest_names("benchmarks")
 
 
-def read_manifest(folder: str, name: str) -> tuple[bytes, dict[str, Any]]:
-    """Read data_manifests/FOLDER/NAME.toml, or the TOML file whose path `name` is.
-
-    Returns:
-        What is stored, and its tables.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Unknown name, or not TOML.
-    """
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"{name}: no such {folder[:-1]} manifest")
-        content = Path(name).read_bytes()
-    elif name in manifest_names(folder):
-        content = (files("codeseg.data_manifests") / folder / f"{name}.toml").read_bytes()
-    else:
-        raise ValueError(
-            f"unknown {folder[:-1]} {name!r}; there are {', '.join(manifest_names(folder))}, "
-            "or give the path of a .toml file"
-        )
-    try:
-        return content, tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{name}: not a TOML file ({error})") from None
-
-
 def load_benchmark(name: str | Path) -> Benchmark:
-    """Read and check a benchmark manifest.
-
-    Args:
-        name: One of `benchmark_names()`, or the path of a TOML file.
+    """Read and check the benchmark of this name, or the manifest at this path.
 
     Raises:
-        ValueError: Unknown name, or a manifest that is wrong (one line says how).
+        FileNotFoundError: there is no such file.
+        ValueError: the name is unknown, or the manifest is wrong; one line says how.
     """
-    stored, content = read_manifest("benchmarks", str(name))
+    stored = read_manifest(str(name), "benchmarks")
+    content = parse_toml(stored, str(name))
     try:
         return _parse(content, stored, str(name))
     except KeyError as error:
@@ -350,7 +300,6 @@ def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
     layout, labels = content["layout"], dict(content["labels"])
     also = labels.pop("also", [])
     names_file = layout.get("names")
-    forms = [_form({"labels": layout["labels"], **labels})] + [_form(other) for other in also]
     benchmark = Benchmark(
         name=content["name"],
         title=content["title"],
@@ -363,7 +312,7 @@ def _parse(content: dict[str, Any], stored: bytes, source: str) -> Benchmark:
         image_pattern=layout["images"],
         split=layout.get("split"),
         exif=layout.get("exif"),
-        forms=tuple(forms),
+        forms=tuple(map(_form, [{"labels": layout["labels"], **labels}, *also])),
         published=tuple(Published(**row) for row in content.get("published") or ()),
         names=content.get("names", {}),
         lexicon=tuple(content.get("lexicon", ())),

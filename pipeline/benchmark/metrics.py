@@ -1,7 +1,7 @@
 """Label maps -> confusion matrix -> IoU, mIoU and pixel accuracy. NumPy only, exact integers.
 
-Conventions (METHOD §8, as MMSegmentation and torchmetrics): the matrix is accumulated over the
-whole split, pixels labeled 255 do not count, and mIoU is the mean over the classes that occur in
+Conventions (METHOD §8, as in MMSegmentation and torchmetrics): the matrix is accumulated over the
+whole split, pixels labeled 255 are left out, and mIoU is the mean over the classes that occur in
 the labels or the predictions; a class that occurs in neither has IoU NaN and is left out.
 Letters: K classes, H W pixels.
 """
@@ -12,35 +12,30 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-IGNORE = 255
-"""Label of a pixel that is not scored, where class numbers fit 8 bits."""
-IGNORE_16 = 65535
-"""The same in label maps of more than 254 classes, which take 16 bits."""
+IGNORE = 255  # label of a pixel that is not scored
+IGNORE_16 = 65535  # the same in label maps of more than 254 classes, which need 16 bits
 
 Confusion = npt.NDArray[np.int64]
 """int64 K×K; row = label, column = prediction."""
 
 
 def ignored_label(classes: int) -> int:
-    """Return the label that is never scored: 255, or 65535 where classes need 16 bits."""
+    """Return the label that is not scored: 255, or 65535 if the classes need 16 bits."""
     return IGNORE if classes < IGNORE else IGNORE_16
 
 
 def confusion_matrix(
     label_HW: npt.NDArray[np.integer], prediction_HW: npt.NDArray[np.integer], classes: int
 ) -> Confusion:
-    """Count label–prediction pairs over the pixels that are scored.
+    """Count the pairs of label and prediction over the scored pixels.
 
     Args:
-        label_HW: Integer H×W, 0..K−1 or `ignored_label(K)`.
-        prediction_HW: Integer H×W, 0..K−1 everywhere.
+        label_HW: 0..K−1 or `ignored_label(K)`.
+        prediction_HW: 0..K−1 everywhere.
         classes: K.
 
-    Returns:
-        int64 K×K; row = label, column = prediction.
-
     Raises:
-        ValueError: The sizes differ, or a value is outside its range.
+        ValueError: the sizes differ, or a value is outside its range.
     """
     if label_HW.shape != prediction_HW.shape:
         raise ValueError(
@@ -71,24 +66,24 @@ def _check_range(values: npt.NDArray[np.integer], classes: int, what: str) -> No
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says."""
+    """The scores of a confusion matrix."""
 
     confusion: Confusion
 
     @property
     def intersection(self) -> npt.NDArray[np.int64]:
-        """Pixels of each class that are right, K."""
+        """The correctly predicted pixels of each class, K."""
         return np.diagonal(self.confusion)
 
     @property
     def union(self) -> npt.NDArray[np.int64]:
-        """Pixels labeled or predicted as each class, K."""
+        """The pixels labeled or predicted as each class, K."""
         union: npt.NDArray[np.int64] = self.confusion.sum(0) + self.confusion.sum(1)
         return union - self.intersection
 
     @property
     def iou(self) -> npt.NDArray[np.float64]:
-        """Intersection over union of each class, K, in 0..1; NaN where the class never occurs."""
+        """The intersection over union of each class, K, in 0..1; NaN if it never occurs."""
         union = self.union
         iou = np.full(len(union), np.nan)
         np.divide(self.intersection, union, out=iou, where=union > 0)
@@ -96,26 +91,26 @@ class Scores:
 
     @property
     def miou(self) -> float:
-        """Mean IoU over the classes that occur, 0..1; NaN if no pixel was scored."""
+        """The mean IoU over the classes that occur, 0..1; NaN if no pixel was scored."""
         iou = self.iou
         return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the scored pixels that are right, 0..1; NaN if no pixel was scored."""
+        """The correct share of the scored pixels, 0..1; NaN if no pixel was scored."""
         pixels = int(self.confusion.sum())
         return int(self.intersection.sum()) / pixels if pixels else float("nan")
 
 
 def misplaced(confusion: Confusion, names: Sequence[str]) -> str | None:
-    """Return a hint where the predictions fit far better under other class numbers, else None.
+    """Return a hint if the predictions fit far better under other class numbers, else None.
 
-    Tried are every prediction one number higher or lower, and a one-to-one renumbering that takes
-    the largest counts first: what 1-based maps, another list's order or a re-indexed palette leave.
+    It tries every prediction one number higher or lower (1-based maps), and a one-to-one
+    renumbering by the largest counts (another list's order, a re-indexed palette).
     """
     miou = Scores(confusion).miou
     predicted = int((confusion.sum(0) > 0).sum())
-    if not miou < 0.5 or predicted < 3:  # right, nothing scored (NaN), or too little to tell by
+    if not miou < 0.5 or predicted < 3:  # right, nothing scored (NaN), or too few classes
         return None
     taken = renumbering(confusion)
     moved = Scores(confusion[:, taken]).miou
@@ -139,7 +134,7 @@ def misplaced(confusion: Confusion, names: Sequence[str]) -> str | None:
 
 
 def renumbering(confusion: Confusion) -> list[int]:
-    """Return for each class the predicted number that fits it best, each number used once."""
+    """Return the predicted number that fits each class best, each number used once."""
     taken = [-1] * len(confusion)
     free = set(range(len(confusion)))
     for place in np.argsort(-confusion, axis=None, kind="stable"):

@@ -1,9 +1,8 @@
-"""A folder of predicted label maps: OUT/labels/ID.png and OUT/settings.json. Light.
+"""Read and write a folder of predicted label maps: OUT/labels/ID.png, OUT/settings.json. Light.
 
-One palette PNG per image (more than 254 classes: 16-bit gray), written under a temporary name and
-renamed, so an image is either done or not. The settings that made the folder lie beside it: a run
-with the same ones resumes image by image, a run with different ones is refused. Anyone's folder of
-ID.png files can be scored.
+There is one palette PNG per image (more than 254 classes: 16-bit gray), written whole or not at
+all. A run with the same settings resumes image by image; one with other settings is refused. Any
+folder of ID.png files can be scored.
 """
 
 import json
@@ -21,17 +20,17 @@ from codeseg.pipeline.engine.storage import write_file
 
 
 class PredictionFolder:
-    """Label maps of one run of `codeseg evaluate`."""
+    """The label maps of a run of `codeseg evaluate`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.labels = root / "labels"
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Write the settings, or check that they are those the folder was made with.
+        """Write the settings, or check that the folder was made with the same ones.
 
         Raises:
-            ValueError: The folder holds predictions made with other settings; names what differs.
+            ValueError: it was not; names the differences.
         """
         path = self.root / "settings.json"
         wanted = json.loads(json.dumps(settings))
@@ -61,33 +60,33 @@ class PredictionFolder:
         return [image_id for image_id in ids if not self.path(image_id).is_file()]
 
     def path(self, image_id: str) -> Path:
-        """Return where an image's label map lies."""
+        """Return the path of an image's label map."""
         return self.labels / f"{image_id}.png"
 
     def write(
         self, image_id: str, label_HW: LabelMap, palette: Sequence[tuple[int, int, int]]
     ) -> None:
-        """Save a palette PNG, colors beyond the palette white; 16-bit maps stay gray."""
+        """Write a palette PNG (white beyond the palette's colors), or a gray one of 16 bits."""
         image = Image.fromarray(label_HW)
         if label_HW.dtype == np.uint8:
-            colours = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
-            image.putpalette([channel for colour in colours for channel in colour])
+            colors = [*palette, *[(255, 255, 255)] * (256 - len(palette))]
+            image.putpalette([channel for color in colors for channel in color])
         write_file(self.path(image_id), partial(image.save, format="PNG"))
 
 
 def prediction_paths(folder: Path) -> Path:
-    """The folder that holds the ID.png files: OUT/labels of `evaluate`, or the folder itself."""
+    """Return the folder of the ID.png files: OUT/labels of `evaluate`, or the folder itself."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of predictions")
     return folder / "labels" if (folder / "labels").is_dir() else folder
 
 
 def read_prediction(path: Path) -> LabelMap:
-    """Read a predicted label map: single-channel, values 0..K−1 (checked when scored).
+    """Return a predicted label map H×W; `confusion_matrix` checks its range.
 
     Raises:
-        FileNotFoundError: There is no prediction for this image.
-        ValueError: The file is damaged or not a label map.
+        FileNotFoundError: there is no prediction for this image.
+        ValueError: the file is damaged or not a label map.
     """
     raw = read_raw_label(path)
     if raw.size and (raw.min() < 0 or raw.max() > IGNORE_16):

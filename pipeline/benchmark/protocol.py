@@ -1,8 +1,8 @@
-"""data_manifests/protocols/NAME.toml -> how a benchmark is played: settings and names. Light.
+"""data_manifests/protocols/NAME.toml -> an evaluation protocol: settings and names. Light.
 
-A protocol is data: prediction settings (for a CLIP of 224 pixels), what single benchmarks have
-instead, and the names of their classes. Numbers of two protocols do not compare: names alone move
-PASCAL VOC by twenty points.
+A protocol is data: prediction settings (for a CLIP of 224 pixels), exceptions for single
+benchmarks, and the names of their classes. Scores under two protocols cannot be compared: the
+names alone change PASCAL VOC's by twenty points.
 """
 
 import hashlib
@@ -10,24 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codeseg.pipeline.benchmark.manifest import Benchmark, manifest_names, read_manifest
+from codeseg.pipeline.benchmark.manifest import Benchmark
+from codeseg.pipeline.manifests import manifest_names, parse_toml, read_manifest
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol file."""
+    """A protocol file."""
 
     name: str
     title: str
     source: str
-    methods: tuple[str, ...]
-    """Methods whose own protocol it is."""
+    methods: tuple[str, ...]  # that were published with this protocol
     settings: Mapping[str, Any]
     benchmarks: Mapping[str, Mapping[str, Any]]
     names: Mapping[str, Mapping[str, Sequence[str]]] | None
-    """Benchmark -> class -> its names; None: every class goes by its own name."""
-    sha256: str
-    """Of the files it was read from."""
+    """Benchmark -> class -> its names; None: every class has only its own name."""
+    sha256: str  # of the files it was read from
 
     def settings_for(self, benchmark: Benchmark) -> dict[str, Any]:
         """Return prediction settings, for a CLIP of 224 pixels."""
@@ -35,7 +34,7 @@ class Protocol:
         return {"protocol": self.name, **self.settings, **own}
 
     def class_names(self, benchmark: Benchmark) -> list[tuple[str, ...]]:
-        """Return the names of every class, the background's too, in class order.
+        """Return the names of every class, background included, in class order.
 
         Raises:
             ValueError: names are given for a class that the benchmark does not have.
@@ -51,22 +50,24 @@ class Protocol:
 
 
 def protocol_names() -> list[str]:
-    """Return names of the protocols that come with codeseg."""
+    """Return the names of the protocols that come with codeseg."""
     return manifest_names("protocols")
 
 
 def own_protocol(method: str) -> str:
-    """Return the protocol that a method is published with; code where regions take part."""
+    """Return the protocol that a method was published with; "code" for methods with regions."""
     return next((n for n in protocol_names() if method in load_protocol(n).methods), "code")
 
 
 def load_protocol(name: str) -> Protocol:
-    """Read a protocol: one of `protocol_names()`, or the path of a TOML file.
+    """Read the protocol of this name, or the TOML file at this path.
 
     Raises:
-        ValueError: Unknown name, or a file that is wrong (one line says how).
+        FileNotFoundError: there is no such file.
+        ValueError: the name is unknown, or the file is wrong; one line says how.
     """
-    stored, table = read_manifest("protocols", name)
+    stored = read_manifest(name, "protocols")
+    table = parse_toml(stored, name)
     names, digest = table.get("names"), hashlib.sha256(stored)
     if other := table.get("names_of"):
         base = load_protocol(other)

@@ -289,7 +289,7 @@ def test_a_wrong_manifest_is_one_clear_line(text, message):
 
 
 def test_an_unknown_dataset_names_those_there_are():
-    with pytest.raises(FileNotFoundError, match="cc12m, cc3m"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'cc4m'; there are cc12m, cc3m"):
         load_manifest("cc4m")
 
 
