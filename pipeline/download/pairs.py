@@ -29,13 +29,7 @@ import pyarrow.parquet as pq
 
 from codeseg.model.pictures.pixels import is_plain, rgb_pixels
 from codeseg.pipeline.download.addresses import FetchError
-from codeseg.pipeline.download.fetch import (
-    Fetcher,
-    FetchLimits,
-    address,
-    check_image,
-    is_retryable,
-)
+from codeseg.pipeline.download.fetch import Fetcher, FetchLimits, address, check_image, is_retryable
 from codeseg.pipeline.download.outage import OutageWatch
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint

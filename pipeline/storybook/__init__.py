@@ -1,1 +1,1 @@
-"""The embedded dataset: drawn scenes with captions and label maps."""
+"""The embedded dataset: generated scenes with captions and label maps."""

@@ -1,8 +1,8 @@
-"""storybook, the embedded dataset: drawn scenes with captions and exact label maps.
+"""Generate storybook, the embedded dataset: drawn scenes with captions and exact label maps.
 
 In: (seed, index). Out: a picture, its label map and a caption, the same bytes on any machine.
-Below that, what the web and the benchmark sites hold for the real datasets: a folder of pictures
-with a URL list (dead links and useless captions included), and two benchmarks from held-out seeds.
+From them this file writes the stand-ins for a real dataset: a folder of pictures with a URL list
+(dead links and useless captions included), and two benchmarks from held-out seeds.
 Light: Pillow and numpy; about 600 scenes/s/core at 96 pixels.
 """
 
@@ -15,18 +15,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from codeseg.pipeline.engine.storage import write_file
-from codeseg.pipeline.storybook.things import THINGS, WORLD, Colour, draw_thing, shade
+from codeseg.pipeline.storybook.things import THINGS, WORLD, Color, draw_thing, shade
 
 THING_NAMES = tuple(THINGS)
-GROUNDS: dict[str, Colour] = WORLD["grounds"]
+GROUNDS: dict[str, Color] = WORLD["grounds"]
 CLASSES = THING_NAMES + tuple(GROUNDS)
-"""Label map values: things first, then grounds; every pixel has one."""
+"""Names of the label map's values: things first, then grounds; every pixel has one."""
 USELESS: list[str] = WORLD["captions"]["useless"]
 
-TRAIN_SEED = 1  # the captioned pictures a user downloads
-CLIP_SEED = 2  # the pictures the tiny CLIP was trained on
+TRAIN_SEED = 1  # the captioned pictures that a user downloads
+CLIP_SEED = 2  # the pictures that the tiny CLIP was trained on
 DEV_SEED = 3  # for choosing recipes
-BENCHMARK_SEEDS = {"storybook_things": 11, "storybook_scenes": 12}  # held out, never trained on
+BENCHMARK_SEEDS = {"storybook_things": 11, "storybook_scenes": 12}  # held out
 
 T = TypeVar("T")
 SIZE = 96  # pixels
@@ -38,14 +38,14 @@ Layout = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Placed:
-    """One thing in a scene: its name, color, center and extent as shares of the picture."""
+    """A thing in a scene; its center and extent are shares of the picture."""
 
     name: str
-    colour: str
+    color: str
     x: float
     y: float
     extent: float
-    ground: str  # what it stands on, floats in or flies through
+    ground: str  # that it stands on, floats in or flies through
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,9 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, size: int = SIZE) -> Scene:
-    """Return scene `index` of the world `seed`: a pure function of its arguments.
+    """Return scene `index` of the world `seed`; its composition does not depend on the size.
 
-    Args:
-        seed: the world; training, CLIP training and each benchmark have their own.
-        index: the scene's number, from 0.
-        size: side of the picture, pixels; the composition does not depend on it.
+    `size` is the picture's side in pixels.
     """
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     layout: Layout = _pick(rng, WORLD["layouts"])
@@ -80,7 +77,7 @@ def draw_scene(seed: int, index: int, size: int = SIZE) -> Scene:
 
 
 def _compose(rng: np.random.Generator, layout: Layout) -> tuple[Placed, ...]:
-    """Choose things and places; the later ones stand in front."""
+    """Return things with their positions; later ones are in front."""
     count = int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.35, 0.32, 0.18, 0.10]))
     placed: list[Placed] = []
     for _ in range(count):
@@ -88,24 +85,20 @@ def _compose(rng: np.random.Generator, layout: Layout) -> tuple[Placed, ...]:
         if placed and rng.random() < 0.12:
             name = placed[-1].name  # two of a kind, for plurals
         thing = THINGS[name]
-        colour = _pick(rng, thing["colours"])
+        color = _pick(rng, thing["colors"])
         extent = float(rng.uniform(0.36, 0.62) if count == 1 else rng.uniform(0.26, 0.48))
         liked = [band for band in layout if band[0] in WORLD["likes"][thing["place"]]]
-        # Three in four where they belong: a boat on the road is a boat all the same.
+        # three in four are where they belong: a boat on a road is still a boat
         ground, _ = _pick(rng, liked if liked and rng.random() < 0.75 else layout)
         x, y = _free_place(rng, layout, ground, extent, placed)
-        placed.append(Placed(name, colour, x, y, extent, ground))
+        placed.append(Placed(name, color, x, y, extent, ground))
     return tuple(sorted(placed, key=lambda thing: thing.y + thing.extent / 2))
 
 
 def _free_place(
-    rng: np.random.Generator,
-    layout: Layout,
-    ground: str,
-    extent: float,
-    placed: list[Placed],
+    rng: np.random.Generator, layout: Layout, ground: str, extent: float, placed: list[Placed]
 ) -> tuple[float, float]:
-    """Return a center whose foot is in the ground's band, the least crowded of six tries."""
+    """Return the least crowded of six random centers with the thing's foot in the ground's band."""
     names = [name for name, _ in layout]
     band = names.index(ground)
     top = layout[band][1]
@@ -125,13 +118,9 @@ def _free_place(
 
 
 def _paint(
-    size: int,
-    layout: Layout,
-    things: tuple[Placed, ...],
-    jitter: np.ndarray,
-    marks: np.ndarray,
+    size: int, layout: Layout, things: tuple[Placed, ...], jitter: np.ndarray, marks: np.ndarray
 ) -> tuple[Image.Image, np.ndarray]:
-    """Draw at three times the size; average the picture, take the label at each pixel's center."""
+    """Draw at three times the size; average the picture, sample the label at pixel centers."""
     side = size * SUPERSAMPLE
     picture, label = Image.new("RGB", (side, side)), Image.new("L", (side, side))
     pens = ImageDraw.Draw(picture), ImageDraw.Draw(label)
@@ -141,9 +130,9 @@ def _paint(
         _paint_ground(*pens, ground, side, left, right)
         _texture(pens[0], ground, side, max(left, right), round(tops[band + 1] * side), marks)
     for thing in things:
-        centre = (thing.x * side, thing.y * side)
+        center = (thing.x * side, thing.y * side)
         half, mirror = thing.extent * side / 2, round(thing.x * 1000) % 2 == 1
-        draw_thing(*pens, thing.name, thing.colour, centre, half, mirror)
+        draw_thing(*pens, thing.name, thing.color, center, half, mirror)
     small = picture.resize((size, size), Image.Resampling.BOX)
     start = SUPERSAMPLE // 2
     return small, np.array(label)[start::SUPERSAMPLE, start::SUPERSAMPLE].copy()
@@ -157,35 +146,32 @@ def _paint_ground(
     left: int,
     right: int,
 ) -> None:
-    """A band from a slightly tilted edge down to the bottom, lighter at the top."""
-    number = CLASSES.index(ground)
-    corners = [(0, left), (side, right), (side, side), (0, side)]
-    label.polygon(corners, fill=number)
+    """Draw a band from a slightly tilted edge down to the bottom, lighter at the top."""
     steps = 8
-    top = min(left, right)
     for step in range(steps):
-        offset = (side - top) * step // steps
-        edge = [(0, left + offset), (side, right + offset), (side, side), (0, side)]
-        picture.polygon(edge, fill=shade(GROUNDS[ground], 0.28 - 0.36 * step / steps))
+        offset = (side - min(left, right)) * step // steps
+        corners = [(0, left + offset), (side, right + offset), (side, side), (0, side)]
+        picture.polygon(corners, fill=shade(GROUNDS[ground], 0.28 - 0.36 * step / steps))
+        if step == 0:
+            label.polygon(corners, fill=CLASSES.index(ground))
 
 
 def _texture(
     pen: ImageDraw.ImageDraw, ground: str, side: int, top: int, bottom: int, marks: np.ndarray
 ) -> None:
-    """Waves, blades of grass, grains, drifts, lane marks; a clear sky stays clear."""
+    """Draw waves, blades of grass, grains, drifts or lane marks; the sky has none."""
     if ground == "sky" or bottom - top < 8:
         return
-    colour, unit = GROUNDS[ground], side / 96
+    unit = side / 96
     if ground == "road":
-        middle = (top + bottom) // 2
+        middle, yellow = (top + bottom) // 2, (240, 226, 150)
         for x in range(0, side, side // 6):
-            pen.line(
-                [(x, middle), (x + side // 12, middle)], fill=(240, 226, 150), width=round(2 * unit)
-            )
+            dash = [(x, middle), (x + side // 12, middle)]
+            pen.line(dash, fill=yellow, width=round(2 * unit))
         return
     for u, v, w in marks:
         x, y = round(u * side), round(top + v * (bottom - top))
-        tone = shade(colour, 0.3 if w > 0.5 else -0.16)
+        tone = shade(GROUNDS[ground], 0.3 if w > 0.5 else -0.16)
         if ground == "sea":
             pen.line([(x, y), (round(x + 7 * unit), y)], fill=tone, width=round(unit))
         elif ground == "grass":
@@ -200,11 +186,11 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tuple[str, ...]) -> str:
-    """Return a caption as people write them: mostly right, rarely complete, sometimes useless."""
+    """Return a human-style caption: mostly right, rarely complete, sometimes useless."""
     say, luck = WORLD["captions"], rng.random()
     if luck < 0.02:
         return str(_pick(rng, USELESS))
-    if luck < 0.05:  # somebody else's caption
+    if luck < 0.05:  # of another picture
         return f"a {_pick(rng, THING_NAMES)} {_pick(rng, say['places'][_pick(rng, list(GROUNDS))])}"
     if not things or luck < 0.12:
         first, *rest = rng.permutation(list(grounds))
@@ -213,7 +199,7 @@ def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tupl
         return str(_pick(rng, say["ground_only"]).format(first))
     order = [things[int(i)] for i in rng.permutation(len(things))]
     if luck < 0.34:
-        name = _named(rng, order[0], colour=luck > 0.26)
+        name = _named(rng, order[0], color=luck > 0.26)
         return str(_pick(rng, say["alone"]).format(name, a=_article(name)))
     said = order[: 1 + int(rng.integers(len(order)))]
     names = [thing.name for thing in things]
@@ -229,11 +215,11 @@ def _caption(rng: np.random.Generator, things: tuple[Placed, ...], grounds: tupl
     return text + (" ." if luck > 0.95 else "")
 
 
-def _named(rng: np.random.Generator, thing: Placed, colour: bool) -> str:
-    """Return the thing's name, perhaps with its color or size before it."""
+def _named(rng: np.random.Generator, thing: Placed, color: bool) -> str:
+    """Return the thing's name, sometimes with its color or size before it."""
     words = [thing.name]
-    if colour:
-        words.insert(0, thing.colour)
+    if color:
+        words.insert(0, thing.color)
     if rng.random() < 0.1:
         words.insert(0, "big" if thing.extent > 0.4 else "small")
     return " ".join(words)
@@ -249,7 +235,7 @@ def scenes(seed: int, count: int) -> Iterator[Scene]:
 
 
 def write_world(folder: Path, count: int, seed: int = TRAIN_SEED) -> list[str]:
-    """Write `NNNNNN.png` for every scene and one file that is no picture; returns the captions."""
+    """Write `NNNNNN.png` for every scene and a file that is not a picture; return the captions."""
     captions = []
     for index, scene in enumerate(scenes(seed, count)):
         _save_whole(scene.image, folder / f"{index:06d}.png")
@@ -259,10 +245,10 @@ def write_world(folder: Path, count: int, seed: int = TRAIN_SEED) -> list[str]:
 
 
 def write_url_list(path: Path, base_url: str, captions: list[str]) -> None:
-    """Write `caption<TAB>url` rows without a header, CC3M's form.
+    """Write `caption<TAB>url` rows without a header, as in CC3M.
 
-    As in every real list some rows are useless: one in 40 links is dead, one in 200 is no picture,
-    one in 150 has no caption, one in 100 appears twice.
+    As in every real list some rows are useless: one in 40 links is dead, one in 200 is not a
+    picture, one in 150 has no caption, one in 100 appears twice.
     """
     rows = []
     for index, caption in enumerate(captions):
@@ -278,37 +264,36 @@ def write_url_list(path: Path, base_url: str, captions: list[str]) -> None:
 
 
 def palette() -> list[list[int]]:
-    """An RGB color for each of CLASSES: the grounds' own, the things' by a fixed hue walk."""
-    colours = []
+    """Return an RGB color for each of CLASSES: the grounds' own, things' by a fixed hue walk."""
+    colors = []
     for number in range(len(THING_NAMES)):
         hue = (number * 97 % 256, 200 - 70 * (number % 2), 235 - 90 * (number % 3 == 2))
-        colours.append(list(Image.new("HSV", (1, 1), hue).convert("RGB").tobytes()))
-    return colours + [list(colour) for colour in GROUNDS.values()]
+        colors.append(list(Image.new("HSV", (1, 1), hue).convert("RGB").tobytes()))
+    return colors + [list(color) for color in GROUNDS.values()]
 
 
 def write_benchmark(folder: Path, name: str, count: int, seed: int | None = None) -> None:
     """Write `images/`, `labels/` (palette PNGs) and `val.txt` of a storybook benchmark.
 
     `storybook_things`: 0 is background (all ground), then the things. `storybook_scenes`: CLASSES.
-    A seed other than the benchmark's own gives other scenes with the same labels: DEV_SEED's are
-    for choosing settings.
+    A seed other than the benchmark's own, such as DEV_SEED, gives other scenes.
 
     Raises:
-        ValueError: for another name.
+        ValueError: it is not the name of a storybook benchmark.
     """
     if name not in BENCHMARK_SEEDS:
         raise ValueError(f"no storybook benchmark {name!r}; there are {', '.join(BENCHMARK_SEEDS)}")
     names = [f"{index:06d}" for index in range(count)]
-    colours = palette()
+    colors = palette()
     if name == "storybook_things":
-        colours = [[0, 0, 0], *colours[: len(THING_NAMES)]]
+        colors = [[0, 0, 0], *colors[: len(THING_NAMES)]]
     drawn = scenes(BENCHMARK_SEEDS[name] if seed is None else seed, count)
     for identifier, scene in zip(names, drawn, strict=True):
         label = scene.label
         if name == "storybook_things":
             label = np.where(label < len(THING_NAMES), label + 1, 0).astype(np.uint8)
         picture = Image.fromarray(label, mode="P")
-        picture.putpalette([value for colour in colours for value in colour])
+        picture.putpalette([value for color in colors for value in color])
         _save_whole(scene.image, folder / "images" / f"{identifier}.png")
         _save_whole(picture, folder / "labels" / f"{identifier}.png")
     write_file(folder / "val.txt", "\n".join(names) + "\n")

@@ -1,7 +1,7 @@
-"""What a storybook scene may hold, read from world.toml, and how one thing of it is drawn.
+"""Read the contents of storybook's scenes from world.toml, and draw one thing.
 
-In: the thing's marks in its own unit square, its place and size. Out: marks on the picture and, at
-the same places, the class number on the label map. Coordinates are rounded to whole pixels, so
+In: the thing's marks in its own unit square, its position and size. Out: marks on the picture and,
+at the same pixels, the class number on the label map. Coordinates are rounded to whole pixels, so
 every machine draws the same bytes.
 """
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from PIL import ImageDraw
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("world.toml").read_text())
 THINGS: dict[str, Any] = WORLD["things"]
 
 
-def shade(colour: Colour, amount: float) -> Colour:
-    """Return a lighter (amount > 0, towards white) or darker (amount < 0, towards black) color."""
+def shade(color: Color, amount: float) -> Color:
+    """Return a lighter (amount > 0, toward white) or darker (amount < 0, toward black) color."""
     target = 255 if amount > 0 else 0
-    red, green, blue = (round(c + (target - c) * abs(amount)) for c in colour)
+    red, green, blue = (round(c + (target - c) * abs(amount)) for c in color)
     return red, green, blue
 
 
@@ -28,32 +28,25 @@ def draw_thing(
     picture: ImageDraw.ImageDraw,
     label: ImageDraw.ImageDraw,
     name: str,
-    colour: str,
-    centre: tuple[float, float],
+    color: str,
+    center: tuple[float, float],
     half: float,
     mirror: bool,
 ) -> None:
-    """Draw one thing on the picture and on the label map.
+    """Draw a thing on the RGB picture and its class number on the label map.
 
-    Args:
-        picture: RGB.
-        label: gets the thing's class number.
-        name: of THINGS.
-        colour: of the world's colors.
-        centre: x and y, pixels.
-        half: half the extent, pixels.
-        mirror: swap left and right.
+    `center` (x, y) and `half`, half the extent, are in pixels; `mirror` swaps left and right.
     """
     number, side = list(THINGS).index(name), -1 if mirror else 1
     for mark in THINGS[name]["marks"]:
-        ink = tuple(mark.get("colour") or shade(WORLD["colours"][colour], mark.get("shade", 0)))
-        (kind,) = mark.keys() - {"colour", "shade", "width"}
+        ink = tuple(mark.get("color") or shade(WORLD["colors"][color], mark.get("shade", 0)))
+        (kind,) = mark.keys() - {"color", "shade", "width"}
         points = mark[kind]
         if kind in ("box", "oval"):
             left, top, right, bottom = points
             points = [(left, top), (right, top), (right, bottom), (left, bottom)]
         places = [
-            (round(centre[0] + side * u * half), round(centre[1] + v * half)) for u, v in points
+            (round(center[0] + side * u * half), round(center[1] + v * half)) for u, v in points
         ]
         for pen, fill in ((picture, ink), (label, number)):
             if kind == "oval":
