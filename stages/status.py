@@ -24,11 +24,11 @@ def status(
 ) -> None:
     """Show each stage's progress, shard by shard, with rejections and the time left."""
     views = read_overview(Storage.open(root))
+    if json_file is not None:
+        write_json(json_file, [as_json(view) for view in views])
     console = Console()
     # A log file has no width of its own; 80 columns would cut the numbers.
     show(views, console if console.file.isatty() else Console(width=120))
-    if json_file is not None:
-        write_json(json_file, [as_json(view) for view in views])
 
 
 def as_json(view: StageView) -> dict[str, Any]:

@@ -42,7 +42,7 @@ MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not a stuffed FF, nor a bare marker
 GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end; decoders skip bytes in between
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
+ARITHMETIC, START_OF_SCAN, END_OF_IMAGE, APP1 = 0xC8, 0xDA, 0xD9, 0xE1
 
 
 class HeaderError(ValueError):
@@ -62,8 +62,8 @@ class ImageHeader:
     height: int
     bits: int = 8  # per sample
     alpha: bool = False  # a decoder may add a fourth channel
-    tags: bool = field(default=False, compare=False)  # EXIF or XMP may ask for a rotation
-    inks: bool = field(default=False, compare=False)  # CMYK, which decoders mix differently
+    tags: bool = field(default=False, compare=False)  # EXIF or XMP may turn it; a PNG's profile
+    odd: bool = field(default=False, compare=False)  # CMYK or run lengths: decoders disagree
 
 
 def read_header(content: bytes) -> ImageHeader:
@@ -87,7 +87,7 @@ def read_header(content: bytes) -> ImageHeader:
 def _jpeg(content: bytes) -> ImageHeader:
     """Follow the markers to the end: frame, scans, EXIF (ITU-T T.81, B.1.1)."""
     frame: ImageHeader | None = None
-    position, scans, exif, tags = 2, 0, 0, False
+    position, scans, exif, tags, least = 2, 0, 0, False, 0
     for _ in range(MAX_SEGMENTS):
         # bytes between segments, including a scan's data, are skipped as in libjpeg
         found = JPEG_MARKER.search(content, position)
@@ -102,7 +102,9 @@ def _jpeg(content: bytes) -> ImageHeader:
         (length,) = struct.unpack_from(">H", content, position)
         if marker in JPEG_FRAMES and frame is None:
             bits, height, width, inks = struct.unpack_from(">BHHB", content, position + 2)
-            frame = ImageHeader("JPEG", width, height, bits, inks=inks == 4)
+            frame = ImageHeader("JPEG", width, height, bits, odd=inks == 4)
+            # a Huffman code has a bit at least, and 8×8 pixels have a code; arithmetic coding less
+            least = width * height // (64 * 8) if marker < ARITHMETIC else 0
         scans += marker == START_OF_SCAN
         tags = tags or marker == APP1
         exif += length if marker == APP1 and content.startswith(b"Exif", position + 2) else 0
@@ -113,6 +115,8 @@ def _jpeg(content: bytes) -> ImageHeader:
         raise HeaderError("too many segments", bomb=True)
     if frame is None:
         raise HeaderError("no frame")
+    if len(content) < least:
+        raise HeaderError("more picture than data", bomb=True)
     return replace(frame, tags=tags)
 
 
@@ -134,7 +138,7 @@ def _png(content: bytes) -> ImageHeader:
         compressed += kind in (b"zTXt", b"iTXt", b"iCCP")
         if kind == b"IDAT":
             pixels.append(memoryview(content)[position + 8 : position + 8 + length])
-        tags = tags or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        tags = tags or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"iCCP")
         if compressed > MAX_COMPRESSED_CHUNKS:
             break
         position += length + 12
@@ -181,7 +185,8 @@ def _bmp(content: bytes) -> ImageHeader:
     """Read the old header of 12 bytes, or a newer one; a negative height means top-down."""
     (size,) = struct.unpack_from("<I", content, 14)
     width, height, _, depth = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", content, 18)
-    return ImageHeader("BMP", width, abs(height), alpha=depth == 32)
+    odd = size > 12 and content[30:34] != bytes(4)
+    return ImageHeader("BMP", width, abs(height), alpha=depth == 32, odd=odd)
 
 
 def _webp(content: bytes) -> ImageHeader:

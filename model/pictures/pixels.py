@@ -5,20 +5,27 @@ transparency becomes white. Damaged, empty and huge pictures are refused with on
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from codeseg.model.pictures.header import ENDINGS, MAX_EXIF_BYTES, HeaderError, read_header
+from codeseg.model.pictures.header import ENDINGS, MAX_EXIF_BYTES, read_header
 
 MAX_PIXELS = 100_000_000
 """8000×6000 is 48 million; a larger picture is more likely an attack than a photo."""
 
 EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
+TURN = Image.Transpose
+UPRIGHT = {
+    2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE,
+    6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
+}  # fmt: skip
+"""By EXIF orientation; ImageOps.exif_transpose fails where another tag is damaged."""
 
 Pixels = npt.NDArray[np.uint8]
 if TYPE_CHECKING:
@@ -62,37 +69,58 @@ def rgb_pixels(
         return _from_image(picture, "the image", max_pixels, turned)
     sent = isinstance(picture, bytes)
     name = "the picture" if sent else str(picture)
-    try:
+    with _named(name, max_pixels):
         if isinstance(picture, bytes):
             read_header(picture)
-        with Image.open(
+        image = Image.open(
             io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture).expanduser(),
             formats=SENT_FORMATS if sent else None,
-        ) as image:
-            return _from_image(image, name, max_pixels, turned)
+        )
+    with image:
+        if not sent and image.format in SENT_FORMATS:
+            with _named(name, max_pixels):
+                read_header(Path(str(image.filename)).read_bytes())
+        return _from_image(image, name, max_pixels, turned)
+
+
+@contextmanager
+def _named(name: str, max_pixels: int) -> Iterator[None]:
+    """Turn whatever Pillow raises into one line about the picture."""
+    try:
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: {_over_limit(max_pixels)}") from None
-    except (OSError, SyntaxError, HeaderError) as error:
-        reason = f"not one of {', '.join(SENT_FORMATS)}, or damaged" if sent else error
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: cannot be read as an image (unknown, or damaged)") from None
+    except Exception as error:  # Pillow raises many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: cannot be read as an image ({reason})") from None
 
 
 def is_plain(content: bytes) -> bool:
     """Return whether any decoder gives the same pixels of an untrusted file as rgb_pixels.
 
-    False if the file asks for a rotation, may be transparent or is CMYK.
+    False if the file asks for a rotation, may be transparent or is of a kind that decoders treat
+    differently.
 
     Raises:
         HeaderError: the bytes are not a picture.
     """
     header = read_header(content)
-    if header.alpha or header.inks or not header.tags:
-        return not (header.alpha or header.inks)
+    if header.alpha or header.odd or not header.tags:
+        return not (header.alpha or header.odd)
     with Image.open(io.BytesIO(content), formats=SENT_FORMATS) as image:
         # a PNG may have its EXIF after the pixels
-        return image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image.format != "PNG" and _orientation(image) not in UPRIGHT
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF, which says nothing about the pixels
+        return None
 
 
 def _over_limit(max_pixels: int) -> str:
@@ -109,12 +137,13 @@ def _from_image(
         raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")
     if image.width * image.height == 0:
         raise ValueError(f"{name}: the image is empty")
-    image.load()  # a PNG may have its EXIF after the pixels
+    with _named(name, max_pixels):
+        image.load()  # a PNG may have its EXIF after the pixels
     if any(len(image.info.get(key, b"")) > MAX_EXIF_BYTES for key in EXIF_KEYS):
         raise ValueError(f"{name}: over {MAX_EXIF_BYTES >> 10} KB of EXIF; save it without")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    follows = orientation in range(2, 9) and turned(image.size, orientation)
-    upright = ImageOps.exif_transpose(image) if follows else image
+    orientation = _orientation(image)
+    follows = orientation in UPRIGHT and turned(image.size, orientation)
+    upright = image.transpose(UPRIGHT[orientation]) if follows else image
     if upright.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         return _from_array(_sixteen_bits(np.asarray(upright), name))
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:

@@ -7,6 +7,7 @@ anything else is switched off and locked, and statements run in read-only transa
 thresholds are in sql/thresholds.sql. This is the only file that imports duckdb.
 """
 
+import re
 import tempfile
 import time
 from typing import Any, Self
@@ -109,7 +110,7 @@ class Audit:
             self._prepare(sql)
             self._database.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                return self._database.sql(sql).to_arrow_table()
+                return _held(self._database.sql(sql)).to_arrow_table()
             finally:
                 self._database.execute("ROLLBACK")
         except duckdb.Error as error:
@@ -159,6 +160,16 @@ class Audit:
             "SELECT key, jpg FROM pairs WHERE key IN (SELECT unnest(?)) AND jpg IS NOT NULL", [keys]
         ).fetchall()
         return dict(rows)
+
+
+def _held(rows: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Return the rows with dates, also those inside a value, as text: Python's end in 9999."""
+    columns = []
+    for place, (name, kind) in enumerate(zip(rows.columns, rows.types, strict=True), 1):
+        quoted = name.replace('"', '""')
+        dated = re.search("DATE|TIMESTAMP", str(kind))
+        columns.append(f'#{place}::VARCHAR AS "{quoted}"' if dated else f"#{place}")
+    return rows.project(", ".join(columns))
 
 
 def _one_line(error: BaseException) -> str:

@@ -266,18 +266,20 @@ class Pictures:
     def resize(self, content: bytes) -> tuple[Any, ...]:
         """Return RESIZED of a picture whose header was checked, and the reason if it failed.
 
-        Pictures that decoders treat differently reach the resizer upright, in RGB, over white.
+        Pictures that decoders treat differently, or that OpenCV cannot decode, reach the resizer
+        upright, in RGB, over white: what `rgb_pixels` reads is what counts.
         """
-        picture = content
+        made, error = list[Any](), "not plain"
         try:
-            if not is_plain(content):
+            if is_plain(content):
+                *made, error = self._resizer(io.BytesIO(content))
+            if error:
                 pixels = rgb_pixels(content, self._settings.max_pixels)
-                picture = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
+                bmp = self._encode(".bmp", pixels[:, :, ::-1])[1].tobytes()
+                *made, error = self._resizer(io.BytesIO(bmp))
         except Exception:  # Pillow raises many kinds
             return (*(None for _ in RESIZED), "undecodable")
-        *made, error = self._resizer(io.BytesIO(picture))
-        reasons = {None: None, "image area too large": "bomb"}
-        return (*made, reasons.get(error, "undecodable"))
+        return (*made, error and "undecodable")
 
     def commit(
         self, root: Storage, shard: int, input: str, rows: Sequence[Row], start: float

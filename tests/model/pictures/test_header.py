@@ -163,6 +163,12 @@ def progressive_jpeg(more_scans):
     return content[:-2] + scan * more_scans + content[-2:]
 
 
+def claiming(jpeg, width, height):
+    """The JPEG with another size in its frame: libjpeg paints the missing pixels gray."""
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
+
+
 def gif_comment(blocks):
     content = saved(picture("P", 32, 24), "GIF")
     after_colours = 13 + 3 * 256
@@ -199,9 +205,11 @@ EXIF_SEGMENT = segment(0xE1, b"Exif\0\0" + bytes(60_000))
     (PNG[:33] + chunk(b"abCd", b"zTXt") * 99 + PNG[33:],
      PNG[:33] + chunk(b"abCd", b"zTXt") * MAX_SEGMENTS + PNG[33:]),
     (gif_comment(2000), gif_comment(MAX_SEGMENTS + 1)),
+    (JPEG, claiming(JPEG, 8000, 8000)),
     (png_of(zeros(10 << 20)), png_of(zeros(1100 << 20))),
     (png_of(zeros(100_000)), png_of(zeros(1100 << 20), pieces=2000)),
-], ids=["scans", "exif", "segments", "texts", "chunks", "comments", "data", "pieces"])  # fmt: skip
+], ids=["scans", "exif", "segments", "texts", "chunks", "comments", "claim", "data",
+        "pieces"])  # fmt: skip
 def test_what_only_costs_time_or_memory_is_a_bomb(fine, bomb):
     assert (read_header(fine).width, read_header(fine).height) == (32, 24)
     with pytest.raises(HeaderError) as caught:

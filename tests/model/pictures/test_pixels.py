@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from codeseg.model.pictures import pixels
 from codeseg.model.pictures.pixels import rgb_pixels
@@ -104,6 +105,35 @@ def test_damaged_missing_and_huge_files_are_refused_in_one_line(tmp_path, pictur
     monkeypatch.setattr(pixels, "MAX_PIXELS", 4799)
     with pytest.raises(ValueError, match="80×60 is more than"):
         rgb_pixels(tmp_path / "whole.png")
+
+
+def test_a_damaged_tag_beside_the_orientation_does_not_keep_a_picture_from_being_turned(picture):
+    """An EXIF block that a camera's software spoiled: Pillow can read it but not write it again."""
+    tags = struct.pack("<IHHHII", 8, 2, 0x0112, 3, 1, 6)  # orientation 6, and an exposure of text
+    exif = b"Exif\0\0II*\0" + tags + struct.pack("<HHII", 0x8769, 11, 1, 0) + bytes(4)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, kind, exif=exif)
+        assert rgb_pixels(file.getvalue()).shape == (8, 6, 3), kind
+        for none in (b"Exif\0\0II*\0", b"Exif\0\0II*\0\xff\xff\xff\xff"):
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, kind, exif=none)
+            assert rgb_pixels(file.getvalue()).shape == (6, 8, 3), kind
+
+
+def test_an_own_file_is_held_to_what_a_stranger_may_send(tmp_path, picture):
+    text, file = PngInfo(), tmp_path / "a.png"
+    text.add_text("comment", "a" * (2 << 20), zip=True)
+    Image.fromarray(picture).save(file, pnginfo=text)
+    for given, name in ((file, file), (file.read_bytes(), "the picture")):
+        with pytest.raises(ValueError, match=rf"^{name}: cannot be read as an image \(Decomp"):
+            rgb_pixels(given)
+    Image.fromarray(picture).save(tmp_path / "b.jpg")
+    content = (tmp_path / "b.jpg").read_bytes()
+    at = content.index(b"\xff\xc0") + 5
+    (tmp_path / "b.jpg").write_bytes(content[:at] + b"\x1f\x40" * 2 + content[at + 4 :])
+    with pytest.raises(ValueError, match=r"b.jpg: .*\(more picture than data"):
+        rgb_pixels(tmp_path / "b.jpg")
 
 
 def test_sent_bytes_that_only_cost_memory_are_refused_before_they_are_opened(picture):

@@ -144,6 +144,23 @@ def test_sql_answers_and_writes_nothing(sound: Path, tmp_path: Path) -> None:
     assert snapshot(sound) == before
 
 
+def test_sql_gives_every_value_of_every_type_and_column(sound: Path, tmp_path: Path) -> None:
+    """Python's dates end in 9999 and lack infinity; a row's columns may share a name."""
+    question = (
+        """SELECT DATE '99999-01-01' AS "a ""b", 1 AS n, 2 AS n, ['-infinity'::TIMESTAMP] AS s"""
+    )
+    with Audit(Storage.open(sound), AuditOptions()) as audit:
+        rows = audit.query(question)
+        assert list(rows.to_pylist()[0].values()) == ["99999-01-01", 1, 2, "[-infinity]"]
+        assert rows.column_names[0] == 'a "b'
+        assert audit.query("FROM test_all_types()").to_pylist()
+        ordered = audit.query("SELECT key, current_date AS day FROM pairs ORDER BY key DESC")
+    assert ordered["key"].to_pylist() == sorted(ordered["key"].to_pylist(), reverse=True)
+    file = tmp_path / "rows.json"
+    done = CliRunner().invoke(app, ["audit", str(sound), "--sql", question, "--json", str(file)])
+    assert done.exit_code == 0 and "99999-01-01" in done.output and "99999" in file.read_text()
+
+
 def test_the_documented_checks_are_the_real_ones_and_the_queries_run(sound: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
     section = page.split("## The checks")[1].split("## The views")[0]
