@@ -100,7 +100,7 @@ def noun_tokens(number: int) -> list[int]:
 
 def _noun(draw: np.random.Generator, width: int, number: int) -> dict[str, Any]:
     return {
-        "id": schema.noun_id(noun_text(number)),
+        "id": schema.text_hash(noun_text(number)),
         "text": noun_text(number),
         "count": 1,
         "noun_tokens": noun_tokens(number),
@@ -127,7 +127,7 @@ def _row(
         "key": f"{shard:05d}{row:04d}",
         "caption_tokens": tokens,
         "caption_states": draw.standard_normal(len(tokens) * T).astype(np.float16),
-        "noun_ids": [schema.noun_id(noun_text(noun)) for noun in nouns],
+        "noun_ids": [schema.text_hash(noun_text(noun)) for noun in nouns],
         "spans": spans,
     }
     pixels = draw.integers(0, 256, (views, S, S, 3), dtype=np.uint8)

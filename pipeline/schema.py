@@ -68,11 +68,11 @@ SELECTION = pa.schema(
 )
 
 
-def noun_id(text: str) -> int:
-    """Return the id of a noun: 63 bits of its BLAKE2b hash.
+def text_hash(text: str) -> int:
+    """Return 63 bits of a text's BLAKE2b hash.
 
-    A hash, not a row number, so that a features shard depends only on its own captions: a growing
-    vocabulary leaves every other shard current.
+    A noun's id is its hash, not a row number, so that a features shard depends only on its own
+    captions: a growing vocabulary leaves every other shard current.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -82,7 +82,7 @@ def vocabulary(embed_dim: int) -> pa.Schema:
     """Return the schema of vocabulary/nouns.arrow, rows sorted by id, for joint width C."""
     return pa.schema(
         [
-            pa.field("id", pa.int64(), nullable=False),  # noun_id(text)
+            pa.field("id", pa.int64(), nullable=False),  # text_hash(text)
             pa.field("text", pa.string(), nullable=False),
             pa.field("count", pa.int64(), nullable=False),  # captions that name it
             pa.field("noun_tokens", pa.list_(pa.int32()), nullable=False),  # BPE ids, no SOS/EOS
@@ -149,7 +149,7 @@ def features(
         "caption_tokens": pa.list_(pa.int32()),  # SOS … EOS
         # L·T, row-major: last hidden states before ln_final (METHOD §4), up to EOS
         "caption_states": pa.list_(pa.float16()),
-        "noun_ids": pa.list_(pa.int64()),  # noun_id, caption order
+        "noun_ids": pa.list_(pa.int64()),  # text_hash, caption order
         "spans": pa.list_(span),
     }
     return pa.schema(

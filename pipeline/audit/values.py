@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.schema import noun_id
+from codeseg.pipeline.schema import text_hash
 
 FEATURE_VALUES = pa.schema(
     [
@@ -42,7 +42,7 @@ FEATURE_VALUES = pa.schema(
 VOCABULARY_VALUES = pa.schema(
     [
         ("id", pa.int64()),
-        ("expected_id", pa.int64()),  # noun_id(text)
+        ("expected_id", pa.int64()),  # text_hash(text)
         ("knowledge_norm", pa.float32()),  # NaN when a value is not finite
     ]
 )
@@ -155,7 +155,7 @@ def vocabulary_values(root: Storage, paths: Iterable[str]) -> Iterator[pa.Record
 def _measure_nouns(batch: pa.RecordBatch) -> pa.RecordBatch:
     knowledge_UC = batch.column("knowledge_embedding").flatten().to_numpy()
     norms_U = np.linalg.norm(knowledge_UC.reshape(batch.num_rows, -1), axis=1)
-    expected = [noun_id(text) for text in batch.column("text").to_pylist()]
+    expected = [text_hash(text) for text in batch.column("text").to_pylist()]
     arrays = [batch.column("id"), pa.array(expected, pa.int64()), pa.array(norms_U, pa.float32())]
     return pa.RecordBatch.from_arrays(arrays, schema=VOCABULARY_VALUES)
 

@@ -46,8 +46,12 @@ class Stage:
         return self.file.format(shard)
 
     def again(self, root: Storage) -> str:
-        """Return the command that makes or completes the table."""
+        """Return the advice to run the command that makes or completes the table."""
         return f"run `codeseg {self.command} {root.uri}`"
+
+    def redo(self, root: Storage, shard: int) -> str:
+        """Return the advice for a corrupt shard."""
+        return f"delete ledger/{self.table}/{shard:05d}.json and {self.again(root)}"
 
     def fingerprint(self, settings: Settings) -> str:
         """Return the fingerprint of the settings that affect the content.

@@ -130,8 +130,8 @@ class VocabularyWorker:
         self, counts: Counter[str], embeddings: dict[str, Embedding]
     ) -> Callable[[pa.NativeFile], None]:
         """Return a function that writes the nouns that have an embedding, by id."""
-        texts = sorted(embeddings, key=schema.noun_id)
-        ids = np.array([schema.noun_id(text) for text in texts], dtype=np.int64)
+        texts = sorted(embeddings, key=schema.text_hash)
+        ids = np.array([schema.text_hash(text) for text in texts], dtype=np.int64)
         assert (np.diff(ids) > 0).all(), "two nouns of one id"
         clip = self._encoder.clip
         most = max(1, clip.context_length - PROMPT_TOKENS)

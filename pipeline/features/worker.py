@@ -214,7 +214,7 @@ class FeaturesWorker:
         if settings.image_tokens == "none":
             return np.empty(0, np.uint8)
         size, scale, flip = settings.clip.image_size, settings.crop_scale, settings.flip
-        key = views.key_hash(row["picture"])
+        key = schema.text_hash(row["picture"])
         bits = [hash_numbers(settings.seed, key, v) for v in range(settings.views)]
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
         return np.stack(made)
@@ -281,7 +281,7 @@ def _caption_columns(rows: list[Row]) -> dict[str, pa.Array]:
         for row in rows
     ]
     span = pa.struct([("noun", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
-    ids = [[schema.noun_id(noun["text"]) for noun in row["nouns"]] for row in rows]
+    ids = [[schema.text_hash(noun["text"]) for noun in row["nouns"]] for row in rows]
     return {
         "key": pa.array([row["key"] for row in rows]),
         "caption_tokens": pa.array([row["caption_tokens"] for row in rows], pa.list_(pa.int32())),

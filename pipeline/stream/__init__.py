@@ -1,1 +1,1 @@
-"""features, vocabulary, regions -> training batches; light."""
+"""features, vocabulary, regions -> training batches. Light."""

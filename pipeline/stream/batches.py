@@ -2,10 +2,8 @@
 
 Sample order, noun choice and view choice are pure functions of (seed, epoch, index): batch g of an
 epoch is positions g·GB … (g+1)·GB − 1 of `RowOrder`, divided contiguously among the ranks; the rest
-at the epoch's end is dropped (other rows every epoch). So the ranks' batches together equal the
-single process's batch, whatever the number of ranks, threads or batches made ahead.
-
-`pipeline/stream/collate.py` describes the batch itself.
+at the epoch's end is dropped (other rows every epoch). So the ranks' batches together equal a
+single process's batch, whatever the number of ranks, threads or prefetched batches.
 """
 
 from collections import deque
@@ -29,26 +27,23 @@ class FeatureStream:
     """An endless stream of one rank's batches, epoch after epoch.
 
     Args:
-        roots: of the datasets, a path or URI each; one, or several as one stream.
+        roots: path or URI of a dataset; several are one stream.
         batch_size: images per batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.
-        rank: whose share to make,
+        rank: of this process,
         world_size: of how many.
-        start: where to begin, a batch's `position`.
+        start: the `position` of the batch to continue after.
         regions: add the region maps made by `codeseg regions`.
-        weights: each root's share of the stream; none: in proportion to its rows.
+        weights: each root's share of the stream; None: in proportion to its rows.
         selection: of every root; only its rows are read.
-        skip_corrupt: leave out missing and unreadable shards; `skipped` has them and the reasons.
+        skip_corrupt: leave out missing and unreadable shards; `skipped` has the reasons.
         prefetch: batches made ahead in threads; 0 makes each on demand.
         threads: number of threads that make batches.
         pin_memory: gather into pinned memory, for a GPU.
-        pad: round up the sizes that captions and nouns need, for a compiler.
+        pad: round up the sizes of captions and noun tables, for a compiler.
 
-    Attributes:
-        name: of the roots, for messages; settings: of the features;
-        rows: of the tables; fingerprint: of the data; sources: of the data, for the record;
-        skipped: shard -> why it is left out.
+    `name`, `settings`, `skipped`, `sources` and `fingerprint` are those of `Roots`.
 
     Raises:
         ValueError, FileNotFoundError: the table or the arguments are unsuitable; also raised while
@@ -93,13 +88,12 @@ class FeatureStream:
         self._seed, self._rank = seed, rank
         self._start = start
         self._check()
-        self._collate = Collate(
-            self.settings, self._roots.vocabulary, pin_memory=pin_memory, pad=pad
-        )
+        vocabulary = self._roots.vocabulary
+        self._collate = Collate(self.settings, vocabulary, pin_memory=pin_memory, pad=pad)
         self._prefetch, self._threads = prefetch, threads
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        """Yield batches from `start` on, without end."""
+        """Yield batches from `start` on, forever."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="make-batches") as pool:
             waiting: deque[Future[StreamBatch]] = deque()
             try:
@@ -119,12 +113,12 @@ class FeatureStream:
             )
         if (least := self._roots.min_nouns) < self._nouns:
             raise ValueError(
-                f"{uri} holds captions of {least} nouns but {self._nouns} an image are wanted; "
-                f"run `codeseg features {uri} --min-nouns {self._nouns}` or ask for fewer"
+                f"{uri} holds captions of {least} nouns but {self._nouns} per image are needed; "
+                f"run `codeseg features {uri} --min-nouns {self._nouns}` or use fewer"
             )
 
     def _positions(self) -> Iterator[Position]:
-        """Yield where each batch starts."""
+        """Yield the position at which each batch starts."""
         epoch, index = self._start.epoch, self._start.index
         while True:
             if index + self._global > self.rows:
@@ -133,7 +127,7 @@ class FeatureStream:
             index += self._global
 
     def _make(self, start: Position) -> StreamBatch:
-        """Make this rank's share of the batch that starts there."""
+        """Return this rank's share of the batch that starts at a position."""
         first = start.index + self._rank * self._batch_size
         samples = self._roots.samples(start.epoch, first, self._batch_size)
         index_B = np.array([sample.index for sample in samples])
@@ -145,7 +139,7 @@ class FeatureStream:
         )
 
     def _choose(self, samples: list[Sample], bits_B: Hash) -> IntArray:
-        """Return indices (B, J) into each caption's nouns, without replacement."""
+        """Return indices (B, J) into each caption's nouns, drawn without replacement."""
         counts = [len(sample.nouns) for sample in samples]
         bits_BK = hash_numbers(bits_B[:, None], np.arange(max(counts)))
         chosen = [

@@ -1,6 +1,6 @@
 """Rows of the features table -> one rank's training batch of tensors. Light.
 
-`codeseg.model.code.batch` describes the tensors and their letters.
+`codeseg.model.code.batch` documents the tensors and their letters.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from codeseg.pipeline.stream.region_table import RegionTable
 from codeseg.pipeline.stream.vocabulary_table import Vocabulary
 
 NON_FINITE = "has features that are not finite"
-SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; a full exponent means infinite or NaN
+SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; all exponent bits set: infinite or NaN
 
 
 @dataclass(frozen=True)
 class Position:
-    """A stream's resume position: `index` samples of all ranks are used up in epoch `epoch`."""
+    """A stream's resume position: all ranks have used `index` samples of epoch `epoch`."""
 
     epoch: int
     index: int
@@ -34,11 +34,10 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamBatch(Batch):
-    """One rank's share of a training batch, on the CPU, with its keys and position."""
+    """One rank's share of a training batch, on the CPU."""
 
     keys: list[str]
-    position: Position
-    """The resume position after this batch."""
+    position: Position  # after this batch
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Sample:
     place: str  # its file, for messages
     index: int  # position in the epoch's order
     mark: str = ""  # of its root, if there are several
-    regions: RegionTable | None = None  # of its root, if they are wanted
+    regions: RegionTable | None = None  # of its root, if the stream has regions
 
     @property
     def nouns(self) -> NDArray[np.int64]:
@@ -65,8 +64,8 @@ class Collate:
         settings: of the features.
         vocabulary: of the same roots.
         pin_memory: gather into pinned memory, for a GPU.
-        pad: round up what captions and nouns need, so that sizes are few and none is 1, which a
-            compiler would take for a special case.
+        pad: round up the sizes of captions and noun tables, so that a compiler sees few of them,
+            and never 1, which it would treat as a special case.
     """
 
     def __init__(
@@ -85,12 +84,12 @@ class Collate:
     def __call__(
         self, samples: Sequence[Sample], nouns_BJ: IntArray, views_B: Hash, position: Position
     ) -> StreamBatch:
-        """Make a batch.
+        """Return the batch of B samples.
 
         Args:
-            samples: its B rows.
+            samples: of the batch.
             nouns_BJ: indices of each caption's selected nouns.
-            views_B: a random number per image that decides its view.
+            views_B: a random number per image that determines its view.
             position: after this batch.
 
         Raises:
@@ -113,7 +112,7 @@ class Collate:
 
     def _full(self, *shape: int, value: int, dtype: torch.dtype) -> Tensor:
         tensor = self._empty(*shape, dtype=dtype)
-        tensor.numpy().fill(value)  # torch's own fill would queue for the training step's threads
+        tensor.numpy().fill(value)  # torch's fill would wait for the training step's threads
         return tensor
 
     def _size(self, needed: int, step: int) -> int:
@@ -199,7 +198,7 @@ class Collate:
         }
 
     def _noun_table(self, samples: Sequence[Sample], nouns_BJ: IntArray) -> dict[str, Any]:
-        """Return the batch's distinct nouns, in order of first occurrence in N."""
+        """Return the batch's distinct nouns, in order of first occurrence."""
         ids_BJ = [s.nouns[chosen] for s, chosen in zip(samples, nouns_BJ, strict=True)]
         rows_N = self._vocabulary.rows(np.stack(ids_BJ, axis=1).reshape(-1))
         number = {row: i for i, row in enumerate(dict.fromkeys(rows_N.tolist()))}
@@ -218,14 +217,12 @@ class Collate:
 
 
 def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
-    # checking the exponents of just-copied values costs 9 µs per sample of ViT-B/16
-    # (as signed numbers the positive ones are the largest, as unsigned ones the negative ones are)
+    # checking the exponents costs 9 µs per sample of ViT-B/16; as signed integers, positive
+    # values are the largest, as unsigned ones, negative values
     if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
         raise ValueError(_corrupt(sample, NON_FINITE))
 
 
 def _corrupt(sample: Sample, what: str) -> str:
-    key = sample.block.key(sample.row)
-    return (
-        f"{sample.place}: {key} {what}; delete the shard's ledger record and run `codeseg features`"
-    )
+    place = f"{sample.place}: {sample.block.key(sample.row)}"
+    return f"{place} {what}; delete the shard's ledger record and run `codeseg features`"

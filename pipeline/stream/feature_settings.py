@@ -51,7 +51,7 @@ class FeatureSettings:
     templates: int  # of the knowledge embeddings
     # older roots do not record these:
     clip_score: bool = False  # whether this column exists
-    by_picture: bool = False  # views belong to a picture, and its rows share them
+    by_picture: bool = False  # the rows of a picture share its views
 
     @classmethod
     def read(cls, root: Storage) -> Self:
@@ -59,7 +59,7 @@ class FeatureSettings:
 
         Raises:
             FileNotFoundError: there are no features.
-            ValueError: the file holds something else.
+            ValueError: the file does not hold such settings.
         """
         value = Ledger(root).read_settings(FEATURES.table)
         if value is None:
@@ -73,7 +73,7 @@ class FeatureSettings:
             ) from None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as read back from JSON: tuples are lists."""
+        """Return the settings as JSON represents them, with lists for tuples."""
         plain = asdict(self)
         whole = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
         later = ("clip_score", "by_picture")
@@ -84,7 +84,7 @@ class FeatureSettings:
         return FEATURES.fingerprint(self.to_json())
 
     def vocabulary(self) -> dict[str, Any]:
-        """Return the settings on which the vocabulary depends, as its settings.json."""
+        """Return the settings that affect the vocabulary, as in its settings.json."""
         whole = self.to_json()
         return {name: whole[name] for name in ("clip", "precision", "templates")}
 

@@ -1,7 +1,7 @@
-"""The features table for the trainer: checked first, then read a block at a time. Light.
+"""Read the features table for the trainer: check it first, then read a block at a time. Light.
 
 In: ROOT's features/NNNNN.arrow and ledger. Out: blocks (record batches) as NumPy views,
-memory-mapped if the root is local; every defect is one line that says what to run.
+memory-mapped if the root is local. The error for every defect says what to run.
 """
 
 from collections import OrderedDict
@@ -18,10 +18,10 @@ from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.stage import DAMAGED, FEATURES, MISSING, StageState, faults, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
+from codeseg.pipeline.stream.order import IntArray
 from codeseg.pipeline.stream.selection import read_selection
 
 READERS = 8
-IntArray = NDArray[np.int64]
 
 
 class Block:
@@ -46,7 +46,7 @@ class Block:
 
     @cached_property
     def picture_R(self) -> IntArray:
-        """The index of each row's picture among the block's K; several rows may share one."""
+        """The index of each row's picture among the block's K pictures."""
         if not self._settings.by_picture:
             return np.arange(self.rows)
         column = self._batch.column("pixels")
@@ -75,10 +75,9 @@ class Block:
         )
 
     def values(self, name: str, row: int) -> NDArray[Any]:
-        """Return a row's values of a list column.
+        """Return a row's values of a list column, as `schema.features` defines it.
 
-        caption_tokens are ids, SOS … EOS; caption_states L·T values; noun_ids in caption order;
-        spans (S, 3) noun, start, end.
+        Spans are (S, 3): noun, start, end.
         """
         if name not in self._lists:
             column = self._batch.column(name)
@@ -101,12 +100,11 @@ class FeatureTable:
 
     Args:
         root: of the dataset.
-        skip_corrupt: leave out missing and unreadable shards instead of refusing the table;
-            `skipped` has them and the reasons.
+        skip_corrupt: leave out missing and unreadable shards instead of refusing the table.
         selection: name of a selection; only its rows are read.
 
     Attributes:
-        settings: of the shards (`ledger/features/settings.json`).
+        settings: of the shards.
         block_sizes: (blocks,) rows of each block.
         skipped: shard -> why it is left out.
         fingerprint: of the settings and of every shard's content.
@@ -136,8 +134,8 @@ class FeatureTable:
         content = [r.output for r in records.values()]
         identity = [self.settings.fingerprint(), content]
         self.fingerprint = fingerprint([*identity, *([selected.fingerprint] if selected else [])])
-        self._blocks: list[tuple[int, int]] = []  # (shard, number within it), none without rows
-        self._rows: list[IntArray | None] = []  # those of each block that are read; None: all
+        self._blocks: list[tuple[int, int]] = []  # (shard, number within it) of blocks with rows
+        self._rows: list[IntArray | None] = []  # the rows of each block that are read; None: all
         counts = []
         for shard, record in records.items():
             for number, size in enumerate(self._sizes(record)):
@@ -153,12 +151,12 @@ class FeatureTable:
         self._lock = Lock()
 
     def row(self, number: int, index: int) -> int:
-        """Return the row, within its block, of the block's `index`-th row that is read."""
+        """Return the number, within the block, of its `index`-th row that is read."""
         rows = self._rows[number]
         return index if rows is None else int(rows[index])
 
     def start(self, number: int) -> Future[Block]:
-        """Start reading a block that will be needed, or take it from the cache."""
+        """Start reading a block, or return it from the cache."""
         with self._lock:
             if number not in self._loaded:
                 self._loaded[number] = self._pool.submit(self._read, number)
@@ -166,7 +164,7 @@ class FeatureTable:
             return self._loaded[number]
 
     def forget(self, most: int) -> None:
-        """Keep at most the `most` last used blocks in the cache."""
+        """Keep at most the `most` most recently used blocks in the cache."""
         with self._lock:
             while len(self._loaded) > most:
                 self._loaded.popitem(last=False)
@@ -181,11 +179,11 @@ class FeatureTable:
             return Block(self._open(shard).get_batch(position), self.settings)
         except (pa.ArrowInvalid, OSError) as error:
             self._refuse_network_error(error, shard)
-            place = self.describe_block(number)
-            raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+            place, redo = self.describe_block(number), FEATURES.redo(self._root, shard)
+            raise ValueError(f"{place} is corrupt ({error}); {redo}") from error
 
     def _refuse_network_error(self, error: Exception, shard: int) -> None:
-        """Raise for an object store that does not answer, which says nothing about the file."""
+        """Raise if an object store does not answer, which says nothing about the file."""
         if isinstance(error, OSError) and not self._root.is_local:
             place = f"{self._root.uri}/{FEATURES.path(shard)}"
             raise OSError(f"{place} cannot be read now: {error}") from error
@@ -194,7 +192,7 @@ class FeatureTable:
         return pa.ipc.open_file(self._root.open_input(FEATURES.path(shard)))
 
     def _sizes(self, record: ShardRecord) -> list[int]:
-        """Return the rows of the shard's blocks: all equal except the last."""
+        """Return the number of rows of each block of a shard: all equal except the last."""
         size = self.settings.block_rows
         return [min(size, record.rows_out - i) for i in range(0, record.rows_out, size)]
 
@@ -222,6 +220,3 @@ class FeatureTable:
             self.skipped[record.shard] = str(error)
             return False
         return True
-
-    def _redo(self, shard: int) -> str:
-        return f"delete ledger/features/{shard:05d}.json and {self._again}"

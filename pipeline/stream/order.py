@@ -1,13 +1,13 @@
-"""The order of rows: a pure function of (seed, epoch, index). Light: numpy only.
+"""Compute the order of rows, a pure function of (seed, epoch, index). Light: numpy only.
 
 In: the sizes of the table's blocks (its Arrow record batches). Out: row numbers and random numbers.
 
 An epoch visits the blocks in a random order, `WINDOW_BLOCKS` at a time, and the rows of such a
 window in a random order. So only a window must be in memory (for an object store or a slow disk),
-and the order of 12.4 M rows costs 2 MB: a number per block and a number per window row.
+and the order of 12.4 M rows takes 2 MB: a number per block and a number per row of a window.
 
-Random numbers are hashes (SplitMix64) of their purpose, not draws from a generator's stream:
-no state to save, the same on any machine and with any version of numpy.
+Random numbers are hashes (SplitMix64) of their purpose, not draws from a generator: there is no
+state to save, and they are the same on any machine and with any version of numpy.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_BLOCKS = 64
-PERIOD = 1000
-"""Number of positions in which each of several tables has exactly its share."""
+PERIOD = 1000  # positions in which each of several tables has exactly its share
 
 IntArray = NDArray[np.int64]
 Hash = NDArray[np.uint64]
 
 
 def hash_numbers(*parts: int | IntArray | Hash) -> Hash:
-    """Hash whole numbers to 64 random bits; arrays broadcast.
-
-    Returns:
-        uint64, of the parts' common shape, at least 1-d.
-    """
+    """Hash integers to 64 random bits: uint64 of the parts' broadcast shape, at least 1-d."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         value = np.asarray(part).astype(np.uint64)
@@ -51,12 +46,7 @@ def shuffled(*seeds: int, values: IntArray) -> IntArray:
 
 
 class RowOrder:
-    """The order of a table's rows, for every epoch.
-
-    Args:
-        block_sizes: rows of each block, in the table's order.
-        seed: of the order.
-    """
+    """The order of the rows of a table with blocks of these sizes, for every epoch."""
 
     def __init__(self, block_sizes: IntArray, seed: int) -> None:
         self.rows = int(block_sizes.sum())
@@ -67,7 +57,7 @@ class RowOrder:
         self._window = lru_cache(maxsize=3)(self._make_window)
 
     def rows_at(self, epoch: int, first: int, count: int) -> IntArray:
-        """Row numbers (count,) at positions first … first + count − 1 of the epoch's order."""
+        """Return the row numbers (count,) at positions first … first + count − 1 of an epoch."""
         _, starts = self._epoch(epoch)
         windows = range(self.window_at(epoch, first), self.window_at(epoch, first + count - 1) + 1)
         rows = np.concatenate([self._window(epoch, window) for window in windows])
@@ -85,7 +75,7 @@ class RowOrder:
         return blocks[window * WINDOW_BLOCKS : (window + 1) * WINDOW_BLOCKS]
 
     def _make_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """Return blocks in the epoch's order, and the position at which each window starts."""
+        """Return the blocks in the epoch's order, and the position at which each window starts."""
         blocks = shuffled(self._seed, epoch, values=np.arange(len(self._sizes)))
         starts = np.concatenate([[0], np.cumsum(self._sizes[blocks])[:-1]])
         return blocks, starts[::WINDOW_BLOCKS]
@@ -105,13 +95,13 @@ class RowOrder:
 class MixedOrder:
     """The order of several tables' rows, each with its own share of the stream.
 
-    In every `PERIOD` positions a table has its share, rounded to whole positions, at places that a
-    hash decides; a table that is used up begins its next epoch. So this order is also a pure
-    function of (seed, epoch, index): the number of a table's rows before a position follows from
-    the position alone.
+    In every `PERIOD` positions each table has its share, rounded to whole positions, at positions
+    that a hash determines; after its last row a table begins its next epoch. So this order is also
+    a pure function of (seed, epoch, index): the number of a table's rows before a position follows
+    from the position alone.
 
     Args:
-        block_sizes: of each table, rows of each block.
+        block_sizes: of each table, the rows of each block.
         weights: of each table, above 0.
         seed: of the order.
 
@@ -142,7 +132,7 @@ class MixedOrder:
         self._period = lru_cache(maxsize=4)(self._make_period)
 
     def rows_at(self, epoch: int, first: int, count: int) -> IntArray:
-        """Row numbers (count,) at positions first … first + count − 1 of the epoch's order."""
+        """Return the row numbers (count,) at positions first … first + count − 1 of an epoch."""
         tables, places = self._split(epoch, first, count)
         rows = np.empty(count, np.int64)
         for table, order in enumerate(self._orders):
@@ -156,7 +146,7 @@ class MixedOrder:
         return rows
 
     def blocks_at(self, epoch: int, first: int) -> list[int]:
-        """Return the blocks of every table that positions from `first` on need soon."""
+        """Return the blocks of every table that the positions from `first` on need soon."""
         counts = self._before(epoch * self.rows + first)
         return [
             int(self._first_blocks[table]) + block
@@ -165,7 +155,7 @@ class MixedOrder:
         ]
 
     def _split(self, epoch: int, first: int, count: int) -> tuple[IntArray, IntArray]:
-        """Return the table of each position, and the number of its rows before it."""
+        """Return the table of each position, and the number of that table's rows before it."""
         begin = epoch * self.rows + first
         periods = range(begin // PERIOD, (begin + count - 1) // PERIOD + 1)
         tables = np.concatenate([self._period(period) for period in periods])
@@ -177,7 +167,7 @@ class MixedOrder:
         return tables, places
 
     def _before(self, position: int) -> IntArray:
-        """Return the number of each table's rows before a position of the whole stream."""
+        """Return the number of each table's rows before a position of the stream."""
         period, rest = divmod(position, PERIOD)
         within = np.bincount(self._period(period)[:rest], minlength=len(self._counts))
         return period * self._counts + within

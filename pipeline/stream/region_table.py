@@ -1,7 +1,7 @@
-"""regions/NNNNN.parquet as maps: encoding and reading. Light.
+"""Encode and read the maps of regions/NNNNN.parquet. Light.
 
 In: ROOT's regions/NNNNN.parquet and ledger. Out: region maps, uint8 (h, w) of the CLIP's patch
-grid. Rows are in the features' order, a row's views in succession.
+grid. Rows are in the features' order, the views of a row in succession.
 """
 
 import io
@@ -25,7 +25,7 @@ SHARDS_KEPT = 256  # shards in memory, more than a window of the row order needs
 
 
 def encode_map(regions: RegionMap) -> bytes:
-    """Return a region map as PNG: about 100 bytes for 14x14 patches."""
+    """Return a region map as PNG, about 100 bytes for 14×14 patches."""
     sink = io.BytesIO()
     Image.fromarray(regions).save(sink, "PNG", optimize=True)
     return sink.getvalue()
@@ -37,11 +37,7 @@ def decode_map(png: bytes) -> RegionMap:
 
 
 class RegionTable:
-    """The region maps of a root, by key and view.
-
-    Attributes:
-        settings: of the regions; shards: their numbers.
-        fingerprint: of every shard's content.
+    """The region maps of a root, by key and view; `fingerprint` covers every shard's content.
 
     Raises:
         ValueError, FileNotFoundError: the table is missing or older than the features; one line.
@@ -49,10 +45,9 @@ class RegionTable:
 
     def __init__(self, root: Storage) -> None:
         self._root = root
-        self._again = REGIONS.again(root)
         settings, found = Ledger(root).read_settings("regions"), state(root, REGIONS)
         if not found.records or settings is None:
-            raise FileNotFoundError(f"{root.uri} holds no regions; {self._again}")
+            raise FileNotFoundError(f"{root.uri} holds no regions; {REGIONS.again(root)}")
         self.settings, self._records = settings, found.records
         for _, line in faults(root, REGIONS, found).values():
             raise ValueError(line)
@@ -70,30 +65,28 @@ class RegionTable:
         rows = self._shard(shard)
         row = int(np.searchsorted(rows.keys, int(key))) + view
         if row >= len(rows.keys) or rows.keys[row] != int(key) or rows.views[row] != view:
-            place = f"{self._root.uri}/{REGIONS.path(shard)}"
-            raise ValueError(f"{place} lacks view {view} of {key}; {self._redo(shard)}")
+            raise self._refusal(shard, f"lacks view {view} of {key}")
         return decode_map(rows.maps[row].as_py())
 
     def _read(self, shard: int) -> "_Rows":
-        path = REGIONS.path(shard)
         try:
-            with self._root.open_input(path) as source:
+            with self._root.open_input(REGIONS.path(shard)) as source:
                 table = pq.read_table(source).combine_chunks()
         except (pa.ArrowInvalid, OSError) as error:
-            place = f"{self._root.uri}/{path}"
-            raise ValueError(f"{place} is corrupt ({error}); {self._redo(shard)}") from error
+            raise self._refusal(shard, f"is corrupt ({error})") from error
         return _Rows(
             keys=np.array(table["key"].cast(pa.int64())),
             views=np.array(table["view"]),
             maps=table["regions"],
         )
 
-    def _redo(self, shard: int) -> str:
-        return f"delete ledger/regions/{shard:05d}.json and {self._again}"
+    def _refusal(self, shard: int, why: str) -> ValueError:
+        place = f"{self._root.uri}/{REGIONS.path(shard)}"
+        return ValueError(f"{place} {why}; {REGIONS.redo(self._root, shard)}")
 
 
 class _Rows(NamedTuple):
-    """One shard in memory: two numbers and a PNG per row, nothing decoded."""
+    """A shard in memory; the maps are PNGs."""
 
     keys: NDArray[np.int64]  # ascending: the key is a number
     views: NDArray[np.int32]

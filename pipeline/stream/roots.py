@@ -1,4 +1,4 @@
-"""One or several dataset roots as one table in one order, for a training stream. Light.
+"""Read one or several dataset roots as one table in one order, for a training stream. Light.
 
     ROOT [ROOT …] + selection, weights, seed  ->  the samples at any position of any epoch
 
@@ -26,23 +26,18 @@ MAY_DIFFER = ("min_nouns", "block_rows", "seed", "pretrained", "clip_score", "by
 
 
 class Roots:
-    """The features of all roots, with their vocabulary and, if wanted, their regions.
+    """The features of all roots, with their vocabulary and regions.
 
-    Args:
-        places: the roots, a path or URI each.
-        weights: each root's share of the stream; None: in proportion to its rows.
-        seed: of the order.
-        regions: open the region maps made by `codeseg regions`.
-        selection: name of a selection that every root has; only its rows are read.
-        skip_corrupt: leave out missing and unreadable shards.
+    The arguments are those of `FeatureStream`.
 
     Attributes:
-        settings: of the first root's features; min_nouns: that every caption of every root has.
-        order: of the rows; vocabulary: of all roots; fingerprint: of all data.
-        skipped: shard -> why it is left out; sources: each root's origin, for the record.
+        name: of all roots, for messages; settings: of the first root's features.
+        min_nouns: that every caption of every root has; order: of the rows.
+        vocabulary: of all roots; fingerprint: of all data; sources: each root's origin.
+        skipped: shard -> why it is left out.
 
     Raises:
-        ValueError, FileNotFoundError: a table is unsuitable, or roots do not fit together.
+        ValueError, FileNotFoundError: a table is unsuitable, or the roots' features differ.
     """
 
     def __init__(
@@ -88,7 +83,7 @@ class Roots:
         self.fingerprint = prints[0] if len(prints) == 1 else fingerprint(prints)
 
     def samples(self, epoch: int, first: int, count: int) -> list[Sample]:
-        """Return the samples at `count` positions; start reading the blocks that come next."""
+        """Return the samples at `count` positions, and start reading the next blocks."""
         for number in self.order.blocks_at(epoch, first):
             table, block = self._table_of(number)
             self._tables[table].start(block)
@@ -114,13 +109,13 @@ class Roots:
         return samples
 
     def _table_of(self, number: int) -> tuple[int, int]:
-        """Return the table of a block of the whole order, and its number there."""
+        """Return the table of a block of the order, and the block's number in that table."""
         table = int(np.searchsorted(self._first_blocks, number, side="right")) - 1
         return table, number - int(self._first_blocks[table])
 
 
 def _source(storage: Storage, table: FeatureTable) -> dict[str, Any]:
-    """Return a root's name, its list or files with hashes, and its selection."""
+    """Return a root's name, its URL list or files with hashes, and its selection."""
     ledger = Ledger(storage)
     pairs, urls = (ledger.read_settings(stage) or {} for stage in ("pairs", "urls"))
     return {
@@ -134,11 +129,7 @@ def _source(storage: Storage, table: FeatureTable) -> dict[str, Any]:
 def _refuse_other_kind(
     first: str, wanted: FeatureSettings, other: str, settings: FeatureSettings
 ) -> None:
-    """Refuse features that cannot be in one batch with the first root's.
-
-    Raises:
-        ValueError: names the differences.
-    """
+    """Refuse features that cannot be in one batch with the first root's; name the differences."""
     before, after = ({**s.to_json(), **asdict(s.clip)} for s in (wanted, settings))
     differing = [
         f"{key} {before[key]} and {after[key]}"

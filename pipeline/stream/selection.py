@@ -1,6 +1,6 @@
 """selections/NAME.arrow, written by `codeseg select` -> rows of each features shard. Light.
 
-A selection belongs to the features from which it was made: after a shard is redone it is refused.
+A selection is refused after one of the features shards from which it was made is redone.
 """
 
 import re
@@ -20,7 +20,7 @@ def selection_path(name: str) -> str:
     """Return a selection's path under the root.
 
     Raises:
-        ValueError: the name has characters other than letters, digits, dots, dashes, underscores.
+        ValueError: the name has characters other than letters, digits, . _ and -.
     """
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ValueError(f"a selection's name is letters, digits, . _ and -, not {name!r}")
@@ -31,15 +31,12 @@ def selection_path(name: str) -> str:
 class Selection:
     """The rows to train on."""
 
-    rows: dict[int, NDArray[np.int64]]
-    """Shard -> numbers of its rows, ascending."""
-    sql: str
-    """The statement that chose them."""
-    fingerprint: str
-    """Of the selected rows."""
+    rows: dict[int, NDArray[np.int64]]  # shard -> numbers of its rows, ascending
+    sql: str  # the statement that chose them
+    fingerprint: str  # of the selected rows
 
     def block(self, shard: int, first: int, size: int) -> NDArray[np.int64]:
-        """Return the selected of a shard's rows first … first + size − 1, counted from `first`."""
+        """Return the selected ones of the rows first … first + size − 1, counted from `first`."""
         rows = self.rows[shard]
         return rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + size)] - first
 

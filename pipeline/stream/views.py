@@ -1,11 +1,10 @@
 """JPEG bytes -> augmented pixels of the CLIP's size: the training images of METHOD §7. Light.
 
-Random resized crop and horizontal flip as torchvision and PIL do them (bilinear with antialiasing),
-but with random numbers that are hashes of their purpose, so that the feature stage and the
-trainer make the same view from the same numbers.
+Random resized crop and horizontal flip as in torchvision with PIL (bilinear with antialiasing), but
+the random numbers are hashes of their purpose, so that the features stage and the trainer make the
+same view from the same numbers.
 """
 
-import hashlib
 import io
 import math
 
@@ -22,13 +21,8 @@ DRAWS = 2 * TRIES + 3  # area and ratio per try, left, top, flip
 Pixels = NDArray[np.uint8]
 
 
-def key_hash(key: str) -> int:
-    """Return 63 random bits that depend only on the key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def decode(jpg: bytes) -> Image.Image:
-    """Decode to RGB.
+    """Return the image in RGB.
 
     Raises:
         OSError: the bytes are not a whole image.
@@ -42,18 +36,15 @@ def decode(jpg: bytes) -> Image.Image:
 def view(
     image: Image.Image, bits: Hash, *, size: int, crop_scale: tuple[float, float], flip: bool
 ) -> Pixels:
-    """Return one augmented view.
+    """Return an augmented view of an RGB image, (size, size, 3) uint8 RGB.
 
     Args:
         image: RGB.
-        bits: (1,) a random number that names the view.
-        size: H = W of the view, pixels.
+        bits: (1,) a random number that identifies the view.
+        size: of the view's sides, pixels.
         crop_scale: smallest and largest share of the image's area; (1, 1) is the largest centered
             crop with a ratio within `RATIO`, without randomness.
         flip: whether half the views are mirrored.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
     """
     draws = uniform(hash_numbers(bits, np.arange(DRAWS)))
     box = _crop(image.width, image.height, crop_scale, draws)

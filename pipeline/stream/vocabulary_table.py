@@ -1,4 +1,4 @@
-"""The vocabulary for the trainer: noun id -> tokens and knowledge embedding. Light.
+"""Read the vocabulary for the trainer: noun id -> tokens and knowledge embedding. Light.
 
 In: each ROOT's vocabulary/nouns.arrow and ledger. Out: NumPy views, memory-mapped if local.
 """
@@ -18,8 +18,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 class Vocabulary:
     """The distinct nouns of all roots; a noun's embedding does not depend on its corpus.
 
-    Row numbers are those of the first root's table, then those of the second, and so on; nothing is
-    copied.
+    The rows of the first root's table come first, then those of the second, and so on.
 
     Raises:
         ValueError, FileNotFoundError: a table is missing, stale, broken or empty; one line.
@@ -30,7 +29,7 @@ class Vocabulary:
         self._starts = np.cumsum([0, *(len(table.ids) for table in self._tables)])
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return row numbers of noun ids, in the first table that has each.
+        """Return the row numbers of noun ids, in the first table that has each.
 
         Raises:
             ValueError: an id is in none of the tables.
@@ -44,12 +43,12 @@ class Vocabulary:
         return rows
 
     def tokens(self, row: int) -> NDArray[np.int32]:
-        """Return BPE ids of a noun, without SOS and EOS."""
+        """Return the BPE ids of a noun, without SOS and EOS."""
         table, row = self._at(row)
         return table.tokens[table.offsets[row] : table.offsets[row + 1]]
 
     def knowledge_UC(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Return un-normalized mean template embeddings (METHOD §3) of rows."""
+        """Return the un-normalized mean template embeddings (METHOD §3) of rows."""
         return np.stack([table.knowledge_KC[row] for table, row in map(self._at, rows)])
 
     def _at(self, row: int) -> tuple["_Table", int]:
@@ -64,7 +63,7 @@ class _Table(NamedTuple):
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int32]  # of each noun's tokens
     knowledge_KC: NDArray[np.float32]
-    lacks: str  # what to say of a noun that is not in it
+    lacks: str  # the message about a noun that is not in it
 
 
 def _open(root: Storage, settings: FeatureSettings) -> _Table:

@@ -116,7 +116,7 @@ def feature_rows(nouns: Rows, tokens: str) -> Rows:
             "caption_states": rng.normal(size=len(noun["caption_tokens"]) * TEXT_WIDTH).astype(
                 np.float16
             ),
-            "noun_ids": [schema.noun_id(n["text"]) for n in noun["nouns"]],
+            "noun_ids": [schema.text_hash(n["text"]) for n in noun["nouns"]],
             "spans": [{"noun": i} | s for i, n in enumerate(noun["nouns"]) for s in n["spans"]],
         }
         if tokens == "int8":
@@ -131,10 +131,10 @@ def vocabulary_rows(nouns: Rows) -> Rows:
     texts = [noun["text"] for row in nouns for noun in row["nouns"]]
     rng = np.random.default_rng(0)
     rows = []
-    for text in sorted(set(texts), key=schema.noun_id):
+    for text in sorted(set(texts), key=schema.text_hash):
         embedding = rng.normal(size=EMBED_DIM)
         rows.append(
-            {"id": schema.noun_id(text), "text": text, "count": texts.count(text),
+            {"id": schema.text_hash(text), "text": text, "count": texts.count(text),
              "noun_tokens": [sum(text.encode())],
              "knowledge_embedding": 0.9 * embedding / np.linalg.norm(embedding)}
         )  # fmt: skip

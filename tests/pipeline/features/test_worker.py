@@ -112,7 +112,7 @@ def test_features_are_what_the_clip_says(root, source):
     for key, row in list(rows_of(root).items())[:5]:
         pixels = np.array(row["pixels"], np.uint8).reshape(2, 64, 64, 3)
         for v in range(2):
-            bits = hash_numbers(settings.seed, views.key_hash(key), v)
+            bits = hash_numbers(settings.seed, schema.text_hash(key), v)
             image = views.decode(jpgs[key])
             expected = views.view(image, bits, size=64, crop_scale=(0.9, 1.0), flip=True)
             assert (pixels[v] == expected).all()
@@ -124,7 +124,7 @@ def test_features_are_what_the_clip_says(root, source):
         states = clip.text_states(torch.tensor([row["caption_tokens"]]))[0].detach().numpy()
         stored = np.array(row["caption_states"], np.float32).reshape(states.shape)
         assert np.abs(states - stored).max() < 5e-3
-        assert row["noun_ids"] == [schema.noun_id(noun["text"]) for noun in nouns[key]["nouns"]]
+        assert row["noun_ids"] == [schema.text_hash(noun["text"]) for noun in nouns[key]["nouns"]]
         assert [(s["noun"], s["start"], s["end"]) for s in row["spans"]] == [
             (i, span["start"], span["end"])
             for i, noun in enumerate(nouns[key]["nouns"])
@@ -275,7 +275,7 @@ def test_the_vocabulary_is_the_unnormalised_mean_over_templates(root):
             counts[noun["text"]] = counts.get(noun["text"], 0) + 1
     rows = pa.ipc.open_file(root / VOCABULARY.path(0)).read_all().to_pylist()
     assert {row["text"]: row["count"] for row in rows} == counts
-    assert [row["id"] for row in rows] == sorted(schema.noun_id(text) for text in counts)
+    assert [row["id"] for row in rows] == sorted(schema.text_hash(text) for text in counts)
     for row in rows[:3]:
         tokens = open_clip.tokenize([template.format(row["text"]) for template in TEMPLATES])
         with torch.no_grad():

@@ -196,7 +196,7 @@ def test_nouns_vary_over_epochs_and_are_chosen_evenly(root):
 def test_labels_follow_the_reference_rule(root):
     """METHOD §4: selected nouns' tokens 1..J, other nouns' 0, everything else −1."""
     rows = table(root)
-    by_id = {schema.noun_id(noun_text(i)): noun_tokens(i) for i in range(30)}
+    by_id = {schema.text_hash(noun_text(i)): noun_tokens(i) for i in range(30)}
     for batch in take(FeatureStream(root, batch_size=9), 13):
         B = len(batch.keys)
         for b, key in enumerate(batch.keys):
