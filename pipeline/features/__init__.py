@@ -1,1 +1,1 @@
-"""pairs, nouns -> features, vocabulary."""
+"""pairs, nouns -> vocabulary, features."""

@@ -24,11 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Encoder:
-    """The frozen CLIP, at the precision and with the views of the settings.
-
-    Args:
-        settings: of the features.
-        device: "cpu" or "cuda".
+    """The frozen CLIP at the precision of the settings, on "cpu" or "cuda".
 
     Raises:
         ValueError: this machine's weights are not those of the settings.
@@ -57,10 +53,7 @@ class Encoder:
 
     @torch.inference_mode()
     def caption_states(self, captions: list[list[int]]) -> list[NDArray[np.float16]]:
-        """Encode captions, in batches of similar length.
-
-        Args:
-            captions: token ids, SOS … EOS.
+        """Encode captions (token ids, SOS … EOS) in batches of similar length.
 
         Returns:
             (L, T) hidden states before ln_final for each, infinite where fp16 overflows.
@@ -84,10 +77,8 @@ class Encoder:
     def knowledge(self, nouns: list[list[int]]) -> NDArray[np.float32]:
         """Return the un-normalized mean over the templates of each noun's unit embeddings (U, C).
 
-        A batch always has the same shape, so that a noun's values do not depend on the others.
-
-        Args:
-            nouns: BPE ids of at most `nouns_at_once` nouns, all of the same length.
+        The BPE ids of at most `nouns_at_once` nouns all have the same length. A batch always has
+        the same shape, so that a noun's values do not depend on the others.
         """
         clip, sides = self.clip, self._templates
         filled = nouns + nouns[-1:] * (self.nouns_at_once - len(nouns))
@@ -104,16 +95,12 @@ class Encoder:
     def start(
         self, pixels_KVHWC: NDArray[np.uint8], ends_RT: NDArray[np.float16]
     ) -> Callable[[], dict[str, NDArray[Any]]]:
-        """Start to encode pictures and the EOS states of their captions.
-
-        Args:
-            pixels_KVHWC: views of pictures.
-            ends_RT: hidden states at EOS of their captions.
+        """Start to encode views of pictures and the hidden states at EOS of their captions.
 
         Returns:
             A function that waits for the pictures' columns of the table (image_tokens …), `faults`
-            (K,) into FAULTS and, if scores are wanted, unit embeddings: `images` (K, C), of the
-            first view in the features' normalization, and `captions` (R, C).
+            (K,) into FAULTS and, for scores, unit embeddings: `images` (K, C), of the first view in
+            the features' normalization, and `captions` (R, C).
         """
         tokens_KVPD = self.image_tokens(torch.from_numpy(pixels_KVHWC))
         found = {"image_tokens": tokens_KVPD, "faults": find_faults(tokens_KVPD)}
@@ -131,7 +118,7 @@ class Encoder:
 
     @torch.inference_mode()
     def image_tokens(self, pixels_RVHWC: Tensor) -> Tensor:
-        """Return trunk output of all views (R, V, P, D), fp16 on the device."""
+        """Return the trunk's output for all views (R, V, P, D), fp16 on the device."""
         images_RVCHW = self._send(pixels_RVHWC).permute(0, 1, 4, 2, 3)
         with self.autocast():
             views_RPD = [
@@ -142,7 +129,7 @@ class Encoder:
         assert tokens_RVPD.shape[-1] == self.clip.width
         return tokens_RVPD
 
-    # On a GPU copies from and to pinned memory run on their own streams beside the arithmetic
+    # on a GPU, copies to and from pinned memory run on their own streams beside the arithmetic
 
     def _send(self, values: Tensor) -> Tensor:
         if self._up is None:

@@ -1,7 +1,7 @@
-"""The plan of `codeseg features`: settings, pending shards, size, time.
+"""Plan `codeseg features`: settings, pending shards, estimates of size and time.
 
-In: the command's options and ROOT's ledger. Out: resolved settings, plans of the vocabulary and the
-features, and an estimate.
+In: the command's options and ROOT's ledger. Out: resolved settings, the state of the vocabulary and
+the features, and estimates.
 """
 
 import time
@@ -14,16 +14,16 @@ from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
-JPG_BYTES = 20_000  # of a web image at 256 pixels, where nothing better is known
+JPG_BYTES = 20_000  # of a typical web image at 256 pixels
 CAPTION_TOKENS = 16  # SOS, EOS and the mean web caption
 PROBE_IMAGES = 4
-SAMPLED_SHARDS = 8  # whose nouns are counted to estimate those of all
-HEAPS = 0.6  # distinct words grow with this power of the text (Heaps' law)
+SAMPLED_SHARDS = 8  # whose nouns are counted to estimate those of all shards
+HEAPS = 0.6  # the number of distinct words grows with this power of the text (Heaps' law)
 
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """What the user asks for; the same words as the command's options."""
+    """The command's options."""
 
     clip: str = "ViT-B-16"
     pretrained: str = "openai"
@@ -68,7 +68,7 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
 
 
 def clip_facts(model: str, pretrained: str) -> ClipFacts:
-    """Load a CLIP and return the facts about it for the settings."""
+    """Load a CLIP and return its facts for the settings."""
     from codeseg.model.clip.encoder import FrozenClip
 
     model, pretrained = _absolute(model), _absolute(pretrained)
@@ -79,7 +79,7 @@ def clip_facts(model: str, pretrained: str) -> ClipFacts:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do at a root."""
+    """The work to do at a root."""
 
     settings: FeatureSettings
     vocabulary: stage.StageState
@@ -88,18 +88,18 @@ class Work:
 
     @property
     def new_bytes(self) -> int:
-        """Estimated size of the pending features."""
+        """The estimated size of the pending features."""
         return sum(self.rows.values()) * row_bytes(self.settings)
 
     @property
     def replaced_bytes(self) -> int:
-        """Size of the pending shards' older files."""
+        """The size of the pending shards' older files."""
         old = (i for i, why in self.features.stale.items() if why != stage.DAMAGED)
         return sum(self.features.records[i].bytes for i in old)
 
 
 def read_nouns(root: Storage) -> stage.StageState:
-    """Return where the nouns stand.
+    """Return the state of the nouns.
 
     Raises:
         ValueError: there are none.
@@ -111,7 +111,7 @@ def read_nouns(root: Storage) -> stage.StageState:
 
 
 def make_plan(root: Storage, settings: FeatureSettings) -> Work:
-    """Look at the ledger.
+    """Return the work that remains according to the ledger.
 
     Raises:
         ValueError: there are no nouns, or they are older than the pairs.
@@ -129,7 +129,7 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
 
 
 def row_bytes(settings: FeatureSettings) -> int:
-    """Estimated bytes of a features row."""
+    """Return the estimated bytes of a features row."""
     clip = settings.clip
     caption = CAPTION_TOKENS * (2 * clip.text_width + 4) + 200
     if settings.image_tokens == "none":
@@ -139,7 +139,7 @@ def row_bytes(settings: FeatureSettings) -> int:
 
 
 def known_speed(features: stage.StageState, settings: FeatureSettings) -> float | None:
-    """Rows a second of one worker, from shards already made with these settings."""
+    """Return a worker's rows per second on the shards made with these settings; None without."""
     mine = settings.fingerprint()
     made = [r for r in features.records.values() if r.settings == mine and r.rows_out]
     seconds = sum(record.seconds for record in made)
@@ -147,7 +147,7 @@ def known_speed(features: stage.StageState, settings: FeatureSettings) -> float 
 
 
 def new_nouns(root: Storage, work: Work) -> int:
-    """Estimate how many nouns the vocabulary still has to embed, from a few shards."""
+    """Estimate from a few shards how many nouns the vocabulary still has to embed."""
     if not work.vocabulary.pending:
         return 0
     shards = sorted(work.features.inputs or {})
@@ -163,7 +163,7 @@ def new_nouns(root: Storage, work: Work) -> int:
 
 
 def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[float, float]:
-    """Return rows and nouns a second of one worker, by encoding a few random ones here."""
+    """Return a worker's rows and nouns per second, by encoding a few random ones here."""
     import torch
 
     from codeseg.pipeline.features.encoder import Encoder
@@ -186,6 +186,6 @@ def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[f
 
 
 def _absolute(name: str) -> str:
-    """A file's absolute path, for workers elsewhere; other names as they are."""
+    """Return a file's absolute path, for workers elsewhere; other names unchanged."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.is_file() else name

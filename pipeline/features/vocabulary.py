@@ -1,8 +1,8 @@
 """nouns/*.parquet -> vocabulary/nouns.arrow: every distinct noun and its knowledge embedding.
 
 The embedding is the un-normalized mean over CLIP's 80 templates of unit text embeddings (METHOD
-§3). It does not depend on the rest of the corpus: embeddings of an older or unfinished file are
-kept, and a killed run resumes from its last save.
+§3). It does not depend on the rest of the corpus, so the embeddings of an older or unfinished file
+are kept, and a killed run resumes from its last save.
 """
 
 import json
@@ -39,9 +39,7 @@ Embedding = NDArray[np.float32]
 class VocabularyWorker:
     """A ShardWorker that makes the vocabulary, as its only shard 0.
 
-    Args:
-        root_uri: of the dataset.
-        options: as for `FeaturesWorker`, and "shards": the nouns shards to count.
+    Its options are those of `FeaturesWorker`, and "shards": the nouns shards to count.
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": ("nouns", "rejected")}

@@ -2,10 +2,10 @@
 
 The frozen CLIP's features of every trainable pair (METHOD §2.1, §4): image tokens of V augmented
 views, caption states up to EOS. The record's rows_in counts the nouns rows that are not rejected;
-rejected here are too_few_nouns, no_image, broken_image, non_finite and zero_norm.
+this stage rejects too_few_nouns, no_image, broken_image, non_finite and zero_norm.
 
 A picture that several rows of the shard share is encoded once and stored once in each record batch;
-until the last of its rows it is kept in memory.
+it is kept in memory until the last of its rows.
 
 The bytes do not depend on the number of workers: views are hashes of (seed, key, view), with the
 key of the picture's first row, and batches depend only on the shard.
@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
+from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -46,6 +47,18 @@ Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 Begun = TypeVar("Begun")
 
+VALUES: dict[str, Callable[[Row], Any]] = {
+    "key": itemgetter("key"),
+    "jpg": lambda row: row["jpg"].as_py(),
+    "clip_score": itemgetter("clip_score"),
+    "caption_tokens": itemgetter("caption_tokens"),
+    "noun_ids": lambda row: [schema.text_hash(noun["text"]) for noun in row["nouns"]],
+    "spans": lambda row: [
+        {"noun": i, **span} for i, noun in enumerate(row["nouns"]) for span in noun["spans"]
+    ],
+}
+"""Column -> its value in a row."""
+
 
 @dataclass
 class Group:
@@ -56,7 +69,7 @@ class Group:
 
 
 def ahead(begun: Iterable[Begun], count: int) -> Iterator[Begun]:
-    """Yield started items in order, each when `count` more are started."""
+    """Yield started items in order, each after `count` more were started."""
     waiting: deque[Begun] = deque()
     for item in begun:
         waiting.append(item)
@@ -68,9 +81,7 @@ def ahead(begun: Iterable[Begun], count: int) -> Iterator[Begun]:
 class FeaturesWorker:
     """A ShardWorker that makes features; the CLIP is loaded once.
 
-    Args:
-        root_uri: of the dataset.
-        options: "features": the settings, "device": "cpu" or "cuda", "threads": CPU cores to use.
+    Its options are "features": the settings, "device": "cpu" or "cuda", "threads": CPU cores.
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -91,7 +102,7 @@ class FeaturesWorker:
         self._settings: FeatureSettings = options["features"]
         self._encoder = Encoder(self._settings, options["device"])
         self._schema = features_schema(self._settings)
-        self._streak = 0  # faulty rows up to here
+        self._streak = 0  # consecutive faulty rows
         self._pool = ThreadPoolExecutor(options["threads"], thread_name_prefix="decode")
 
     def process(self, shard: int, input: str) -> ShardRecord:
@@ -220,40 +231,43 @@ class FeaturesWorker:
         return np.stack(made)
 
     def _fault(self, row: Row) -> str:
-        """Return a row's reason for rejection; many in succession mean a fault of the CLIP."""
+        """Return a row's reason for rejection; many in succession mean that the CLIP is faulty."""
         finite = np.isfinite(row["caption_states"]).all()
         fault = FAULTS[row["features"].get("faults", 0)] if finite else "non_finite"
         self._streak = self._streak + 1 if fault else 0
         if self._streak == FAULTY_STREAK:
             raise FloatingPointError(
                 f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
-                "try --precision fp32 or look at the weights"
+                "try --precision fp32 or check the weights"
             )
         return fault
 
     def _join(self, rows: list[Row]) -> pa.RecordBatch:
         """Return rows as Arrow columns; rows of one picture share its values."""
-        columns = _caption_columns(rows)
         pictures = {row["picture"]: row["features"] for row in rows}
         number = {name: k for k, name in enumerate(pictures)}
         number_R = np.array([number[row["picture"]] for row in rows])
-        for name in self._schema.names:
-            if name == "jpg":
-                columns[name] = pa.array([row["jpg"].as_py() for row in rows], pa.binary())
-            elif name == "clip_score":
-                columns[name] = pa.array([row[name] for row in rows], pa.float32())
-            elif name not in columns:
-                values = np.stack([picture[name] for picture in pictures.values()])
+        arrays = []
+        for column in self._schema:
+            if column.name in VALUES:
+                arrays.append(pa.array(map(VALUES[column.name], rows), column.type))
+            elif column.name == "caption_states":
+                states = [row["caption_states"].reshape(-1) for row in rows]
+                offsets = np.cumsum([0, *map(len, states)], dtype=np.int32)
+                arrays.append(pa.ListArray.from_arrays(offsets, np.concatenate(states)))
+            else:
+                values = np.stack([picture[column.name] for picture in pictures.values()])
                 size = values[0].size
-                columns[name] = pa.LargeListViewArray.from_arrays(
-                    number_R * size, np.full(len(rows), size), values.reshape(-1)
+                arrays.append(
+                    pa.LargeListViewArray.from_arrays(
+                        number_R * size, np.full(len(rows), size), values.reshape(-1)
+                    )
                 )
-        arrays = [columns[name] for name in self._schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
 
 def cut(row: Row, context_length: int) -> Row:
-    """Cut a nouns row to a CLIP's context; nouns that fall out are dropped."""
+    """Cut a nouns row to a CLIP's context, without the nouns beyond it."""
     tokens, eos = row["caption_tokens"], context_length - 1
     if len(tokens) <= context_length:
         return row
@@ -266,28 +280,8 @@ def cut(row: Row, context_length: int) -> Row:
 
 
 def features_schema(settings: FeatureSettings) -> pa.Schema:
-    """Return the shards' schema; its metadata has the settings as JSON under `codeseg`."""
+    """Return the shards' schema, with the settings as JSON in its metadata under `codeseg`."""
     facts = settings.to_json()
     del facts["clip"]["pretrained"]  # may be a path
     arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)
     return arrow.with_metadata({**(arrow.metadata or {}), b"codeseg": text.encode()})
-
-
-def _caption_columns(rows: list[Row]) -> dict[str, pa.Array]:
-    states = [row["caption_states"].reshape(-1) for row in rows]
-    offsets = np.cumsum([0, *map(len, states)], dtype=np.int32)
-    spans = [
-        [{"noun": i, **span} for i, noun in enumerate(row["nouns"]) for span in noun["spans"]]
-        for row in rows
-    ]
-    span = pa.struct([("noun", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])
-    ids = [[schema.text_hash(noun["text"]) for noun in row["nouns"]] for row in rows]
-    return {
-        "key": pa.array([row["key"] for row in rows]),
-        "caption_tokens": pa.array([row["caption_tokens"] for row in rows], pa.list_(pa.int32())),
-        "caption_states": pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(np.concatenate(states))
-        ),
-        "noun_ids": pa.array(ids, pa.list_(pa.int64())),
-        "spans": pa.array(spans, pa.list_(span)),
-    }

@@ -1,4 +1,4 @@
-"""A caption as read by CLIP, with each token's position in the text: text -> ids, word spans.
+"""Tokenize captions as CLIP does, and locate each token in the text: text -> ids, word spans.
 
 Cleaning, splitting and BPE are open_clip's own (its SimpleTokenizer is called word by word), so the
 ids are exactly those of its tokenizer; this file adds the characters of each word.
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from open_clip.tokenizer import SimpleTokenizer
 
 CONTEXT_LENGTH = 77
-MOST_CHARACTERS = 2000  # of a caption; 77 tokens never need more, and cleaning is quadratic in them
+MOST_CHARACTERS = 2000  # of a caption; 77 tokens need fewer, and cleaning takes quadratic time
 HIDDEN = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 """Invisible characters, such as soft hyphens, which hide words that contain them."""
-STYLED = re.compile("[\U0001d400-\U0001d7ff]+")  # mathematical letters, written to look bold
-LONGEST_WORD = 200  # characters: longer runs are not words, and BPE is quadratic in them
+STYLED = re.compile("[\U0001d400-\U0001d7ff]+")  # mathematical letters, used to look bold
+LONGEST_WORD = 200  # characters: longer runs are not words, and BPE takes quadratic time
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Caption:
 
     @property
     def readable(self) -> str:
-        """The text up to the last word that is kept whole: no noun beyond it can be used."""
+        """The text up to the last word that is kept whole; nouns after it cannot be used."""
         return self.text[: next(reversed(self.ends), 0)]
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The text between two spaces: one or several of CLIP's words."""
+    """The text between two spaces: one or more of CLIP's words."""
 
     ids: list[int]
     words: list[tuple[int, int, int, int]]  # first and last character, first and last id
@@ -57,12 +57,12 @@ class CaptionTokenizer:
     def clean(self, text: str) -> str:
         """Return the text cleaned as by CLIP's tokenizer, without invisible characters.
 
-        CLIP's part: mojibake, entities, white space, lower case. Ours: first of all a limit on the
-        length, then invisible characters, letters that only look bold or italic.
+        CLIP's tokenizer repairs mojibake, entities, white space and case. This method first limits
+        the length; it then removes invisible characters and the style of mathematical letters.
         """
         text = text[:MOST_CHARACTERS]
         if text.isascii() and text.isprintable() and "&" not in text:
-            return " ".join(text.split()).lower()  # nothing to clean: ten times as fast
+            return " ".join(text.split()).lower()  # nothing to clean: ten times faster
         cleaned = str(self._clip.clean_fn(text))
         if not (HIDDEN.search(cleaned) or STYLED.search(cleaned)):
             return cleaned
@@ -70,11 +70,10 @@ class CaptionTokenizer:
         return " ".join(plain.split()).lower()
 
     def read(self, cleaned: str) -> Caption | None:
-        """Tokenize a cleaned caption.
+        """Tokenize a cleaned caption; return None if it is not a text.
 
-        Returns:
-            None if it is not a text: a word of more than `LONGEST_WORD` characters, the name of a
-            special token, or no letter at all.
+        That is, if it has a word of more than `LONGEST_WORD` characters, the name of a special
+        token, or no letter.
         """
         ids: list[int] = []
         starts: dict[int, int] = {}
@@ -107,13 +106,13 @@ class CaptionTokenizer:
         return [self._clip.sot_token_id, *ids, self._clip.eot_token_id]
 
     def forget(self) -> None:
-        """Clear the cache: over a whole corpus it would fill the memory."""
+        """Clear the cache, which would fill the memory over a whole corpus."""
         self._chunks.clear()
         self._words.clear()
         self._clip.cache = dict(self._special)
 
     def _read_chunk(self, text: str) -> _Chunk | None:
-        """Split and encode; None if it is not a text. Cached, as captions repeat their words."""
+        """Split and encode; return None if it is not a text. Cached, as captions repeat words."""
         ids: list[int] = []
         words = []
         chunk: _Chunk | None = None
@@ -138,16 +137,10 @@ class CaptionTokenizer:
 
 
 def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """Return token spans of every whole-word occurrence of every noun (METHOD §4).
+    """Return noun -> token spans of its whole-word occurrences (METHOD §4), if it has any.
 
-    An occurrence inside a longer noun's occurrence belongs to the longer one.
-
-    Args:
-        caption: cleaned and tokenized.
-        nouns: distinct strings as in the caption's text.
-
-    Returns:
-        noun -> half-open spans into `caption.tokens`, in order; nouns without one are left out.
+    Spans are half-open, into `caption.tokens`, in order. An occurrence inside a longer noun's
+    occurrence belongs to the longer one. The nouns are distinct.
     """
     text, starts, ends = caption.text, caption.starts, caption.ends
     taken: list[tuple[int, int]] = []
@@ -156,11 +149,9 @@ def find_spans(caption: Caption, nouns: list[str]) -> dict[str, list[tuple[int, 
         end = 0
         while (start := text.find(noun, end)) >= 0:
             end = start + len(noun)
-            # characters and CLIP's words must begin and end together
-            if start not in starts or end not in ends:
-                continue
-            # not glued to another letter or digit
-            if text[start - 1 : start].isalnum() or text[end : end + 1].isalnum():
+            # it must begin and end with CLIP's words, and not beside another letter or digit
+            whole = start in starts and end in ends
+            if not whole or text[start - 1 : start].isalnum() or text[end : end + 1].isalnum():
                 continue
             if any(start < other_end and other_start < end for other_start, other_end in taken):
                 continue

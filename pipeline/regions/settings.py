@@ -1,6 +1,6 @@
-"""The settings of a root's regions, and the features they need. Light.
+"""Resolve the settings of a root's regions and of the features they are made from. Light.
 
-In: the command's options, ROOT's ledger/features/settings.json. Out: settings, checked.
+In: the command's options, ROOT's ledger/features/settings.json. Out: checked settings.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class RegionSettings:
     grouping: Grouping = field(default_factory=Grouping)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint, which includes the weights' content but not their location."""
+        """Return the fingerprint, which covers the weights' content but not their location."""
         return REGIONS.fingerprint(asdict(self))
 
 
@@ -45,7 +45,7 @@ def read_feature_settings(root: Storage) -> FeatureSettings:
 
 
 def weights_sha256(weights: str | None) -> str | None:
-    """Return the SHA-256 of a weights file, so that other weights of that name make regions stale.
+    """Return the SHA-256 of a weights file, so that different content makes regions stale.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,7 +54,7 @@ def weights_sha256(weights: str | None) -> str | None:
         return None
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"no weights file {weights}: give a file, or leave the option out for the hub's"
+            f"no weights file {weights}: give a file, or omit the option to use the hub's"
         )
     with Path(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

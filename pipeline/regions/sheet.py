@@ -46,11 +46,7 @@ def first_pictures(root: Storage, count: int) -> list[tuple[Pixels, RegionMap]]:
 
 
 def contact_sheet(pictures: Sequence[tuple[Pixels, RegionMap]]) -> Image.Image:
-    """Draw pictures with their regions.
-
-    Args:
-        pictures: RGB (H, W, 3), and the region map (h, w) that covers it.
-    """
+    """Draw pictures (H, W, 3) RGB with the region maps (h, w) that cover them."""
     columns = min(PAIRS_A_ROW, len(pictures))
     rows = -(-len(pictures) // PAIRS_A_ROW)
     step = (2 * CELL + 2 * GAP, CELL + GAP)
@@ -58,25 +54,25 @@ def contact_sheet(pictures: Sequence[tuple[Pixels, RegionMap]]) -> Image.Image:
     for i, (pixels, regions) in enumerate(pictures):
         left, top = GAP + i % PAIRS_A_ROW * step[0], GAP + i // PAIRS_A_ROW * step[1]
         sheet.paste(_outlined(pixels, regions), (left, top))
-        sheet.paste(_outlined(mean_colours(pixels, regions), regions), (left + CELL, top))
+        sheet.paste(_outlined(mean_colors(pixels, regions), regions), (left + CELL, top))
     return sheet
 
 
-def mean_colours(pixels: Pixels, regions: RegionMap) -> Pixels:
+def mean_colors(pixels: Pixels, regions: RegionMap) -> Pixels:
     """Return the picture with every region in its mean color."""
     size = (pixels.shape[1], pixels.shape[0])
     large = np.asarray(Image.fromarray(regions).resize(size, Image.Resampling.NEAREST))
     sizes = np.bincount(large.ravel())
-    colours = [
+    colors = [
         np.bincount(large.ravel(), weights=pixels[..., c].ravel()) / sizes.clip(min=1)
         for c in range(3)
     ]
-    filled: Pixels = np.stack(colours, axis=-1).round().astype(np.uint8)[large]
+    filled: Pixels = np.stack(colors, axis=-1).round().astype(np.uint8)[large]
     return filled
 
 
 def _outlined(pixels: Pixels, regions: RegionMap) -> Image.Image:
-    """Return the picture at the sheet's size with lines where two regions meet."""
+    """Return the picture at the sheet's size, with lines between regions."""
     cell = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(cell)
     h, w = regions.shape

@@ -1,7 +1,7 @@
 """features/NNNNN.arrow -> regions/NNNNN.parquet (REGIONS): the part-like regions of each view.
 
-CPU or GPU for the self-supervised ViT, CPU for the grouping. Grouping by the CLIP's own keys needs
-no second model and no image: the stored trunk tokens are enough.
+The self-supervised ViT runs on a CPU or GPU, the grouping on a CPU. Grouping by the CLIP's own keys
+needs no second model and no image, only the stored trunk tokens.
 """
 
 import time
@@ -67,9 +67,7 @@ class RegionsWorker:
             ValueError: a picture's features are not finite; names file and key.
         """
         start = time.perf_counter()
-        rows = list(self._rows(shard))
-        columns = zip(*rows, strict=True) if rows else ([], [], [])
-        table = pa.table([pa.array(c) for c in columns], schema=schema.REGIONS)
+        table = pa.Table.from_pylist(list(self._rows(shard)), schema.REGIONS)
         return commit(
             self._root, REGIONS, shard, input, self._settings.fingerprint(),
             lambda sink: pq.write_table(table, sink),
@@ -77,8 +75,8 @@ class RegionsWorker:
             versions={"torch": torch.__version__, "numpy": np.__version__},
         )  # fmt: skip
 
-    def _rows(self, shard: int) -> Iterator[tuple[str, int, bytes]]:
-        """Yield key, view and region map of every view of a shard."""
+    def _rows(self, shard: int) -> Iterator[dict[str, Any]]:
+        """Yield a row of REGIONS for every view of a shard."""
         path = FEATURES.path(shard)
         reader = pa.ipc.open_file(self._root.open_input(path))
         views = self._settings.views
@@ -94,11 +92,11 @@ class RegionsWorker:
                         regions = group_patches(features_QD, self._grid, self._settings.grouping)
                     except ValueError as error:
                         raise ValueError(f"{self._root.uri}/{path}: {key}: {error}") from error
-                    yield key, view, encode_map(regions)
+                    yield {"key": key, "view": view, "regions": encode_map(regions)}
 
     @torch.no_grad()
     def _patch_features(self, block: Block, rows: slice) -> Tensor:
-        """Return features (rows·V, Q, D) of some rows' views, row-major."""
+        """Return the features (rows·V, Q, D) of some rows' views, row-major."""
         pictures = block.picture_R[rows]
         if self._clip is None:
             pixels_BHWC = torch.from_numpy(block.pixels_KVHWC[pictures]).flatten(0, 1)

@@ -24,7 +24,7 @@ from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.stage import FEATURES, REGIONS
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
-from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures, mean_colours
+from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures, mean_colors
 from codeseg.pipeline.regions.worker import RegionsWorker
 from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_table import Block
@@ -288,9 +288,9 @@ def test_table_refuses_missing_and_stale_and_corrupt_regions(tmp_path):
 # -- the picture ------------------------------------------------------------------------------
 
 
-def test_mean_colours_are_the_regions_means():
+def test_mean_colors_are_the_regions_means():
     pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
-    filled = mean_colours(pixels, np.array([[0, 1]], dtype=np.uint8))
+    filled = mean_colors(pixels, np.array([[0, 1]], dtype=np.uint8))
     expected = pixels[:, :2].reshape(-1, 3).mean(0).round()
     np.testing.assert_array_equal(filled[:, :2], np.broadcast_to(expected, (4, 2, 3)))
 
