@@ -1,1 +1,1 @@
-"""The engine of the stages: storage, ledger, Ray, progress, overview."""
+"""The engine that runs all stages: storage, ledger, Ray, progress, overview."""

@@ -1,4 +1,4 @@
-"""Ray: started here or joined, and the share of it that a stage's workers may use.
+"""Start or join Ray, and fit a stage's workers to it.
 
 Resources, a cluster -> Resources that some node has, the number of workers that fit
 """
@@ -23,7 +23,7 @@ class Resources:
     gpus: float = 0  # of each worker
     memory: int | None = None  # bytes per worker: Ray starts no more workers than fit
     ray_address: str | None = None  # None = start Ray on this machine
-    take_over: bool = False  # from another run of the stage, even if it is alive
+    take_over: bool = False  # from another run of the stage, even one that is alive
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def ray_session(resources: Resources) -> Iterator[None]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "num_cpus": max(os.cpu_count() or 1, resources.workers or 1),
     }
-    # by default its workers run at nice 15 and make no progress beside a busy process
+    # by default, workers run at nice 15 and make no progress beside a busy process
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # its C++ code writes lines to stderr that do not help a user; failures are in our table
+    # Ray's C++ code writes lines to stderr that do not help a user; our table shows failures
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    for final in (False, True):  # it waits 30 s for its node, too little where much else runs
+    for final in (False, True):  # Ray waits 30 s for its node, not enough on a busy machine
         try:
             with _quiet_stderr():
                 ray.init(
@@ -60,7 +60,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
             break
         except ConnectionError:
             raise
-        except Exception as error:  # a timeout of its startup is a bare Exception
+        except Exception as error:  # Ray raises a bare Exception if its startup times out
             ray.shutdown()
             if final:
                 raise ConnectionError(
@@ -91,14 +91,12 @@ def _quiet_stderr() -> Iterator[None]:
 def fit_workers(resources: Resources, memory: int) -> Resources:
     """Declare the memory of a worker, and check that the open Ray session has all resources.
 
-    Args:
-        resources: as requested.
-        memory: bytes that a worker of this stage usually needs; declared if the user declared
-            none, but never more than a node has: an estimate must not stop a run.
+    `memory` is the number of bytes that a worker of this stage usually needs. It is declared if
+    the user declared none, up to what a node has, because an estimate must not stop a run.
 
     Raises:
-        ValueError: no node of this machine's Ray has that much, so it would wait forever. On a
-            joined cluster it prints a line and waits, since a node may be added.
+        ValueError: no node of this machine's Ray has that much, so the stage would wait forever.
+            On a joined cluster it prints a line and waits, since a node may be added.
     """
     nodes = _nodes()
     most = max((int(node.get("memory", 0)) for node in nodes), default=0)
@@ -115,13 +113,13 @@ def fit_workers(resources: Resources, memory: int) -> Resources:
 
 
 def most_workers(tasks: int, resources: Resources) -> int:
-    """Return how many workers of `resources` do `tasks` shards at most on the open Ray session."""
+    """Return the maximum number of workers for `tasks` shards on the open Ray session."""
     there = sum(_workers_on(node, resources) for node in _nodes())
     return max(1, min(resources.workers or there, tasks))
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each living node, by Ray's names."""
+    """Return the resources of each live node, by Ray's names."""
     import ray
 
     known = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own

@@ -1,4 +1,4 @@
-"""The ledger: which shards of a stage are done, from which input, with which settings. Light.
+"""The ledger: the shards of each stage that are done, with their input and settings. Light.
 
     ledger/<stage>/NNNNN.json      one record per committed shard; written last, it means "done"
     ledger/<stage>/settings.json   the stage's resolved settings, as last used
@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from codeseg.pipeline.engine.storage import Storage
 
-READERS = 16  # parallel reads of records, each a round trip; a local disk does not need them
+READERS = 16  # parallel reads of records on an object store, each a round trip
 FINGERPRINT_CHARACTERS = 16
 Plain = TypeVar("Plain")
 
@@ -95,7 +95,7 @@ class Ledger:
         self._root = root
 
     def records(self, stage: str) -> dict[int, ShardRecord]:
-        """Return all committed shards of a stage, by shard number, ascending.
+        """Return the records of a stage by shard number, ascending.
 
         Raises:
             ValueError: names the record that cannot be read.
@@ -108,7 +108,7 @@ class Ledger:
         return {record.shard: record for record in found if record is not None}
 
     def record(self, stage: str, shard: int) -> ShardRecord | None:
-        """Return one shard's record; None if it is not committed (or is being redone)."""
+        """Return a shard's record; None if it is not committed (or is being redone)."""
         value = self._read(_record_path(stage, shard))
         if value is None:
             return None
@@ -126,7 +126,7 @@ class Ledger:
         return record
 
     def damaged(self, records: Mapping[int, ShardRecord]) -> list[int]:
-        """Return shards whose record names no file, or a file that is missing or differs in size.
+        """Return the shards without files, or with a file that is missing or differs in size.
 
         It lists each folder once, so it is fast on an object store, too.
         """
@@ -140,7 +140,7 @@ class Ledger:
         ]
 
     def commit(self, record: ShardRecord) -> None:
-        """Record a shard as done; its data files must be written already."""
+        """Record a shard as done; its data files must already be written."""
         self._write(_record_path(record.stage, record.shard), asdict(record))
 
     def retract(self, stage: str, shard: int) -> None:

@@ -1,11 +1,11 @@
-"""One run of a stage at a time on a root: ledger/<stage>/lock/NNNNNN.json. Light.
+"""Allow one run of a stage at a time on a root: ledger/<stage>/lock/NNNNNN.json. Light.
 
 The highest number is the owner's; a run that takes over from a dead or finished owner creates the
 next one exclusively, so of two simultaneous starts exactly one succeeds. On a file system it then
-claims the folders of the table and of its records: a former owner can finish no file there. An
-owner on the same boot is alive by its pid and start time; one elsewhere by its beats, timed by the
-observer's own clock: no wall clocks are compared. On an object store creation is not exclusive
-here: the last of two writers wins, and both read the file back after a moment.
+claims the folders of the table and of its records: a former owner can finish no file there. The pid
+and start time show whether an owner on the same boot is alive. The beats of any other owner are
+timed by the observer's own clock, so no wall clocks are compared. On an object store, where
+creation is not exclusive, the last of two writers wins, and both read the file back after a moment.
 """
 
 import json
@@ -28,7 +28,7 @@ LOOK_SECONDS = 1.0  # between two reads of another owner's beats
 
 
 def _boot() -> str:
-    """Return an id of the pids' scope: this boot and, in containers, the pid namespace."""
+    """Return an id of the scope of pids: this boot and, in containers, the pid namespace."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -36,7 +36,7 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process, in clock ticks since boot; empty if there is none."""
+    """Return a process's start time in clock ticks since boot; empty if it does not run."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if facts[0] in "ZX" else facts[19]  # a zombie is dead
@@ -60,10 +60,8 @@ class Owner:
 class StageLock:
     """The right to write a stage, held while the block runs.
 
-    Args:
-        root: of the dataset.
-        stage: the table.
-        take_over: end the ownership of a run that seems alive; its later commits are refused.
+    With `take_over` it ends the ownership of a run that seems alive, whose later commits are
+    refused.
 
     Raises:
         ValueError: another run is active; names it.
@@ -119,7 +117,7 @@ class StageLock:
         self._root.write_atomic(self._path, _text(self.owner))
 
     def _lives(self, number: int, other: Owner | None) -> bool:
-        """Return whether the owner of a number is alive."""
+        """Return whether an owner is alive."""
         if number == 0 or (other is not None and other.finished):
             return False
         if other is not None and other.boot == self.owner.boot:
@@ -154,7 +152,7 @@ def _text(owner: Owner) -> bytes:
 
 
 def highest(root: Storage, folder: str) -> tuple[int, Owner | None]:
-    """Return the last number of a lock folder and its owner; 0 if it was never held."""
+    """Return the highest number in a lock folder and its owner; 0 if it was never held."""
     numbers = [int(n[:-5]) for n in root.names(folder, ".json") if n[:-5].isdecimal()]
     number = max(numbers, default=0)
     with suppress(FileNotFoundError, ValueError, RecursionError):
@@ -183,7 +181,7 @@ def work_for(root: Storage, stage: str, token: str) -> None:
 
 
 def owned(root: Storage, stage: str) -> Storage:
-    """Return the root as the run that this process works for writes it.
+    """Return the root for writing as the run that this process works for.
 
     Raises:
         TakenOverError: another run has taken over from it.

@@ -1,4 +1,4 @@
-"""The ledger and file sizes of a dataset root -> its progress, one StageView per stage. Light."""
+"""A dataset root's ledger and file sizes -> its progress, a StageView for each stage. Light."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ class StageView:
     rejected: dict[str, int]  # reason -> rows, the most frequent first
     bytes: int
     seconds: float  # of all workers together
-    beat: Heartbeat | None  # of the run that is at work
-    left_out: dict[str, int] = field(default_factory=dict)  # file of the list -> lines, no rows
+    beat: Heartbeat | None  # of the active run
+    left_out: dict[str, int] = field(default_factory=dict)  # file of the URL list -> bad lines
 
     @property
     def missing(self) -> int:
@@ -39,10 +39,10 @@ class StageView:
 
 
 def read_overview(root: Storage) -> list[StageView]:
-    """Read the ledger of every stage.
+    """Return the progress of every stage.
 
     Raises:
-        ValueError: the folder holds no dataset.
+        ValueError: the folder is not a dataset root.
     """
     ledger = Ledger(root)
     with ThreadPoolExecutor(len(STAGES)) as pool:

@@ -1,4 +1,4 @@
-"""The progress display of all offline stages, and the heartbeat for `codeseg status`. Light.
+"""Show the progress of the offline stages, and write the heartbeat for `codeseg status`. Light.
 
 ledger/<stage>/progress.json     written every few seconds while a stage runs
 ledger/<stage>/notes/NNNNN.txt   written by a worker that waits ("paused: …"), then removed
@@ -48,7 +48,7 @@ class Heartbeat:
 
     @property
     def alive(self) -> bool:
-        """Return whether the run is alive: a recent heartbeat and, on this machine, its process."""
+        """Whether the run is alive: it has a recent heartbeat and, on this machine, a process."""
         if self.finished or abs(time.time() - self.updated) > ALIVE_SECONDS:
             return False
         if self.host != socket.gethostname():
@@ -66,12 +66,12 @@ class Heartbeat:
 
     @property
     def eta_seconds(self) -> float | None:
-        """The time to the last row at the mean rate; None before the first row is done."""
+        """The remaining time at the mean rate; None before the first row is done."""
         done = self.rows_done + self.rows_running
         return max(self.rows - done, 0) / self.rows_per_second if done else None
 
     def line(self) -> str:
-        """Return one readable line."""
+        """Return the state in one line, for people."""
         done = self.rows_done + self.rows_running
         parts = [f"{done:,} of {max(self.rows, done):,} rows"] if done else []
         parts.append(f"{self.rows_per_second:,.0f} rows/s")
@@ -86,21 +86,21 @@ class Heartbeat:
 
 
 def duration(seconds: float) -> str:
-    """Return readable hours, minutes and seconds."""
+    """Return a time as 1h02m or 3m04s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
 def read_heartbeat(root: Storage, stage: str) -> Heartbeat | None:
-    """Return the stage's last heartbeat; None if it never ran or the file is unreadable."""
+    """Return the stage's last heartbeat; None if there is none or it is unreadable."""
     with suppress(FileNotFoundError, ValueError, OverflowError, RecursionError):
         return from_json(Heartbeat, json.loads(root.read_bytes(f"ledger/{stage}/progress.json")))
     return None
 
 
 class ShardRows:
-    """A count of the rows that a worker has done of its shard, written every few seconds.
+    """A worker's count of the finished rows of its shard, written every few seconds.
 
     A process works on one shard at a time; all its threads may count.
     """
@@ -110,13 +110,13 @@ class ShardRows:
         self._root: Storage | None = None
 
     def begin(self, root: Storage, stage: str, shard: int) -> None:
-        """Start counting the rows of a shard; outside a stage nothing is written."""
+        """Start counting the rows of a shard; without this, nothing is written."""
         self._root, self._path = root, f"ledger/{stage}/notes/{shard:05d}.rows"
         self._rows = self._total = 0
         self._noted = time.monotonic()
 
     def count(self, rows: int = 1, total: int = 0) -> None:
-        """Count rows that are done, of `total` if that was not known before."""
+        """Count finished rows; `total` is the shard's number of rows, if it was unknown before."""
         with self._lock:
             if self._root is None:
                 return
@@ -129,7 +129,7 @@ class ShardRows:
                 self._root.write_atomic(self._path, f"{self._rows} {self._total}".encode())
 
     def end(self) -> None:
-        """Remove the note."""
+        """Remove the count."""
         with self._lock, suppress(OSError):
             if self._root is not None:
                 self._root.delete(self._path)
@@ -140,16 +140,12 @@ SHARD_ROWS = ShardRows()
 
 
 class StageProgress:
-    """A stage's progress display and heartbeat; a context manager with its own thread."""
+    """A stage's progress display and heartbeat; a context manager with its own thread.
+
+    `rows` are the expected rows of every shard to do.
+    """
 
     def __init__(self, root: Storage, stage: str, rows: dict[int, int]) -> None:
-        """Prepare the display.
-
-        Args:
-            root: the dataset root.
-            stage: the table being made.
-            rows: expected rows of every shard to do.
-        """
         now = time.time()
         self.beat = Heartbeat(
             stage, now, now, len(rows), rows=sum(rows.values()),
@@ -163,7 +159,7 @@ class StageProgress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._said = time.monotonic()
-        # FORCE_COLOR, which notebooks set, makes rich call a log a terminal
+        # FORCE_COLOR, which notebooks set, makes rich treat a log as a terminal
         self._terminal = Console().file.isatty()
         self._bar = Progress(
             TextColumn(f"[bold]{stage}"),
@@ -186,7 +182,7 @@ class StageProgress:
         self._stop.set()
         self._thread.join()
         self.beat.finished = True
-        with suppress(OSError):  # a full disk must not hide what the stage has to say
+        with suppress(OSError):  # a full disk must not hide the stage's own error
             self._write()
         self._show(last=True)
         self._bar.stop()
@@ -198,8 +194,7 @@ class StageProgress:
         self.beat.rows_done += record.rows_in
         self.beat.rows_out += record.rows_out
         self.beat.rows += record.rows_in - self._expected.get(record.shard, 0)
-        counts = Counter(self.beat.rejected) + Counter(record.rejected)
-        self.beat.rejected = dict(counts)
+        self.beat.rejected = dict(Counter(self.beat.rejected) + Counter(record.rejected))
         self._show()
 
     def failed(self, shard: int) -> None:
@@ -234,7 +229,7 @@ class StageProgress:
                 return
 
     def _show(self, *, last: bool = False) -> None:
-        """Move the bar; in a log, print a line now and then."""
+        """Update the bar; in a log, print a line now and then."""
         beat = self.beat
         beat.updated = time.time()
         with self._counting:

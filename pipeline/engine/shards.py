@@ -1,10 +1,10 @@
-"""Run one shard function over all pending shards with Ray Data; progress, retries, report.
+"""Run a stage's worker on all pending shards with Ray Data; show progress, retry, report.
 
     shard numbers -> ShardWorker.process in Ray actors -> ledger/<stage>/NNNNN.json
 
-Each pending shard is one Ray Data block of one row, so Ray balances, retries after a lost worker
-or node, and grows the pool; the data itself never enters Ray's object store. A shard that fails
-is reported at the end and does not stop the others.
+Each pending shard is a Ray Data block of one row, so Ray balances the load, retries after a lost
+worker or node, and grows the pool; the data itself never enters Ray's object store. A shard that
+fails is reported at the end and does not stop the others.
 """
 
 import errno
@@ -31,27 +31,26 @@ from codeseg.pipeline.engine.storage import Storage
 ATTEMPTS = 3  # of a shard whose storage failed, in its worker
 LOST_WORKER_RETRIES = 1  # by Ray, of a shard whose worker died
 PASSES = 3  # over the shards that Ray gave up, for instance because their node is gone
-QUEUED_FROM = 4  # shards per worker from which the next waits in the worker while it does one
+QUEUED_FROM = 4  # shards per worker from which each worker has a second one waiting
 BACKOFF_SECONDS = 1.0
 FAILURES_SHOWN = 20
 
 
 class ShardError(RuntimeError):
-    """A shard must not be committed; the message is for users; an immediate retry is useless."""
+    """A shard that must not be committed; the message is for users. A retry at once is useless."""
 
 
 class ShardWorker(Protocol):
-    """One object in each Ray worker: set up once, then called for one shard at a time."""
+    """One object in each Ray worker, constructed once, then called for one shard at a time."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
     ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
-    MEMORY: ClassVar[int]  # bytes that it needs, including libraries and a usual shard
+    MEMORY: ClassVar[int]  # bytes that it needs, including libraries and a typical shard
 
-    def __init__(self, root_uri: str, options: dict[str, Any]) -> None:
-        """Load what every shard needs."""
+    def __init__(self, root_uri: str, options: dict[str, Any]) -> None: ...
 
     def process(self, shard: int, input: str) -> ShardRecord:
-        """Do one shard: write its files, commit its record, return it."""
+        """Write the shard's files, commit its record and return it."""
 
 
 @dataclass
@@ -74,13 +73,13 @@ def run_stage(
     resources: Resources,
     rows: Mapping[int, int],
 ) -> StageReport:
-    """Do every pending shard, show how it goes, and return what became of them.
+    """Do every pending shard, show progress, and return the outcome.
 
     Args:
         stage: the table being made.
         worker: importable class, instantiated once in each Ray worker.
-        root: the dataset root; workers open its URI themselves.
-        options: handed to every worker.
+        root: of the dataset; workers open its URI themselves.
+        options: of every worker.
         todo: the stage's state; if nothing is pending, Ray is not imported.
         settings: resolved, recorded in the ledger.
         resources: of each worker.
@@ -132,20 +131,19 @@ def _outcomes(
     """
     left = dict(tasks)
     for number in range(PASSES):
-        # what a first pass left may be a shard that kills its worker, and those queued behind
-        # it: from now on each is alone in its worker
+        # a first pass may leave a shard that kills its worker, and those queued behind it: from
+        # then on each is alone in its worker
         in_flight = _in_flight(len(left), resources) if number == 0 else 1
         rows = [{"shard": shard, "input": left[shard]} for shard in left]
-        for answer in _answers(rows, constructor, resources, in_flight) if rows else ():
-            shard = int(answer["shard"])
+        for shard, error in _answers(rows, constructor, resources, in_flight) if rows else ():
             del left[shard]
-            yield shard, answer["error"]
+            yield shard, error
     for shard in left:
         yield shard, "its worker died (killed, out of memory or its node lost)"
 
 
 def show_report(report: StageReport) -> None:
-    """Print what a stage did, and a table of the shards that failed, grouped by reason."""
+    """Print a stage's outcome, with a table of the failed shards grouped by reason."""
     rows_in = sum(record.rows_in for record in report.done)
     rows_out = sum(record.rows_out for record in report.done)
     console = Console()
@@ -167,25 +165,25 @@ def show_report(report: StageReport) -> None:
 
 
 def _in_flight(tasks: int, resources: Resources) -> int:
-    """Return the shards given to a worker at a time: one, and a second if there are many shards.
+    """Return the number of shards given to a worker at a time: one, or two if there are many.
 
-    Ray Data polls for finished tasks every 0.1 s, so a worker without a next one idles about 0.2 s
-    per shard; with few shards a queued one could have run on a free worker.
+    Ray Data polls for finished tasks every 0.1 s, so a worker without a waiting shard idles about
+    0.2 s per shard; if there are few, a waiting one could have run on a free worker.
     """
     return 2 if tasks >= QUEUED_FROM * most_workers(tasks, resources) else 1
 
 
 def _answers(
     tasks: list[dict[str, Any]], constructor: dict[str, Any], resources: Resources, in_flight: int
-) -> Iterator[dict[str, Any]]:
-    """Yield {"shard", "error"} as shards end, in any order."""
+) -> Iterator[tuple[int, str]]:
+    """Yield (shard, error) as shards end, in any order."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a shard whose worker died does not stop the others
-    # grow the pool when every worker has a shard; by default each would need two
+    # grow the pool as soon as every worker has a shard; by default each would need two
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -207,22 +205,20 @@ def _answers(
         max_task_retries=LOST_WORKER_RETRIES,
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for shard, error in zip(batch["shard"], batch["error"], strict=True):
-            yield {"shard": shard, "error": error}
+        yield from zip(batch["shard"].tolist(), batch["error"].tolist(), strict=True)
 
 
 class _RayWorker:
-    """Ray's actor: makes the ShardWorker for its first shard, turns exceptions into answers."""
+    """The Ray actor: makes the ShardWorker for its first shard, turns exceptions into answers."""
 
     def __init__(
         self, stage: str, worker: type[ShardWorker], root_uri: str, options: dict[str, Any],
-        token: str = "",
+        token: str,
     ) -> None:  # fmt: skip
         self._make: Callable[[], ShardWorker] = lambda: worker(root_uri, options)
         self._worker: ShardWorker | None = None
         self._root = Storage.open(root_uri)
-        if token:
-            work_for(self._root, stage, token)
+        work_for(self._root, stage, token)
         self._stage = stage
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +226,7 @@ class _RayWorker:
         return {"shard": [shard], "error": [self._attempt(shard, shard_input)]}
 
     def _attempt(self, shard: int, shard_input: str) -> str:
-        """Return "" if the shard is committed, otherwise the reason why not."""
+        """Return "" if the shard is committed, otherwise the reason."""
         for attempt in range(ATTEMPTS):
             try:
                 if self._worker is None:
@@ -252,7 +248,7 @@ class _RayWorker:
 
 
 def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) -> pa.Table:
-    """Return a shard of pairs or nouns, for the next stage.
+    """Return columns of a shard of pairs or nouns, for the next stage.
 
     Raises:
         ValueError: the file is damaged; says how to make it again.
@@ -270,10 +266,10 @@ def read_shard(root: Storage, stage: Stage, shard: int, columns: Iterable[str]) 
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error in one line: its kind, unless its message is for users, and its message."""
+    """Return an error's message in one line, after its type unless the message is for users."""
     text = " ".join(str(error).split())
-    for_people = isinstance(error, ValueError | ShardError) and text
-    return text if for_people else f"{type(error).__name__}: {text}"
+    for_users = isinstance(error, ValueError | ShardError) and text
+    return text if for_users else f"{type(error).__name__}: {text}"
 
 
 def _brief(shards: list[int]) -> str:

@@ -1,12 +1,12 @@
-"""The stages: their inputs, their files, and which of their shards are current. Light.
+"""Define the stages: their inputs, their files, and whether their shards are current. Light.
 
     root, stage -> StageState: every shard is current, missing or stale (and why)
 
     urls ─► pairs ─┬─► nouns ─┬─► vocabulary
                    └──────────┴─► features ─► regions
 
-A run does what is missing or stale, `status` shows it, the audit compares it and the trainer
-refuses it: all of them ask `state`, and every worker ends in `commit`.
+A run redoes missing and stale shards, `status` shows them, the audit compares them and the trainer
+refuses them; all of these call `state`, and every worker ends with `commit`.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class Stage:
     command: str  # of codeseg, which makes it
     file: str  # of a shard, under the root
     inputs: tuple[str, ...] = ()  # tables whose shard of the same number it is made from
-    whole: bool = False  # one shard for the corpus, made from every shard of its input
+    whole: bool = False  # a single shard, made from every shard of its input
     matters: Callable[[Settings], object] = dict  # the settings that affect the content
     next: str = ""  # the next command
     empty: str = ""  # what to do if no row was kept
@@ -68,14 +68,11 @@ class Stage:
             ) from None
 
     def inputs_today(self, records: Records, settings: Settings | None) -> dict[int, str] | None:
-        """Return the fingerprint of each shard's current input.
+        """Return shard -> fingerprint of its current input, ascending; None if it is not known.
 
         Args:
             records: of every table in `inputs`.
-            settings: of this stage; those of a folder of tars name its "inputs".
-
-        Returns:
-            shard -> fingerprint, ascending; None if the ledger does not know.
+            settings: of this stage; "inputs" are the fingerprints of a folder of tars.
         """
         tables = [records[table] for table in self.inputs]
         if not tables or not all(tables):
@@ -96,7 +93,7 @@ def _without(settings: Settings, *names: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in names}
 
 
-# The location of weights does not matter, their content does.
+# `matters` omits the location of weights, because only their content matters
 URLS = Stage(
     "urls", "download MANIFEST", "urls/{:05d}.parquet",
     matters=lambda s: _without(s, "complete", "left_out"),
@@ -129,17 +126,17 @@ STAGES = {stage.table: stage for stage in (URLS, PAIRS, NOUNS, VOCABULARY, FEATU
 
 @dataclass(frozen=True)
 class StageState:
-    """The state of a stage. Shard numbers ascend; stale ones have a reason."""
+    """The state of a stage; shard numbers ascend."""
 
     records: Mapping[int, ShardRecord] = field(default_factory=dict)
     inputs: Mapping[int, str] | None = None  # shard -> fingerprint of its current input, if known
     current: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
-    stale: dict[int, str] = field(default_factory=dict)
+    stale: dict[int, str] = field(default_factory=dict)  # shard -> reason
 
     @property
     def pending(self) -> list[int]:
-        """The shards that a run does: missing or stale ones whose input exists."""
+        """The missing and stale shards whose input exists."""
         return sorted(i for i in [*self.missing, *self.stale] if i in (self.inputs or {}))
 
 
@@ -191,7 +188,7 @@ def state(
 
 
 def faults(root: Storage, stage: Stage, found: StageState) -> dict[str, tuple[list[int], str]]:
-    """Return the faults that a reader must refuse: reason -> (shards, a line for the user)."""
+    """Return the faults that a reader must refuse: reason -> (shards, a message for the user)."""
     faulty = {**dict.fromkeys(found.missing, MISSING), **found.stale}
     lines = {}
     for why in dict.fromkeys(faulty.values()):
@@ -217,17 +214,8 @@ def commit(
 ) -> ShardRecord:
     """Write a shard's file, then the record that marks it done.
 
-    Args:
-        root: of the dataset.
-        stage: of the shard.
-        shard: its number.
-        input: fingerprint of its input.
-        settings: fingerprint of its settings.
-        write: writes the file to the given stream.
-        rows_in: number of input rows.
-        rejected: reason -> number of rejected rows; read after the file is written.
-        start: of the work, on `time.perf_counter`'s clock.
-        versions: of the libraries that made it.
+    `input` and `settings` are fingerprints; `write` writes the file to a stream; `rejected` (reason
+    -> rows) is read after it; `start` is on `time.perf_counter`'s clock.
 
     Raises:
         TakenOverError: another run now owns the stage; the shard counts as not done.

@@ -1,11 +1,11 @@
-"""A dataset root or any other folder, local or s3://, gs:// …: read, list, write atomically. Light.
+"""Read, list and atomically write files in a folder, local or s3://, gs:// …. Light.
 
     Storage.open("data/cc3m") or Storage.open("s3://bucket/cc3m?region=eu-west-1")
 
 A file is written whole or not at all. Locally: a temporary name beside the target, fsync, rename.
 Object stores: the content is first written to the local disk, then uploaded, then its size on
-the store is compared. Names of unfinished files start with a dot and are never listed; those of a
-folder's owner are in a hidden folder of its own, without which it cannot finish any.
+the store is compared. Names of unfinished files start with a dot and are never listed. A folder's
+owner has its unfinished files in a hidden folder of its own; without that it cannot finish any.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class FileInfo:
 
 
 class Storage:
-    """One folder, local or on an object store; paths are relative to it and use "/"."""
+    """A folder, local or on an object store; paths are relative to it and use "/"."""
 
     def __init__(self, filesystem: fs.FileSystem, base: str, uri: str, owner: str = "") -> None:
         self.uri, self.owner = uri, owner
@@ -52,9 +52,8 @@ class Storage:
     def open(cls, uri: str | Path) -> Self:
         """Open a folder, which need not exist yet.
 
-        Args:
-            uri: a local path, or a URI that pyarrow.fs knows, with options such as
-                `?endpoint_override=host:port&scheme=http`.
+        It is a local path, or a URI that pyarrow.fs supports, with options such as
+        `?endpoint_override=host:port&scheme=http`.
 
         Raises:
             ValueError: the file system is unknown.
@@ -69,19 +68,16 @@ class Storage:
         return cls(filesystem, base, base if filesystem.type_name == "local" else text)
 
     def written_by(self, owner: str) -> "Storage":
-        """Return the folder as an owner writes it: in what `claim` gave it and nobody took since.
+        """Return the folder for writing by the owner of what it `claim`ed.
 
-        On an object store, which has no such means, as anybody writes it.
+        On an object store, which has no claims, anyone can write.
         """
         return Storage(self._filesystem, self._base, self.uri, owner)
 
     def claim(self, folder: str, owner: str) -> None:
-        """Give a local folder to an owner; a former one can finish no file in it from now on.
+        """Give a local folder to an owner with a unique name; a former one can finish no file.
 
-        Args:
-            folder: whose unfinished files, left by killed processes or still being written, are
-                removed.
-            owner: a name that nobody else has.
+        Unfinished files, left by killed processes or still being written, are removed.
         """
         if self.local_path is None:
             return
@@ -95,7 +91,7 @@ class Storage:
         mine.mkdir()
 
     def release(self, folder: str, owner: str) -> None:
-        """Remove what `claim` made, if it is there."""
+        """Undo `claim`."""
         if self.local_path is not None:
             shutil.rmtree(_unfinished(self.local_path / folder, owner), ignore_errors=True)
 
@@ -113,21 +109,19 @@ class Storage:
         """Return the whole content.
 
         Raises:
-            FileNotFoundError: names the whole URI.
+            FileNotFoundError: names the URI.
         """
         with self.open_input(path, mapped=False) as source:
             return bytes(source.read())
 
     def open_input(self, path: str, *, mapped: bool = True) -> pa.NativeFile:
-        """Open for random access.
+        """Open for random access, memory-mapped if `mapped` and local.
 
-        Args:
-            path: of the file.
-            mapped: memory-map a local file; not for a large file that is read once, whose pages
-                would all count as this process's memory.
+        The pages of a mapped file count as this process's memory, so do not map a large file that
+        is read once.
 
         Raises:
-            FileNotFoundError: names the whole URI.
+            FileNotFoundError: names the URI.
         """
         try:
             if self.is_local:
@@ -141,11 +135,9 @@ class Storage:
         return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
     def sizes(self, folder: str = "", *, below: bool = False) -> dict[str, int]:
-        """Path under `folder` -> bytes of its files, by one listing; {} if missing.
+        """Return path under `folder` -> bytes of its files, by one listing; {} if it is missing.
 
-        Args:
-            folder: "" is the whole.
-            below: those of its sub-folders, too; hidden ones never.
+        With `below`, it includes sub-folders; hidden files and folders are always left out.
         """
         place = self._full(folder)
         selector = fs.FileSelector(place or "/", allow_not_found=True, recursive=below)
@@ -157,7 +149,7 @@ class Storage:
         return {p: n for p, n in found.items() if not any(x[:1] == "." for x in p.split("/"))}
 
     def delete(self, path: str) -> None:
-        """Remove the file; nothing happens when it is not there."""
+        """Remove the file, if it exists."""
         with suppress(FileNotFoundError):
             self._filesystem.delete_file(self._full(path))
 
@@ -169,14 +161,9 @@ class Storage:
         return shutil.disk_usage(existing).free
 
     def write_atomic(self, path: str, write: bytes | Callable[[pa.NativeFile], None]) -> FileInfo:
-        """Write the file whole or not at all, replacing an older one.
+        """Write the file whole or not at all, replacing an older one and making its folder.
 
-        Args:
-            path: of the file; its folder is made if necessary.
-            write: the content, or a function that writes it sequentially to the given stream.
-
-        Returns:
-            Size and hash of the file.
+        `write` is the content, or a function that writes it sequentially to a stream.
 
         Raises:
             OSError: it could not be written; the older file is untouched (a killed upload may
@@ -198,8 +185,8 @@ class Storage:
     def create(self, path: str, content: bytes) -> bool:
         """Write a new file whole; return False and change nothing if it already exists.
 
-        Exclusive on a file system. On an object store, where the last of two writers wins, the
-        file is read back after `SETTLE_SECONDS`.
+        This is exclusive on a file system. On an object store, where the last of two writers wins,
+        the file is read back after `SETTLE_SECONDS`.
         """
         if self.local_path is None:
             if self.exists(path):
@@ -250,12 +237,10 @@ def _unfinished(place: Path, name: str) -> Path:
 def write_file(
     target: Path, write: bytes | str | Callable[[IO[bytes]], object], owner: str = ""
 ) -> None:
-    """Write a local file whole or not at all, making its folder.
+    """Write a local file whole or not at all, replacing an older one and making its folder.
 
-    Args:
-        target: the file, which is replaced when it is there.
-        write: the content, or a function that writes it to the binary file it is given.
-        owner: of the folder, which is `Storage.claim`ed.
+    `write` is the content, or a function that writes it to a binary file; an `owner` has
+    `Storage.claim`ed the folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = _unfinished(target.parent, owner) if owner else target.parent
@@ -276,13 +261,13 @@ def write_file(
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole or not at all; values that JSON lacks, such as NaN, as strings."""
+    """Write a JSON file whole or not at all; values that JSON lacks, such as NaN, are strings."""
     plain = json.loads(json.dumps(content, default=str), parse_constant=str)
     write_file(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 class _HashingFile(io.RawIOBase):
-    """A write-only binary file that hashes and counts what goes through it; `file` stays open."""
+    """A write-only binary file that hashes and counts its bytes; `file` stays open."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256, self._bytes = file, hashlib.sha256(), 0

@@ -149,7 +149,7 @@ class FullDiskWorker:
 def test_a_full_disk_fails_the_stage_with_its_reason(tmp_path):
     from codeseg.pipeline.engine.shards import _RayWorker
 
-    worker = _RayWorker("pairs", FullDiskWorker, str(tmp_path), {})
+    worker = _RayWorker("pairs", FullDiskWorker, str(tmp_path), {}, "")
     for shard in range(2):
         answer = worker({"shard": [shard], "input": ["i"]})
         assert "No space left on device" in answer["error"][0]

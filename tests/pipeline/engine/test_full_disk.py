@@ -76,7 +76,7 @@ def test_a_stage_says_so_and_finishes_with_the_same_bytes(
 ):
     def attempt(root):
         stage, worker, settings = make(root, tmp_path, image_server)
-        work = _RayWorker(stage, worker, str(root), settings)
+        work = _RayWorker(stage, worker, str(root), settings, "")
         ballast = fill(disk, leave) if root == disk else None
         failed = work({"shard": [0], "input": ["i"]})["error"][0] if ballast else ""
         if ballast:
