@@ -6,7 +6,7 @@ memory-mapped if the root is local. The error for every defect says what to run.
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any
 
@@ -22,6 +22,7 @@ from codeseg.pipeline.stream.order import IntArray
 from codeseg.pipeline.stream.selection import read_selection
 
 READERS = 8
+SHARDS_OPEN = 8192  # on an object store; one of 157 blocks takes 11 kB of memory
 
 
 class Block:
@@ -128,6 +129,8 @@ class FeatureTable:
         selected = read_selection(root, selection, found.records) if selection else None
         self.selection = f"{selection}: {selected.sql}" if selected else None
         records = {i: record for i, record in found.records.items() if i not in self.skipped}
+        # Opening takes three requests of an object store, and the block itself one.
+        self._reader = lru_cache(0 if root.is_local else SHARDS_OPEN)(self._open)
         with ThreadPoolExecutor(READERS) as pool:
             usable = list(pool.map(self._is_usable, records.values()))
         records = {i: r for (i, r), ok in zip(records.items(), usable, strict=True) if ok}
@@ -176,7 +179,7 @@ class FeatureTable:
     def _read(self, number: int) -> Block:
         shard, position = self._blocks[number]
         try:
-            return Block(self._open(shard).get_batch(position), self.settings)
+            return Block(self._reader(shard).get_batch(position), self.settings)
         except (pa.ArrowInvalid, OSError) as error:
             self._refuse_network_error(error, shard)
             place, redo = self.describe_block(number), FEATURES.redo(self._root, shard)
@@ -209,7 +212,7 @@ class FeatureTable:
         """Return whether the shard's file is whole; refuse or record one that is not."""
         path = FEATURES.path(record.shard)
         try:
-            if self._open(record.shard).num_record_batches != len(self._sizes(record)):
+            if self._reader(record.shard).num_record_batches != len(self._sizes(record)):
                 raise ValueError("has another number of record batches than it was committed with")
         except (ValueError, OSError) as error:  # pa.ArrowInvalid is a ValueError
             self._refuse_network_error(error, record.shard)

@@ -31,6 +31,16 @@ def test_an_object_store_gives_the_batches_of_a_local_folder(tmp_path, store: Ob
         assert_equal(ours, theirs)
 
 
+def test_each_shard_is_opened_once_however_many_blocks_it_has(tmp_path, store: ObjectStore):
+    make_features(tmp_path, shards=2, block_rows=4)
+    upload(tmp_path, Storage.open(store.uri))
+    opened = []
+    store.fault = lambda method, path: opened.append(path) if method == "HEAD" else None
+    take(store.uri, 3)
+    features = [path for path in opened if "/features/" in path and path.endswith(".arrow")]
+    assert sorted(Path(path).name for path in features) == ["00000.arrow", "00001.arrow"]
+
+
 def test_a_store_that_does_not_answer_is_not_a_corrupt_file(tmp_path, store: ObjectStore):
     make_features(tmp_path, shards=1)
     upload(tmp_path, Storage.open(store.uri))
