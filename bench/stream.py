@@ -1,14 +1,17 @@
-"""The Arrow stream against webdataset and LitData reading the same samples from the same disk.
+"""The Arrow stream against webdataset, LitData and MosaicML Streaming on the same samples and disk.
 
     python -m bench.stream [--rows 1000] [--rounds 3] [--folder DIR] [--s3]
 
-Makes random features of ViT-B/16's shapes (453 kB a row) as Arrow shards, as tars and as LitData's
-chunks, then reads each in turn, the others also with two worker processes, and prints samples/s and
-the ratio to each one's better way; last JPEGs (image_tokens=none), whose rate is of decoding. Our
-side also chooses nouns, makes labels, looks nouns up and checks that everything is finite; theirs
-only decodes, pads and stacks. LitData: `pip install -c constraints.txt '.[bench]'`. MosaicML
-Streaming (0.13) cannot be installed beside our NumPy: it wants one below 2.2. With --s3 all read
-the same files also from an object store on loopback (moto), webdataset over HTTP.
+Makes random features of ViT-B/16's shapes (453 kB a row) as Arrow shards, as tars and as the
+others' chunks, then reads each in turn, the others also with two worker processes, and prints
+samples/s and the ratio to each one's better way; and JPEGs (image_tokens=none), whose rate is of
+decoding. Our side also chooses nouns, makes labels, looks nouns up and checks that everything is
+finite; theirs only decodes, pads and stacks. With --s3 all read the same files also from an object
+store on loopback (moto), webdataset over HTTP.
+
+LitData: `pip install -c constraints.txt '.[bench]'`. MosaicML Streaming is read where it can be
+imported. Version 0.13 requires a NumPy below 2.2 and constraints.txt a later one, so it needs an
+environment of its own, made without it: `pip install '.[dev,bench]' mosaicml-streaming`.
 """
 
 import io
@@ -25,6 +28,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import date
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,45 +51,49 @@ VIT_B_16 = {
     "embed_dim": 512,
     "context_length": 77,
 }
+SHAPES = {"pixels": (224, 224, 3), "image_tokens": (197, 768), "caption_states": (-1, 512)}
 SHARDS = 4
 JPEGS = "codeseg, JPEGs"
+MOSAICML = find_spec("streaming") is not None
+Peer = Callable[[int], Iterator[Any]]
+"""How another library reads the samples, given a number of worker processes."""
 SHUFFLE = 256  # samples that webdataset's buffer holds
+
+
+def shards(root: Path) -> list[Path]:
+    """The Arrow shards."""
+    return sorted((root / "features").glob("*.arrow"))
 
 
 def write_tars(root: Path) -> list[str]:
     """Write each Arrow shard's samples as a tar of .npy and .json members."""
     names = []
-    for path in sorted((root / "features").glob("*.arrow")):
+    for path in shards(root):
         names.append(str(path.with_suffix(".tar")))
         with tarfile.open(names[-1], "w") as tar:
-            for row in rows_of(path):
-                key = row.pop("key")
-                arrays = {name: row.pop(name) for name in list(row) if "_" not in name}
-                arrays |= {name: row.pop(name) for name in ("image_tokens", "caption_states")}
-                for name, array in arrays.items():
-                    file = io.BytesIO()
-                    np.save(file, array)
-                    add(tar, f"{key}.{name}.npy", file.getvalue())
-                add(tar, f"{key}.json", json.dumps(row).encode())
+            for sample in samples([path]):
+                for name, value in sample.items():
+                    file = io.BytesIO(json.dumps(value).encode() if name == "json" else b"")
+                    if name != "json":
+                        np.save(file, value)
+                    add(tar, f"{sample['json']['key']}.{name}", file.getvalue())
     return names
 
 
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The samples of a shard, as a user of tars would store them."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
-        for i in range(batch.num_rows):
-            numpy = {n: batch.column(n)[i].values.to_numpy() for n in ("pixels", "image_tokens")}
-            states = batch.column("caption_states")[i].values.to_numpy()
-            yield {
-                "key": batch.column("key")[i].as_py(),
-                "pixels": numpy["pixels"].reshape(224, 224, 3),
-                "image_tokens": numpy["image_tokens"].reshape(197, 768),
-                "caption_states": states.reshape(-1, 512),
-                "caption_tokens": batch.column("caption_tokens")[i].as_py(),
-                "noun_ids": batch.column("noun_ids")[i].as_py(),
-            }
+def samples(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The samples of shards, as a user of tars would store them."""
+    for path in paths:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        for batch in map(reader.get_batch, range(reader.num_record_batches)):
+            for i in range(batch.num_rows):
+                names = ("key", "caption_tokens", "noun_ids")
+                yield {
+                    "json": {name: batch.column(name)[i].as_py() for name in names},
+                    **{
+                        f"{name}.npy": batch.column(name)[i].values.to_numpy().reshape(shape)
+                        for name, shape in SHAPES.items()
+                    },
+                }
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -124,20 +133,45 @@ def webdataset_batches(tars: list[str], batch_size: int, workers: int) -> Iterat
 
 
 def write_litdata(root: Path) -> str:
-    """Write the Arrow shards' samples as LitData's chunks, as `litdata.optimize` does."""
+    """Write the samples as LitData's chunks, as `litdata.optimize` does."""
     from litdata.streaming.writer import BinaryWriter
 
     folder = str(root / "litdata")
     writer = BinaryWriter(folder, chunk_bytes="64MB")
-    samples = (row for path in sorted((root / "features").glob("*.arrow")) for row in rows_of(path))
-    for number, row in enumerate(samples):
-        writer[number] = {
-            "json": {"caption_tokens": np.array(row["caption_tokens"]), "key": row["key"]},
-            **{f"{name}.npy": row[name] for name in ("pixels", "image_tokens", "caption_states")},
-        }
+    for number, sample in enumerate(samples(shards(root))):
+        tokens = np.array(sample["json"]["caption_tokens"])
+        writer[number] = {**sample, "json": {"caption_tokens": tokens}}
     writer.done()
     writer.merge()
     return folder
+
+
+def write_mosaicml(root: Path) -> str:
+    """Write the samples as MosaicML Streaming's shards."""
+    from streaming import MDSWriter
+
+    fixed = {"pixels.npy": "uint8:224,224,3", "image_tokens.npy": "float16:197,768"}
+    columns = {name: f"ndarray:{kind}" for name, kind in fixed.items()}
+    columns |= {"caption_states.npy": "ndarray:float16", "json": "json"}
+    with MDSWriter(columns=columns, out=str(root / "mosaicml"), exist_ok=True) as writer:
+        for sample in samples(shards(root)):
+            writer.write(sample)
+    return str(root / "mosaicml")
+
+
+def mosaicml_batches(folder: str, batch_size: int, workers: int, **options: Any) -> Iterator[Any]:
+    """Batches from the shards, as MosaicML Streaming's documentation reads them."""
+    import streaming
+
+    streaming.base.util.clean_stale_shared_memory()  # of the round before
+    dataset = streaming.StreamingDataset(
+        local=folder, batch_size=batch_size, shuffle=True, **options
+    )
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate, drop_last=True
+        )
+    )
 
 
 def litdata_batches(folder: str, batch_size: int, workers: int, **options: Any) -> Iterator[Any]:
@@ -175,10 +209,10 @@ def object_store(root: Path, bucket: str = "bench") -> Iterator[str]:
         server.kill()
 
 
-def ways_from_s3(root: Path, tars: list[str], host: str, batch_size: int) -> dict[str, Any]:
-    """Return the same ways, from the bucket."""
-    query = f"endpoint_override={host}&scheme=http&region=us-east-1"
+def peers_from_s3(root: Path, tars: list[str], host: str, batch_size: int) -> dict[str, Peer]:
+    """Return how the others read from the bucket, given a number of worker processes."""
     urls = [f"http://{host}/bench/{Path(tar).relative_to(root)}" for tar in tars]
+    os.environ["S3_ENDPOINT_URL"] = f"http://{host}"  # which MosaicML Streaming asks
 
     def litdata(workers: int) -> Iterator[Any]:
         from litdata.streaming import downloader
@@ -190,13 +224,12 @@ def ways_from_s3(root: Path, tars: list[str], host: str, batch_size: int) -> dic
                 "s3://bench/litdata", batch_size, workers, storage_options=client, cache_dir=cache
             )
 
-    return {
-        "codeseg, S3": lambda: iter(FeatureStream(f"s3://bench?{query}", batch_size=batch_size)),
-        "webdataset, S3": lambda: webdataset_batches(urls, batch_size, 0),
-        "webdataset, S3, 2 workers": lambda: webdataset_batches(urls, batch_size, 2),
-        "litdata, S3": lambda: litdata(0),
-        "litdata, S3, 2 workers": lambda: litdata(2),
-    }
+    def mosaicml(workers: int) -> Iterator[Any]:
+        with tempfile.TemporaryDirectory(dir=root) as cache:
+            yield from mosaicml_batches(cache, batch_size, workers, remote="s3://bench/mosaicml")
+
+    peers = {"webdataset": partial(webdataset_batches, urls, batch_size), "litdata": litdata}
+    return {**peers, "mosaicml": mosaicml} if MOSAICML else peers
 
 
 def samples_per_second(
@@ -224,7 +257,7 @@ def main(
         make_features(
             root, shards=SHARDS, rows=rows // SHARDS, views=1, clip=VIT_B_16, block_rows=64
         )
-        tars, chunks = write_tars(root), write_litdata(root)
+        tars = write_tars(root)
         pictures = root / "pictures"
         make_features(pictures, shards=1, rows=rows // SHARDS, clip=VIT_B_16, image_tokens="none")
         halves = [root / "one", root / "two"]
@@ -234,19 +267,26 @@ def main(
                 block_rows=64, seed=seed,
             )  # fmt: skip
         batches = rows // batch_size - 2  # within one epoch of either
+        peers: dict[str, Peer] = {
+            "webdataset": partial(webdataset_batches, tars, batch_size),
+            "litdata": partial(litdata_batches, write_litdata(root), batch_size),
+        }
+        if MOSAICML:
+            peers["mosaicml"] = partial(mosaicml_batches, write_mosaicml(root), batch_size)
         ways: dict[str, Callable[[], Iterator[Any]]] = {
             "codeseg": lambda: iter(FeatureStream(root, batch_size=batch_size)),
             "codeseg, two roots": lambda: iter(FeatureStream(halves, batch_size=batch_size)),
-            "webdataset": lambda: webdataset_batches(tars, batch_size, 0),
-            "webdataset, 2 workers": lambda: webdataset_batches(tars, batch_size, 2),
-            "litdata": lambda: litdata_batches(chunks, batch_size, 0),
-            "litdata, 2 workers": lambda: litdata_batches(chunks, batch_size, 2),
             JPEGS: lambda: iter(FeatureStream(pictures, batch_size=batch_size)),
         }
         best: dict[str, tuple[float, float]] = {}
         with object_store(root) if s3 else nullcontext() as host:
             if host is not None:
-                ways |= ways_from_s3(root, tars, host, batch_size)
+                remote = f"s3://bench?endpoint_override={host}&scheme=http&region=us-east-1"
+                ways["codeseg, S3"] = lambda: iter(FeatureStream(remote, batch_size=batch_size))
+                there = peers_from_s3(root, tars, host, batch_size)
+                peers |= {f"{name}, S3": read for name, read in there.items()}
+            for name, read in peers.items():
+                ways |= {name: partial(read, 0), f"{name}, 2 workers": partial(read, 2)}
             for _ in range(rounds):  # in turn, so that a busy machine is unfair to none
                 for way, make in ways.items():
                     speed = samples_per_second(make, batch_size, batches)
@@ -256,11 +296,11 @@ def main(
         note = f", {cpu:,.0f} a CPU second" if "workers" not in way else ""
         print(f"{way:26} {wall:8,.0f} samples/s{note}")
     print(f"ratio of two roots to one: {best['codeseg, two roots'][0] / best['codeseg'][0]:.2f}")
-    for place in ("", ", S3")[: 1 + s3]:
-        for theirs in ("webdataset", "litdata"):
-            names = (f"{theirs}{place}", f"{theirs}{place}, 2 workers")
-            ratio = best[f"codeseg{place}"][0] / max(best[name][0] for name in names)
-            print(f"ratio to {theirs}{place}, its better way: {ratio:.2f}")
+    for name in peers:
+        ours = best["codeseg, S3" if name.endswith(", S3") else "codeseg"]
+        ratio = ours[0] / max(best[name][0], best[f"{name}, 2 workers"][0])
+        by_cpu = ours[1] / best[name][1]
+        print(f"ratio to {name}, its better way: {ratio:.2f}; by CPU time {by_cpu:.2f}")
     print(f"16 cores would decode {16 * best[JPEGS][1]:,.0f} images/s")
 
 
