@@ -162,7 +162,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     def resized() -> Tensor:
         image = resize_pixels(pixels, working_size(*SIZE, 448, 2048))
-        return clip.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+        return clip.normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
 
     segmenter = Segmenter(clip, code, settings)
 

@@ -39,7 +39,7 @@ from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.image_segmenter import GatedUpsampling, ImageSegmenter
 from codeseg.model.code.text_segmenter import TextSegmenter
-from codeseg.model.regions.recognition import RegionRecogniser
+from codeseg.model.regions.recognition import RegionRecognizer
 from codeseg.stages.training.flops import data_sheet, peak_flops
 from codeseg.stages.training.loop import initial_state
 from codeseg.stages.training.processes import Processes
@@ -61,7 +61,7 @@ PARTS: dict[str, tuple[type, str]] = {
     "highlighted captions": (FrozenClip, "encode_embeddings"),
     "noun prompts": (NounPrompt, "forward"),
     "text segmenter": (TextSegmenter, "forward"),
-    "regions": (RegionRecogniser, "loss"),
+    "regions": (RegionRecognizer, "loss"),
     "losses": (CoDe, "losses"),
     "gradient norm": (Stepper, "gradient_norm"),
     "optimizer": (Stepper, "update"),

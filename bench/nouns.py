@@ -25,13 +25,7 @@ from typing import Any
 
 import spacy
 
-from codeseg.pipeline.nouns.tagger import (
-    NEEDED,
-    NOUN_TAGS,
-    NounTagger,
-    NounWorker,
-    resolve_tagger,
-)
+from codeseg.pipeline.nouns.tagger import NEEDED, NOUN_TAGS, NounTagger, NounWorker, resolve_tagger
 
 TARGET = 0.95
 THINGS = "house dog boat tree car street garden woman man child bridge mountain river table cake"

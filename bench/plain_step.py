@@ -31,7 +31,7 @@ def plain_step(
     J, L = config.nouns_per_image, clip.context_length
     images = batch.pixels_BCHW
     if not images.is_floating_point():
-        images = clip.normalise(images)
+        images = clip.normalize(images)
     index_N = batch.noun_index_N
     noun_tokens, lengths_N = batch.noun_tokens_UM[index_N], batch.noun_lengths_U[index_N]
     padding = (0, L - batch.caption_tokens_BL.shape[1])

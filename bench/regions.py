@@ -115,7 +115,7 @@ def _line(
     matrix = np.zeros((classes, classes), dtype=np.int64)
     rows = []
     for pixels, labels in drawn:
-        image = clip.normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        image = clip.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
         regions, number, seconds = regions_of(clip, image, source, grouping, pamr)
         matrix += confusion_matrix(labels, region_labels(regions, labels), classes)
         rows.append((number, boundary_f(regions, labels), seconds))

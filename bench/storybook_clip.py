@@ -158,7 +158,7 @@ def train(
         tokens_BL = frozen.tokenize(captions)[:, :LONGEST]
         # On short sequences plain attention beats the fused one on a CPU: 0.46 s against 0.8 s.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            image_BC = frozen.encode_image(frozen.normalise(pixels))
+            image_BC = frozen.encode_image(frozen.normalize(pixels))
             text_BC = frozen.encode_text(tokens_BL)
         loss = contrastive_loss(image_BC.float(), text_BC.float(), clip.logit_scale, captions)
         optimizer.zero_grad()
@@ -196,7 +196,7 @@ def judge_weights(clip: FrozenClip, seed: int, count: int) -> dict[str, float]:
         scene = draw_scene(seed, index)
         size = (clip.image_size, clip.image_size)
         small = np.array(scene.image.resize(size, Image.Resampling.BILINEAR))
-        image = clip.normalise(torch.from_numpy(small).permute(2, 0, 1)[None])
+        image = clip.normalize(torch.from_numpy(small).permute(2, 0, 1)[None])
         scores.append(clip.encode_image(image)[0] @ text_KC.T)
         label = torch.from_numpy(scene.label.astype(np.int64))
         share_K = torch.bincount(label.flatten(), minlength=K) / label.numel()

@@ -22,7 +22,7 @@ from codeseg.stages.terminal import visible
 if TYPE_CHECKING:
     from codeseg.pipeline.audit.database import Audit
 
-COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 SHOWN_ROWS = 100
 ANY = "any"
 
@@ -54,8 +54,7 @@ def audit(
         ),
     ] = None,
     benchmark: Annotated[
-        list[str] | None,
-        typer.Option(help="Benchmark whose class names the data must cover."),
+        list[str] | None, typer.Option(help="Benchmark whose class names the data must cover.")
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -158,12 +157,12 @@ def _show_findings(findings: list[Finding]) -> None:
     console = Console()
     table = Table("check", "verdict", "what was found", "first keys", box=None, pad_edge=False)
     for finding in findings:
-        colour = COLOURS[finding.verdict]
-        verdict = f"[{colour}]{finding.verdict}[/{colour}]"
+        color = COLORS[finding.verdict]
+        verdict = f"[{color}]{finding.verdict}[/{color}]"
         keys = "" if finding.verdict == "pass" else "\n".join(finding.keys)
         table.add_row(finding.check, verdict, escape(in_words(finding)), escape(keys))
     console.print(table)
-    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLORS}
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
@@ -185,7 +184,7 @@ def _answers(opened: "Audit") -> Iterator[Answer]:
 
 def _write_json(path: Path, root: str, findings: list[Finding]) -> None:
     checks = {found.pop("check"): found for found in map(asdict, findings)}
-    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLORS}
     write_json(path, {"root": root, "verdicts": counts, "checks": checks})
 
 

@@ -18,7 +18,7 @@ from codeseg.pipeline.engine.shards import one_line
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import resolve_tagger
 
-COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
+COLORS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 def doctor(
@@ -54,7 +54,7 @@ def doctor(
         except Exception as error:  # the doctor must answer in any state of the machine
             finding = Finding("missing", one_line(error))
         missing = missing or finding.state == "missing"
-        typer.secho(f"{finding.state:<8}", fg=COLOURS[finding.state], nl=False)
+        typer.secho(f"{finding.state:<8}", fg=COLORS[finding.state], nl=False)
         typer.echo(f"{what}: {finding.found}")
         if finding.fix:
             typer.echo(f"{'':8}-> {finding.fix}")

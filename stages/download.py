@@ -85,8 +85,7 @@ def download(
         ),
     ] = FetchLimits.deadline,
     success_floor: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Refuse a shard with a smaller share of successes."),
+        float, typer.Option(min=0, max=1, help="Refuse a shard with a smaller share of successes.")
     ] = DEFAULTS.success_floor,
     ray_address: RayAddress = None,
     workers: Workers = None,

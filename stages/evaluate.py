@@ -32,11 +32,7 @@ from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.stages.options import Device, Pretrained, prediction_settings
-from codeseg.stages.score import (
-    print_caveat,
-    score_folder,
-    write_and_show,
-)
+from codeseg.stages.score import print_caveat, score_folder, write_and_show
 from codeseg.stages.terminal import progress
 
 if TYPE_CHECKING:
@@ -82,8 +78,7 @@ def evaluate(
     ] = None,
     pretrained: Pretrained = None,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a prediction setting: key=value."),
+        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     oracle: Annotated[

@@ -14,16 +14,13 @@ from codeseg.pipeline.engine.stage import Stage, state
 from codeseg.pipeline.engine.storage import Storage
 
 RayAddress = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to join: auto or host:6379 (default: this machine)."),
+    str | None, typer.Option(help="Ray cluster to join: auto or host:6379 (default: this machine).")
 ]
 Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Parallel workers (default: as many as fit)."),
+    int | None, typer.Option(min=1, help="Parallel workers (default: as many as fit).")
 ]
 Gpus = Annotated[
-    float,
-    typer.Option(min=0, help="GPUs per worker (0.5 = two workers share one; 0 = CPU)."),
+    float, typer.Option(min=0, help="GPUs per worker (0.5 = two workers share one; 0 = CPU).")
 ]
 
 Memory = Annotated[

@@ -29,8 +29,7 @@ DEFAULTS = Grouping()
 def regions(
     root: Annotated[str, typer.Argument(help="Dataset root with features.")],
     group_by: Annotated[
-        str,
-        typer.Option(help="Features: clip (the frozen CLIP's own keys) or a ViT of timm."),
+        str, typer.Option(help="Features: clip (the frozen CLIP's own keys) or a ViT of timm.")
     ] = CLIP,
     weights: Annotated[
         str | None, typer.Option(help="File with that ViT's weights, instead of the hub's.")

@@ -14,14 +14,7 @@ from rich.console import Console
 
 from codeseg.model.pictures.header import OWN_ENDINGS
 from codeseg.pipeline.benchmark.manifest import load_benchmark
-from codeseg.stages.options import (
-    Clip,
-    Device,
-    Pretrained,
-    Text,
-    TextFile,
-    prediction_settings,
-)
+from codeseg.stages.options import Clip, Device, Pretrained, Text, TextFile, prediction_settings
 from codeseg.stages.terminal import progress
 
 if TYPE_CHECKING:
@@ -37,8 +30,7 @@ def segment(
         str | None, typer.Option(help="Segment a benchmark's classes: voc, ade20k …")
     ] = None,
     run: Annotated[
-        str | None,
-        typer.Option(help="RUN, checkpoint or hub id (default: a CLIP alone)."),
+        str | None, typer.Option(help="RUN, checkpoint or hub id (default: a CLIP alone).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segments"),
     formats: Annotated[

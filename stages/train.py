@@ -24,8 +24,7 @@ def train(
         typer.Option(help="Saved configuration to use instead: JSON or TOML, as RUN/config.json."),
     ] = None,
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting, as in train.steps=100."),
+        list[str] | None, typer.Option("--set", help="Change a setting, as in train.steps=100.")
     ] = None,
     weights: Annotated[
         str | None,

@@ -120,7 +120,7 @@ def method_arrays(
     texts = TextEmbeddings(texts_QC, texts_QC, tuple(map(len, spec["classes"])))
 
     resized = resize_pixels(pixels, tuple(spec["resize"]["size"]))
-    image = clip.normalise(torch.from_numpy(resized.copy()).permute(2, 0, 1), "clip")
+    image = clip.normalize(torch.from_numpy(resized.copy()).permute(2, 0, 1), "clip")
     windows = layout(*resized.shape[:2], settings.window or max(resized.shape), settings.stride)
     corners = [list(corner) for corner in windows.corners]
     if "windows" in method and corners != method["windows"]:

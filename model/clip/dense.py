@@ -85,11 +85,11 @@ def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w
 def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
     """Attend by keys with keys, with a bonus for nearby patches; no residual, no MLP."""
     _, k, v = heads(block.attn, block.ln_1(states[-1]))
-    neighbours_PP = F.pad(neighbourhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
-    return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbours_PP))
+    neighbors_PP = F.pad(neighborhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
+    return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbors_PP))
 
 
-def neighbourhood(h: int, w: int, sigma: float = NACLIP_SIGMA) -> Tensor:
+def neighborhood(h: int, w: int, sigma: float = NACLIP_SIGMA) -> Tensor:
     """Return the Gaussian of the distance between patches, peak 1: float (h·w, h·w)."""
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     places = torch.stack([y.flatten(), x.flatten()], dim=1).float()

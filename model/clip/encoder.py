@@ -2,7 +2,7 @@
 
 Letters: B images or texts, P = 1 + h*w image tokens (class token first), D vision width, L text
 tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalized with
-`normalise`; embeddings named (…, C) are L2-normalized. The weights have no gradients, but
+`normalize`; embeddings named (…, C) are L2-normalized. The weights have no gradients, but
 gradients flow through to the input (METHOD §5 needs them).
 """
 
@@ -16,11 +16,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from codeseg.model.clip.blocks import (
-    run_block,
-    run_block_after_prefix,
-    run_block_for_one,
-)
+from codeseg.model.clip.blocks import run_block, run_block_after_prefix, run_block_for_one
 from codeseg.model.clip.weights import build_clip, hash_weights, refuse_unsupported
 
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
@@ -123,7 +119,7 @@ class FrozenClip(nn.Module):
         """The last text block."""
         return self.clip.transformer.resblocks[-1]
 
-    def normalise(self, pixels_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
+    def normalize(self, pixels_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
         """Turn uint8 RGB pixels into floats, normalized by the statistics of imagenet or clip."""
         if statistics == "imagenet":
             return (pixels_BCHW.float() / 255 - self.mean) / self.std

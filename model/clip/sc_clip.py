@@ -17,7 +17,7 @@ from torch import Tensor
 
 from codeseg.model.clip.blocks import heads, join
 
-NEIGHBOURS = 30
+NEIGHBORS = 30
 CONTAMINATION = 0.05
 """Share of the patches that are repaired."""
 SIMILAR = 0.4
@@ -71,7 +71,7 @@ def outlier_scores(x_QD: Tensor) -> Tensor:
     """
     squared_QQ = torch.cdist(x_QD, x_QD, compute_mode="donot_use_mm_for_euclid_dist").square()
     squared_QQ.fill_diagonal_(torch.inf)
-    count = min(NEIGHBOURS, len(x_QD) - 1)
+    count = min(NEIGHBORS, len(x_QD) - 1)
     if count < 1:
         return torch.ones_like(x_QD[:, 0])
     nearest_QN, index_QN = squared_QQ.topk(count, largest=False)

@@ -36,7 +36,7 @@ from codeseg.model.code.composition import (
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.code.image_segmenter import MASK_PIXELS, ImageSegmenter
 from codeseg.model.code.text_segmenter import TextSegmenter
-from codeseg.model.regions.recognition import RegionRecogniser, noun_keys
+from codeseg.model.regions.recognition import RegionRecognizer, noun_keys
 
 __all__ = ["CoDe", "CoDeConfig", "Losses"]
 
@@ -65,7 +65,7 @@ class CoDe(nn.Module):
         if config.random_template:
             self.templates = Templates(clip)
         if config.region_weight:
-            self.region_recogniser = RegionRecogniser(clip, config.region_pool)
+            self.region_recogniser = RegionRecognizer(clip, config.region_pool)
         if config.masks:
             self.image_segmenter = ImageSegmenter(clip)
             self.region_prompt = nn.Parameter(
@@ -214,7 +214,7 @@ class CoDe(nn.Module):
         tokens_BPD = batch.trunk_tokens()
         if tokens_BPD is None:
             with torch.no_grad():
-                tokens_BPD = self.clip.trunk(self.clip.normalise(batch.pixels_BCHW))
+                tokens_BPD = self.clip.trunk(self.clip.normalize(batch.pixels_BCHW))
         noun_N = noun_keys(batch.noun_tokens_UM)[batch.noun_index_N]
         loss = self.region_recogniser.loss(
             tokens_BPD.float(), batch.regions_BQ, nouns_NC, noun_N, batch.regions or None
@@ -227,7 +227,7 @@ class CoDe(nn.Module):
         """Decompose this rank's share of a batch into regions and words; as in `forward`."""
         images = batch.pixels_BCHW
         if not images.is_floating_point():
-            images = self.clip.normalise(images)
+            images = self.clip.normalize(images)
         nouns_NC, knowledge_NC = self._nouns(batch, template_N)
         captions = None
         if self.config.co_decomposition:

@@ -34,7 +34,7 @@ class TextSegmenter(nn.Module):
         self.mask_scale = nn.Parameter(torch.tensor(10.0))
         self.mask_bias = nn.Parameter(torch.tensor(0.0))
         for block in self.blocks if clip_start else ():
-            _initialise(block, clip.text_width, BLOCKS)
+            _initialize(block, clip.text_width, BLOCKS)
 
     def forward(
         self, states_BLT: Tensor, lengths_B: Tensor | None, projection_TC: Tensor | None
@@ -65,7 +65,7 @@ class TextSegmenter(nn.Module):
         return F.pad(self.mask_scale * similarity_BJL + self.mask_bias, (0, 0, 1, 0))
 
 
-def _initialise(block: ResidualAttentionBlock, width: int, layers: int) -> None:
+def _initialize(block: ResidualAttentionBlock, width: int, layers: int) -> None:
     """Initialize weights like CLIP's text transformer."""
     std = width**-0.5
     nn.init.normal_(block.attn.in_proj_weight, std=std)

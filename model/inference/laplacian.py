@@ -19,7 +19,7 @@ STRENGTH = 16.0
 """Weight of two neighbors of the same color; a pixel's own mask has weight 1."""
 CONTRAST = 0.1
 """Difference of normalized colors (mean over channels) at which that weight falls to 1/e."""
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
@@ -35,15 +35,15 @@ def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
     H, W = masks_BKHW.shape[-2:]
     grid = (min(H, GRID), min(W, GRID))
     small_BKhw = F.interpolate(masks_BKHW, grid, mode="area")
-    colours_BChw = F.interpolate(images_BCHW, grid, mode="area")
-    weights = [_alike(colours_BChw, *step) for step in NEIGHBOURS]
+    colors_BChw = F.interpolate(images_BCHW, grid, mode="area")
+    weights = [_alike(colors_BChw, *step) for step in NEIGHBORS]
     solved_BKhw = _solve(small_BKhw, weights)
     return F.interpolate(solved_BKhw, (H, W), mode="bilinear", align_corners=False)
 
 
-def _alike(colours_BChw: Tensor, row: int, column: int) -> Tensor:
+def _alike(colors_BChw: Tensor, row: int, column: int) -> Tensor:
     """Return the weight (B, 1, h', w') of every pair of pixels a step apart."""
-    here, there = _pair(colours_BChw, row, column)
+    here, there = _pair(colors_BChw, row, column)
     difference = (here - there).abs().mean(dim=1, keepdim=True)
     return STRENGTH * torch.exp(-difference / CONTRAST)
 
@@ -63,7 +63,7 @@ def _solve(masks_BKhw: Tensor, weights: list[Tensor]) -> Tensor:
     """
     right, down, down_right, down_left = (weight[:, 0] for weight in weights)
     degree_Bhw = torch.ones_like(masks_BKhw[:, 0])
-    for weight, step in zip((right, down, down_right, down_left), NEIGHBOURS, strict=True):
+    for weight, step in zip((right, down, down_right, down_left), NEIGHBORS, strict=True):
         for end in _pair(degree_Bhw, *step):
             end += weight
     own_Bhww = torch.diag_embed(degree_Bhw)

@@ -13,12 +13,7 @@ KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
 
 
 def segmenter_masks(
-    code: CoDe,
-    images_BCHW: Tensor,
-    class_KC: Tensor,
-    *,
-    tokens_BPD: Tensor,
-    cosines: bool = False,
+    code: CoDe, images_BCHW: Tensor, class_KC: Tensor, *, tokens_BPD: Tensor, cosines: bool = False
 ) -> Tensor:
     """Return the trained segmenter's masks (B, K, 4h, 4w), 0..1.
 

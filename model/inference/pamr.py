@@ -11,7 +11,7 @@ from torch import Tensor
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 ITERATIONS = 10
-NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+NEIGHBORS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
 
 def refine(
@@ -53,15 +53,15 @@ def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tenso
     """
     padded = _pad(images_BCHW, dilations)
     offsets = _offsets(dilations)
-    neighbours = torch.stack([_shift(padded, dilations, *offset) for offset in offsets])
-    centres = images_BCHW.expand(len(dilations), *images_BCHW.shape)
-    deviation_BCHW = torch.cat([neighbours, centres]).std(dim=0)
-    distance = (neighbours - images_BCHW).abs() / (1e-8 + 0.1 * deviation_BCHW)
+    neighbors = torch.stack([_shift(padded, dilations, *offset) for offset in offsets])
+    centers = images_BCHW.expand(len(dilations), *images_BCHW.shape)
+    deviation_BCHW = torch.cat([neighbors, centers]).std(dim=0)
+    distance = (neighbors - images_BCHW).abs() / (1e-8 + 0.1 * deviation_BCHW)
     return (-distance.mean(dim=2)).softmax(dim=0).transpose(0, 1)
 
 
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
-    return [(row * d, column * d) for d in dilations for row, column in NEIGHBOURS]
+    return [(row * d, column * d) for d in dilations for row, column in NEIGHBORS]
 
 
 def _pad(x_BCHW: Tensor, dilations: Sequence[int]) -> Tensor:

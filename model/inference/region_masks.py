@@ -17,7 +17,7 @@ from codeseg.model.inference.pamr import refine
 from codeseg.model.regions.config import Grouping
 from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import clip_keys
-from codeseg.model.regions.recognition import RegionRecogniser, members, recognise
+from codeseg.model.regions.recognition import RegionRecognizer, members, recognize
 
 MASK_PIXELS = 4  # rows, and columns, of a refined membership per patch, as in the segmenter's masks
 
@@ -62,13 +62,13 @@ def find_regions(
 
 
 def embed_regions(
-    clip: FrozenClip, recogniser: RegionRecogniser | None, tokens_WPD: Tensor, regions: Regions
+    clip: FrozenClip, recognizer: RegionRecognizer | None, tokens_WPD: Tensor, regions: Regions
 ) -> Tensor:
     """Return region embeddings (W, R, C), unit, by the trained recognizer or the frozen CLIP."""
-    if recogniser is not None:
-        trained: Tensor = recogniser(tokens_WPD, regions.patches_WRQ)
+    if recognizer is not None:
+        trained: Tensor = recognizer(tokens_WPD, regions.patches_WRQ)
         return trained
-    copies_WRD = recognise(clip.last_block, tokens_WPD, regions.patches_WRQ)
+    copies_WRD = recognize(clip.last_block, tokens_WPD, regions.patches_WRQ)
     return F.normalize(clip.project(copies_WRD), dim=-1)
 
 

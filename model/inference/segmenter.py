@@ -102,10 +102,7 @@ class Segmenter:
     """
 
     def __init__(
-        self,
-        clip: FrozenClip,
-        code: CoDe | None = None,
-        settings: PredictionSettings | None = None,
+        self, clip: FrozenClip, code: CoDe | None = None, settings: PredictionSettings | None = None
     ) -> None:
         """Wrap a model.
 
@@ -202,12 +199,7 @@ class Segmenter:
         return next(self.segment_many([picture], words, background=background))
 
     def segment_many(
-        self,
-        pictures: Iterable[Picture],
-        words: Words,
-        *,
-        background: bool = True,
-        batch: int = 1,
+        self, pictures: Iterable[Picture], words: Words, *, background: bool = True, batch: int = 1
     ) -> Iterator[Segmentation]:
         """Segment pictures in order; the words are encoded once.
 
@@ -392,7 +384,7 @@ class Segmenter:
         height, width = pixels.shape[:2]
         size = working_size(height, width, settings.short_side, settings.long_side)
         resized = torch.from_numpy(resize_pixels(pixels, size, settings.resize).copy())
-        image_CHW = self.clip.normalise(
+        image_CHW = self.clip.normalize(
             resized.to(self.device).permute(2, 0, 1), settings.normalisation
         )
         windows = layout(*size, settings.window or max(size), settings.stride)
@@ -487,9 +479,9 @@ class Segmenter:
             settings.grouping,
             follow_edges=settings.refinement != "none",
         )
-        recogniser = code.region_recogniser if code and code.config.region_weight else None
-        found_WRC = embed_regions(self.clip, recogniser, tokens_WPD, regions)
-        texts_KC = embeddings.templates_KC if recogniser is None else embeddings.words_KC
+        recognizer = code.region_recogniser if code and code.config.region_weight else None
+        found_WRC = embed_regions(self.clip, recognizer, tokens_WPD, regions)
+        texts_KC = embeddings.templates_KC if recognizer is None else embeddings.words_KC
         labels = label_regions(
             regions,
             found_WRC,

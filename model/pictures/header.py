@@ -122,15 +122,15 @@ def _jpeg(content: bytes) -> ImageHeader:
 
 def _png(content: bytes) -> ImageHeader:
     """Read IHDR, the first chunk (PNG §11.2.1), and follow the others to the end by length."""
-    length, kind, width, height, bits, colour = struct.unpack_from(">I4sIIBB", content, 8)
+    length, kind, width, height, bits, color = struct.unpack_from(">I4sIIBB", content, 8)
     if length != 13 or kind != b"IHDR":
         raise HeaderError("a PNG without its header")
-    position, compressed, alpha, tags = 33, 0, colour in (4, 6), False
+    position, compressed, alpha, tags = 33, 0, color in (4, 6), False
     pixels: list[memoryview] = []
     for _ in range(MAX_SEGMENTS):
         kind = content[position + 4 : position + 8]
         if kind in (b"IEND", b""):
-            row = 1 + width * bits * PNG_SAMPLES.get(colour, 4) // 8
+            row = 1 + width * bits * PNG_SAMPLES.get(color, 4) // 8
             _refuse_excess(pixels, 2 * height * row)  # twice: seven passes when interlaced
             return ImageHeader("PNG", width, height, bits, alpha, tags)
         (length,) = struct.unpack_from(">I", content, position)

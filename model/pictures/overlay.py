@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
 
-OKABE_ITO: tuple[Colour, ...] = (
+OKABE_ITO: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -29,7 +29,7 @@ LEGEND_FONT = 14
 SWATCH = 14
 
 
-def colours(count: int) -> list[Colour]:
+def colors(count: int) -> list[Color]:
     """Return distinct colors for `count` classes."""
     chosen = list(OKABE_ITO[:count])
     for i in range(len(chosen), count):
@@ -42,7 +42,7 @@ def colours(count: int) -> list[Colour]:
 def overlay(
     pixels_HW3: Pixels,
     label_HW: npt.NDArray[np.integer],
-    palette: Sequence[Colour | None],
+    palette: Sequence[Color | None],
     opacity: float = OPACITY,
 ) -> Image.Image:
     """Blend a label map's colors over a picture and outline its regions.
@@ -54,10 +54,10 @@ def overlay(
         opacity: of the colors, 0..1.
     """
     painted = pixels_HW3.astype(np.float32)
-    for k, colour in enumerate(palette):
-        if colour is not None:
+    for k, color in enumerate(palette):
+        if color is not None:
             inside = label_HW == k
-            painted[inside] = (1 - opacity) * painted[inside] + opacity * np.array(colour)
+            painted[inside] = (1 - opacity) * painted[inside] + opacity * np.array(color)
     painted[edges(label_HW)] = 255
     return Image.fromarray(np.rint(painted).astype(np.uint8))
 
@@ -70,7 +70,7 @@ def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
+def with_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
     """Add a legend below a picture: swatches with texts, as many in a row as fit."""
     font = ImageFont.load_default(LEGEND_FONT)
     row_height, margin = SWATCH + 8, 8
@@ -85,8 +85,8 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Im
     canvas = Image.new("RGB", (width, image.height + y + row_height + margin), "white")
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for (text, colour), (x, y) in zip(entries, places, strict=True):
+    for (text, color), (x, y) in zip(entries, places, strict=True):
         top = image.height + y
-        draw.rectangle((x, top, x + SWATCH, top + SWATCH), fill=colour, outline="black")
+        draw.rectangle((x, top, x + SWATCH, top + SWATCH), fill=color, outline="black")
         draw.text((x + SWATCH + 6, top - 1), text, fill="black", font=font)
     return canvas

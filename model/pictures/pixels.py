@@ -128,10 +128,7 @@ def _over_limit(max_pixels: int) -> str:
 
 
 def _from_image(
-    image: Image.Image,
-    name: str,
-    max_pixels: int,
-    turned: Callable[[tuple[int, int], int], bool],
+    image: Image.Image, name: str, max_pixels: int, turned: Callable[[tuple[int, int], int], bool]
 ) -> Pixels:
     if image.width * image.height > max_pixels:
         raise ValueError(f"{name}: {image.width}×{image.height} is {_over_limit(max_pixels)}")

@@ -52,7 +52,7 @@ def group_patches(
             "patch features hold NaN or infinite values: the picture cannot be grouped"
         )
     points_PD = deviations(features_PD)
-    cluster = normalised_cut if grouping.method == "spectral" else kmeans
+    cluster = normalized_cut if grouping.method == "spectral" else kmeans
     labels_P = cluster(points_PD, min(grouping.regions, h * w), grouping.seed)
     components = connected_components(labels_P.numpy().reshape(h, w))
     return merge_small(components, points_PD.numpy(), grouping.min_patches, grouping.regions)
@@ -79,47 +79,47 @@ def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
         Cluster numbers (P,) int64 in 0..K-1; numbers may be missing.
     """
     generator = torch.Generator().manual_seed(seed)
-    starts = [_first_centres(points_PD, clusters, generator) for _ in range(RESTARTS)]
-    centres_SKD = torch.stack(starts)
-    labels_SP = _nearest(points_PD, centres_SKD)[1]
+    starts = [_first_centers(points_PD, clusters, generator) for _ in range(RESTARTS)]
+    centers_SKD = torch.stack(starts)
+    labels_SP = _nearest(points_PD, centers_SKD)[1]
     for _ in range(ITERATIONS):
         members_SKP = F.one_hot(labels_SP, clusters).mT.float()
         sizes_SK1 = members_SKP.sum(dim=-1, keepdim=True)
         means_SKD = members_SKP @ points_PD / sizes_SK1.clamp(min=1)
-        centres_SKD = torch.where(sizes_SK1 > 0, means_SKD, centres_SKD)
-        previous_SP, labels_SP = labels_SP, _nearest(points_PD, centres_SKD)[1]
+        centers_SKD = torch.where(sizes_SK1 > 0, means_SKD, centers_SKD)
+        previous_SP, labels_SP = labels_SP, _nearest(points_PD, centers_SKD)[1]
         if torch.equal(previous_SP, labels_SP):
             break
-    distances_SP, labels_SP = _nearest(points_PD, centres_SKD)
+    distances_SP, labels_SP = _nearest(points_PD, centers_SKD)
     return labels_SP[distances_SP.sum(dim=-1).argmin()]
 
 
-def _first_centres(points_PD: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+def _first_centers(points_PD: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """Return k-means++ centers (K, D), each drawn by squared distance to the earlier ones."""
     first = torch.randint(len(points_PD), (), generator=generator)
-    centres = [points_PD[first]]
-    distance_P = (points_PD - centres[0]).square().sum(dim=-1)
-    while len(centres) < clusters:
+    centers = [points_PD[first]]
+    distance_P = (points_PD - centers[0]).square().sum(dim=-1)
+    while len(centers) < clusters:
         if distance_P.max() <= SAME:  # no patch left that differs: this cluster stays empty
-            centres.append(torch.full_like(centres[0], FAR))
+            centers.append(torch.full_like(centers[0], FAR))
             continue
         drawn = torch.multinomial(distance_P, 1, generator=generator)[0]
-        centres.append(points_PD[drawn])
-        distance_P = distance_P.minimum((points_PD - centres[-1]).square().sum(dim=-1))
-    return torch.stack(centres)
+        centers.append(points_PD[drawn])
+        distance_P = distance_P.minimum((points_PD - centers[-1]).square().sum(dim=-1))
+    return torch.stack(centers)
 
 
-def _nearest(points_PD: Tensor, centres_SKD: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(points_PD: Tensor, centers_SKD: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squared distance (S, P) to the nearest center, and its index (S, P).
 
     |p|² is the same for every center and is left out. The first of equal centers wins.
     """
-    distances_SPK = centres_SKD.square().sum(dim=-1)[:, None] - 2 * points_PD @ centres_SKD.mT
+    distances_SPK = centers_SKD.square().sum(dim=-1)[:, None] - 2 * points_PD @ centers_SKD.mT
     nearest = distances_SPK.min(dim=-1)
     return nearest.values, nearest.indices
 
 
-def normalised_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
+def normalized_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
     """Run spectral clustering: k-means on leading eigenvectors of the normalized cosine affinity.
 
     Eigenvectors are weighted by their eigenvalues, so that meaningless directions (identical
@@ -160,10 +160,7 @@ def connected_components(labels_HW: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def merge_small(
-    components_HW: NDArray[np.int64],
-    points_PD: NDArray[np.float32],
-    min_patches: int,
-    at_most: int,
+    components_HW: NDArray[np.int64], points_PD: NDArray[np.float32], min_patches: int, at_most: int
 ) -> NDArray[np.uint8]:
     """Merge the smallest component into its most similar neighbor until all are large and few.
 
@@ -185,8 +182,8 @@ def merge_small(
         small = int(np.where(sizes_R > 0, sizes_R, sizes_R.sum() + 1).argmin())
         if sizes_R[small] >= min_patches and count <= at_most:
             break
-        neighbours = np.flatnonzero(touching_RR[small])
-        large = int(neighbours[_similarity(sums_RD[neighbours], sums_RD[small]).argmax()])
+        neighbors = np.flatnonzero(touching_RR[small])
+        large = int(neighbors[_similarity(sums_RD[neighbors], sums_RD[small]).argmax()])
         sums_RD[large] += sums_RD[small]
         sizes_R[large] += sizes_R[small]
         sizes_R[small] = 0

@@ -25,7 +25,7 @@ MAX_SCALE = 100.0
 NO_REGION = -1e4  # score of a picture without regions: finite, so that no gradient is NaN
 
 
-class RegionRecogniser(nn.Module):
+class RegionRecognizer(nn.Module):
     """Trainable copies of CLIP's last block and projection that read regions, not pictures.
 
     Args:
@@ -43,7 +43,7 @@ class RegionRecogniser(nn.Module):
 
     def forward(self, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
         """Return region embeddings (B, R, C), unit, from trunk tokens and `members`."""
-        copies_BRD = recognise(self.block, tokens_BPD, members_BRQ)
+        copies_BRD = recognize(self.block, tokens_BPD, members_BRQ)
         return F.normalize((self.ln_post(copies_BRD) @ self.proj).float(), dim=-1)
 
     def loss(
@@ -105,7 +105,7 @@ def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
     return regions_BQ[:, None] == numbers_R1
 
 
-def recognise(block: ResidualAttentionBlock, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
+def recognize(block: ResidualAttentionBlock, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
     """Run every region's copy of the class token through the last block.
 
     Args:

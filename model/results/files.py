@@ -132,7 +132,7 @@ def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str 
     """Write overlay, label map and soft masks; return each segment's mask file, or None."""
     write_whole(folder / "overlay.png", _png(result.overlay()))
     label = Image.fromarray(result.label_map)
-    label.putpalette([channel for colour in result.palette for channel in colour or BLACK])
+    label.putpalette([channel for color in result.palette for channel in color or BLACK])
     write_whole(folder / "label.png", _png(label))
     names: list[str | None] = []
     for k, segment in enumerate(result.segments, start=1):
@@ -140,8 +140,8 @@ def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str 
         wanted = every or segment.area > 0
         names.append(f"mask-{k:03d}-{plain}.png" if wanted else None)
         if wanted:
-            grey = np.rint(segment.mask * 255).astype(np.uint8)
-            write_whole(folder / str(names[-1]), _png(Image.fromarray(grey)))
+            gray = np.rint(segment.mask * 255).astype(np.uint8)
+            write_whole(folder / str(names[-1]), _png(Image.fromarray(gray)))
     return names
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from codeseg.model.pictures.overlay import OPACITY, Colour, colours, overlay, with_legend
+from codeseg.model.pictures.overlay import OPACITY, Color, colors, overlay, with_legend
 from codeseg.model.pictures.pixels import Pixels
 
-BLACK: Colour = (0, 0, 0)
+BLACK: Color = (0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +84,16 @@ class Segmentation:
         return sorted((s for s in self.segments if s.area > 0), key=lambda s: -s.area)
 
     @property
-    def palette(self) -> list[Colour | None]:
+    def palette(self) -> list[Color | None]:
         """Return a color for each name; None for the background."""
-        return [None] * (len(self.names) - len(self.segments)) + colours(len(self.segments))
+        return [None] * (len(self.names) - len(self.segments)) + colors(len(self.segments))
 
     def overlay(self, opacity: float = OPACITY) -> Image.Image:
         """Return the picture with painted and outlined segments (opacity 0..1) and a legend."""
         areas = np.bincount(self.label_map.ravel(), minlength=len(self.names)) / self.label_map.size
         legend = [
-            (f"{name} {area:.0%}", colour or BLACK)
-            for name, area, colour in zip(self.names, areas, self.palette, strict=True)
+            (f"{name} {area:.0%}", color or BLACK)
+            for name, area, color in zip(self.names, areas, self.palette, strict=True)
             if area > 0
         ]
         painted = overlay(self.pixels, self.label_map, self.palette, opacity)

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from codeseg.model.pictures.overlay import colours
+from codeseg.model.pictures.overlay import colors
 from codeseg.model.pictures.pixels import Pixels, rgb_pixels
 from codeseg.pipeline.benchmark.labels import (
     CocoInstances,
@@ -88,7 +88,7 @@ class Benchmark:
         """Return it with the producer's class names, which `sha256` then covers, too."""
         digest = hashlib.sha256("\n".join((self.sha256, *names)).encode()).hexdigest()
         named = replace(
-            self, classes=tuple(names), palette=tuple(colours(len(names))), sha256=digest
+            self, classes=tuple(names), palette=tuple(colors(len(names))), sha256=digest
         )
         _check(named)
         return named

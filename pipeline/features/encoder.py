@@ -122,7 +122,7 @@ class Encoder:
         images_RVCHW = self._send(pixels_RVHWC).permute(0, 1, 4, 2, 3)
         with self.autocast():
             views_RPD = [
-                self.clip.trunk(self.clip.normalise(images_RVCHW[:, v].contiguous())).half()
+                self.clip.trunk(self.clip.normalize(images_RVCHW[:, v].contiguous())).half()
                 for v in range(images_RVCHW.shape[1])
             ]
         tokens_RVPD = torch.stack(views_RPD, dim=1)

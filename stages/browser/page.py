@@ -23,7 +23,7 @@ from PIL import Image
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.inference.settings import METHODS, PredictionSettings
 from codeseg.model.inference.vocabulary import Thing, read_words
-from codeseg.model.pictures.overlay import colours
+from codeseg.model.pictures.overlay import colors
 from codeseg.model.pictures.pixels import Pixels, rgb_pixels
 from codeseg.model.results.files import PACKAGES
 from codeseg.model.results.segmentation import Segmentation
@@ -75,7 +75,7 @@ def painted(result: Segmentation, title: str) -> Any:
     first = len(result.names) - len(result.segments)
     names = [f"{segment.text} {segment.area:.0%}" for segment in result.segments]
     masks = [(result.label_map == k) * 0.6 for k in range(first, len(result.names))]
-    palette = dict(zip(names, map(css, colours(len(names))), strict=True))
+    palette = dict(zip(names, map(css, colors(len(names))), strict=True))
     parts = list(zip(masks, names, strict=True))
     return gr.AnnotatedImage((result.pixels, parts), color_map=palette, label=title)
 
@@ -129,7 +129,7 @@ def decompose(segmenter: Segmenter, picture: Any, caption: Any, nouns: Any) -> t
     found = segmenter.word_segments(caption, names)
     owners = [None if label < 0 else names[label] for label in found.labels]
     words: Any = [(f"{word} ", noun) for word, noun in zip(found.words, owners, strict=True)]
-    palette = dict(zip(names, map(css, colours(len(names))), strict=True))
+    palette = dict(zip(names, map(css, colors(len(names))), strict=True))
     view = painted(segmenter.segment(pixels, things), "Regions")
     return ", ".join(names), gr.HighlightedText(words, color_map=palette), view
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from codeseg.model.pictures.overlay import Colour, colours
+from codeseg.model.pictures.overlay import Color, colors
 from codeseg.stages.pages.html import Html, fill, join, said
 
 WIDTH, HEIGHT = 430, 250  # of a chart, pixels: as wide as a phone
@@ -24,8 +24,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 40  # margins of a plot, for its axes
 BAR = 15  # height of a bar, pixels
 NAMES = 150  # width left for the names of bars, pixels
 WIDEST = 60  # a column, pixels
-ALONE: Colour = (0, 114, 178)  # a single series
-GRID: Colour = (226, 230, 235)
+ALONE: Color = (0, 114, 178)  # a single series
+GRID: Color = (226, 230, 235)
 MOST_LETTERS = 34  # of a name beside a chart; the tooltip has all of them
 MOST_POINTED = 60  # values of a line that get a point with a tooltip
 MOST_SHADED = 32  # classes of a heat map
@@ -34,9 +34,9 @@ CELL = 18  # of a heat map, pixels
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
-def css(colour: Colour) -> str:
+def css(color: Color) -> str:
     """Return #rrggbb."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], best: int | None = None) -> Html:
@@ -57,16 +57,16 @@ def _kind(text: str) -> str:
     return "long" if len(text) > MOST_LETTERS else ""
 
 
-def legend(names: Sequence[str], palette: Sequence[Colour]) -> Html:
+def legend(names: Sequence[str], palette: Sequence[Color]) -> Html:
     """Return swatches with names."""
     form = '<span class="key"><i style="background:{}"></i>{}</span>'
-    keys = [fill(form, css(colour), name) for name, colour in zip(names, palette, strict=True)]
+    keys = [fill(form, css(color), name) for name, color in zip(names, palette, strict=True)]
     return fill('<p class="legend">{}</p>', join(keys))
 
 
-def _key(names: Sequence[str]) -> tuple[Sequence[Colour], Html]:
+def _key(names: Sequence[str]) -> tuple[Sequence[Color], Html]:
     """Return a color per series and their legend, which a single series does not need."""
-    palette = colours(len(names)) if len(names) > 1 else [ALONE]
+    palette = colors(len(names)) if len(names) > 1 else [ALONE]
     return palette, legend(names, palette) if len(names) > 1 else Html()
 
 
@@ -132,7 +132,7 @@ def plot(
     for value in ticks(x0, x1, log):
         parts.append(_text(place(value, y0)[0], HEIGHT - BOTTOM + 15, _tick(value, log), "middle"))
     palette, key = _key(list(series))
-    for (name, values), colour in zip(points.items(), palette, strict=True):
+    for (name, values), color in zip(points.items(), palette, strict=True):
         places = [place(x, y) for x, y in values]
         told = [f"{name} {_tick(x, log)}: {_tick(y, log)}" for x, y in values]
         if columns:
@@ -141,10 +141,10 @@ def plot(
         else:
             form = '<polyline points="{}" fill="none" stroke="{}"><title>{}</title></polyline>'
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(fill(form, path, css(colour), name))
+            parts.append(fill(form, path, css(color), name))
             few = len(places) < MOST_POINTED
             boxes = [(x - 2.5, y - 2.5, 5.0, 5.0) for x, y in places] if few else []
-        parts += [_box(*box, colour, text) for box, text in zip(boxes, told, strict=False)]
+        parts += [_box(*box, color, text) for box, text in zip(boxes, told, strict=False)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_name, "middle"))
     parts.append(_text(4, 12, y_name, "start"))
     return join([key, _svg(WIDTH, HEIGHT, parts, f"{y_name} over {x_name}")])
@@ -190,9 +190,9 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
         for j, k in enumerate(shown):
             share = float(matrix[label, k] / matrix[label].sum())
             shade = 1 - math.sqrt(share)  # the square root makes small confusions visible
-            colour = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
+            color = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
             told = f"{names[label]} as {names[k]}: {said(share, share=True)}"
-            parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, colour, told))
+            parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, color, told))
     width, height = 200 + CELL * len(shown), 130 + CELL * len(labelled)
     return _svg(width, height, parts, "confusion matrix", "wide")
 
@@ -224,12 +224,12 @@ def _text(x: float, y: float, text: str, anchor: str, transform: str = "") -> Ht
     return fill(form, x, y, anchor, transform, short, text)
 
 
-def _box(x: float, y: float, width: float, height: float, colour: Colour, told: str) -> Html:
+def _box(x: float, y: float, width: float, height: float, color: Color, told: str) -> Html:
     form = (
         '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title>'
         "</rect>"
     )
-    return fill(form, x, y, width, height, css(colour), told)
+    return fill(form, x, y, width, height, css(color), told)
 
 
 def _svg(width: float, height: float, parts: Sequence[Html], label: str, kind: str = "") -> Html:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from codeseg.model.pictures.overlay import Colour, overlay
+from codeseg.model.pictures.overlay import Color, overlay
 from codeseg.model.pictures.pixels import rgb_pixels
 from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData
 from codeseg.pipeline.benchmark.predictions import read_prediction
@@ -26,7 +26,7 @@ TELLING = 3  # labeled classes that make a picture worth showing
 EACH = 2  # pictures of each kind: best, median, worst
 MOST_LISTED = 12  # classes of a picture that its legend names, the largest first
 MOST_PICTURES = 12  # of one segments.json
-IGNORED: Colour = (224, 224, 192)  # as in VOC's own label maps
+IGNORED: Color = (224, 224, 192)  # as in VOC's own label maps
 
 
 def picture_section(group: Sequence[Evaluation]) -> Section | None:
@@ -64,7 +64,7 @@ def _side_by_side(data: BenchmarkData, group: Sequence[Evaluation], image_id: st
             maps[evaluation.name] = read_prediction(path)
     pixels = data.image(image_id)
     cells = [figures.picture(pixels, "image")]
-    palette: list[Colour | None] = [*manifest.palette, IGNORED]
+    palette: list[Color | None] = [*manifest.palette, IGNORED]
     if manifest.background:
         palette[0] = None
     for name, label in maps.items():

@@ -16,7 +16,7 @@ WATCHED = {
     "samples_per_second": "samples/s",
     "data_wait_share": "waiting for data",
     "memory_bytes": "memory",
-    "mfu": "FLOP utilisation",
+    "mfu": "FLOP utilization",
 }
 
 

@@ -37,11 +37,7 @@ from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import START, Position
 from codeseg.pipeline.stream.feature_settings import ClipFacts
 from codeseg.stages.training.config import differences, flatten
-from codeseg.stages.training.optimizer import (
-    learning_rate,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from codeseg.stages.training.optimizer import learning_rate, optimizer_tensors, restore_optimizer
 from codeseg.stages.training.recipes import HARMLESS, Recipe
 
 CONFIG = "config.json"

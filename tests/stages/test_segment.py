@@ -14,7 +14,7 @@ from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.inference.settings import PredictionSettings
-from codeseg.model.pictures.overlay import colours, edges, overlay
+from codeseg.model.pictures.overlay import colors, edges, overlay
 from codeseg.pipeline.storybook.scenes import DEV_SEED, THING_NAMES, draw_scene
 from codeseg.stages.cli import app
 from codeseg.stages.segment import split_formats
@@ -227,5 +227,5 @@ def test_overlay_paints_classes_leaves_background_and_outlines():
     assert (painted[:, 2] == 255).all() and edges(label)[:, 2].all()
 
 
-def test_colours_are_distinct():
-    assert len(set(colours(171))) == 171
+def test_colors_are_distinct():
+    assert len(set(colors(171))) == 171

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codeseg.model.clip.dense import VARIANTS, dense_embedding, neighbourhood
+from codeseg.model.clip.dense import VARIANTS, dense_embedding, neighborhood
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.sc_clip import sc_clip
 
@@ -134,8 +134,8 @@ def test_variants_differ_and_are_unit(clip):
         assert all((one - other).abs().max() > 1e-3 for other in maps[:i])
 
 
-def test_neighbourhood_is_one_at_the_patch_itself_and_falls_with_distance():
-    near = neighbourhood(3, 4)
+def test_neighborhood_is_one_at_the_patch_itself_and_falls_with_distance():
+    near = neighborhood(3, 4)
     assert torch.equal(near.diagonal(), torch.ones(12))
     assert torch.equal(near, near.T)
     assert near[0, 1] == near[0, 4] > near[0, 5] > near[0, 2]

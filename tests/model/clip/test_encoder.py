@@ -82,7 +82,7 @@ def test_gradient_reaches_the_input_but_no_weight(clip):
 def test_normalise_uses_imagenet_statistics(clip):
     white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(clip.normalise(white)[0, :, 0, 0], expected)
+    torch.testing.assert_close(clip.normalize(white)[0, :, 0, 0], expected)
 
 
 def test_hash_tells_weights_apart_and_survives_files(clip, tmp_path):

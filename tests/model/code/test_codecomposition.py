@@ -163,7 +163,7 @@ def test_cached_image_tokens_equal_recomputed_ones(clip, kind, tolerance):
     code = small_code(clip)
     batch = small_batch(clip)
     expected, _ = run(code, batch)
-    tokens = clip.trunk(clip.normalise(batch.pixels_BCHW))
+    tokens = clip.trunk(clip.normalize(batch.pixels_BCHW))
     if kind == "fp16":
         cached = {"image_tokens_BPD": tokens.half()}
     else:

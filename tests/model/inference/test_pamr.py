@@ -19,15 +19,15 @@ def test_affinity_written_out_for_a_pixel():
     values = torch.stack([at(row + d * r, column + d * c) for d in DILATIONS for r, c in steps])
     assert len(values) == 54
     sigma = values.std(0)
-    neighbours = torch.stack(
+    neighbors = torch.stack(
         [at(row + d * r, column + d * c) for d in DILATIONS for r, c in steps if (r, c) != (0, 0)]
     )
-    distance = (neighbours - at(row, column)).abs() / (1e-8 + 0.1 * sigma)
+    distance = (neighbors - at(row, column)).abs() / (1e-8 + 0.1 * sigma)
     expected = (-distance.mean(1)).softmax(0)
     torch.testing.assert_close(weights[0, :, row, column], expected)
 
 
-def test_one_iteration_is_the_weighted_sum_of_neighbours():
+def test_one_iteration_is_the_weighted_sum_of_neighbors():
     torch.manual_seed(0)
     image, masks = torch.rand(1, 3, 6, 5), torch.rand(1, 2, 6, 5)
     weights = affinity(image)[0]

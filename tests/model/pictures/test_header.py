@@ -96,7 +96,7 @@ def test_moving_pictures_have_the_size_of_their_canvas(kind):
     assert read_header(content) == ImageHeader(kind, 50, 40, alpha=True)
 
 
-def test_a_transparent_colour_counts_as_alpha():
+def test_a_transparent_color_counts_as_alpha():
     content = saved(picture("P", 40, 30), "PNG", transparency=0)
     assert decoded(content).shape[2] == 4 and read_header(content).alpha
 
@@ -171,9 +171,9 @@ def claiming(jpeg, width, height):
 
 def gif_comment(blocks):
     content = saved(picture("P", 32, 24), "GIF")
-    after_colours = 13 + 3 * 256
+    after_colors = 13 + 3 * 256
     comment = b"!\xfe" + (b"\xff" + b"," * 255) * blocks + b"\0"
-    return content[:after_colours] + comment + content[after_colours:]
+    return content[:after_colors] + comment + content[after_colors:]
 
 
 def zeros(count):

@@ -42,12 +42,12 @@ def test_exif_rotation_is_undone(tmp_path, picture):
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "LA", "RGBA", "PA", "HSV", "LAB"])
 def test_every_mode_becomes_rgb(mode):
-    grey = Image.new("L", (5, 4), 255)
-    image = grey.convert("RGB").convert(mode) if mode in ("HSV", "YCbCr") else grey
+    gray = Image.new("L", (5, 4), 255)
+    image = gray.convert("RGB").convert(mode) if mode in ("HSV", "YCbCr") else gray
     if mode == "LAB":
         image = Image.new("LAB", (5, 4), (255, 128, 128))
     elif mode not in ("HSV", "YCbCr"):
-        image = grey.convert("RGBA").convert(mode) if mode == "PA" else grey.convert(mode)
+        image = gray.convert("RGBA").convert(mode) if mode == "PA" else gray.convert(mode)
     result = rgb_pixels(image)
     assert result.shape == (4, 5, 3) and result.dtype == np.uint8
     assert (result >= 250).all()

@@ -13,7 +13,7 @@ from codeseg.model.regions.grouping import (
     group_patches,
     kmeans,
     merge_small,
-    normalised_cut,
+    normalized_cut,
 )
 
 label_maps = hnp.arrays(
@@ -124,7 +124,7 @@ def test_asking_for_many_regions_does_not_tear_equal_patches_apart(method):
 
 @pytest.mark.parametrize("method", ["kmeans", "spectral"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5])
-def test_one_colour_picture_is_one_region(method, value):
+def test_one_color_picture_is_one_region(method, value):
     noise = 1e-6 * torch.randn(36, 8, generator=torch.Generator().manual_seed(0))
     points = torch.full((36, 8), value) + (noise if value else 0)
     regions = group_patches(points, (6, 6), Grouping(method=method))
@@ -142,7 +142,7 @@ def test_single_patch_is_one_region():
     assert group_patches(torch.ones(1, 4), (1, 1), Grouping()).tolist() == [[0]]
 
 
-def test_small_region_joins_the_most_similar_neighbour():
+def test_small_region_joins_the_most_similar_neighbor():
     components = np.array([[0, 0, 1, 2, 2]])
     points = np.array([[1, 0], [1, 0], [0.1, 1], [0, 1], [0, 1]], dtype=np.float32)
     assert merge_small(components, points, 2, 9).tolist() == [[0, 0, 1, 1, 1]]
@@ -158,10 +158,10 @@ def test_half_precision_features_are_taken():
 
 def test_clusters_are_better_than_their_random_start():
     points, _ = blocks_picture(noise=0.8)
-    for cluster in (kmeans, normalised_cut):
+    for cluster in (kmeans, normalized_cut):
         labels = cluster(points, 4, 0)
-        centres = torch.stack([points[labels == k].mean(0) for k in labels.unique()])
-        inertia = torch.cdist(points, centres).square().min(dim=-1).values.sum()
+        centers = torch.stack([points[labels == k].mean(0) for k in labels.unique()])
+        inertia = torch.cdist(points, centers).square().min(dim=-1).values.sum()
         total = (points - points.mean(0)).square().sum()
         assert inertia < 0.6 * total
 

@@ -13,7 +13,7 @@ from codeseg.model.regions.recognition import (
     members,
     noun_region_loss,
     noun_region_scores,
-    recognise,
+    recognize,
 )
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
@@ -44,7 +44,7 @@ def test_all_regions_at_once_equal_each_region_alone(clip):
     regions = torch.randint(5, (3, 16), generator=torch.Generator().manual_seed(1))
     block, tokens = clip.last_block, clip.trunk(images)
     with torch.no_grad():
-        together = recognise(block, tokens, members(regions))
+        together = recognize(block, tokens, members(regions))
         for b in range(3):
             for r in range(5):
                 patches = regions[b] == r
@@ -57,7 +57,7 @@ def test_region_of_the_whole_picture_is_the_image_embedding(clip):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole = torch.zeros(2, 16, dtype=torch.int64)
     with torch.no_grad():
-        copies = recognise(clip.last_block, clip.trunk(images), members(whole))
+        copies = recognize(clip.last_block, clip.trunk(images), members(whole))
         embedding = torch.nn.functional.normalize(clip.project(copies[:, 0]), dim=-1)
         torch.testing.assert_close(embedding, clip.encode_image(images), rtol=1e-5, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_region_knows_nothing_of_other_patches(clip):
     changed = tokens.clone()
     changed[:, 5:] = torch.randn(1, 12, 64)  # the patches of region 1
     with torch.no_grad():
-        before, after = (recognise(clip.last_block, t, members(regions)) for t in (tokens, changed))
+        before, after = (recognize(clip.last_block, t, members(regions)) for t in (tokens, changed))
     torch.testing.assert_close(before[:, 0], after[:, 0])
     assert (before[:, 1] - after[:, 1]).abs().max() > 1e-3
 
@@ -77,7 +77,7 @@ def test_gradients_are_finite_with_padding_regions(clip):
     tokens = torch.randn(2, 17, 64, requires_grad=True)
     regions = torch.stack([torch.zeros(16, dtype=torch.int64), torch.arange(16)])
     of_patches = members(regions)
-    copies = recognise(clip.last_block, tokens, of_patches)
+    copies = recognize(clip.last_block, tokens, of_patches)
     unit = torch.nn.functional.normalize(copies, dim=-1)
     scores = noun_region_scores(unit[0, :3], unit, of_patches.any(-1))
     noun_region_loss(scores, torch.tensor([0, 1, 0]), torch.arange(3), 10.0).backward()

@@ -116,7 +116,7 @@ def test_features_are_what_the_clip_says(root, source):
             image = views.decode(jpgs[key])
             expected = views.view(image, bits, size=64, crop_scale=(0.9, 1.0), flip=True)
             assert (pixels[v] == expected).all()
-        images = clip.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        images = clip.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         tokens = np.array(row["image_tokens"], np.float16).reshape(2, 17, 64)
         error = np.abs(clip.trunk(images).detach().numpy() - tokens.astype(np.float32))
         assert error.max() < 5e-3
@@ -140,7 +140,7 @@ def test_clip_score_is_what_open_clip_says_of_the_stored_view_and_the_caption(ro
         tokens = torch.zeros(1, ours.context_length, dtype=torch.int64)
         tokens[0, : len(row["caption_tokens"])] = torch.tensor(row["caption_tokens"])
         with torch.no_grad():
-            image = ours.clip.encode_image(ours.normalise(pixels.permute(0, 3, 1, 2)))
+            image = ours.clip.encode_image(ours.normalize(pixels.permute(0, 3, 1, 2)))
             text = ours.clip.encode_text(tokens)
         assert torch.cosine_similarity(image, text).item() == pytest.approx(
             row["clip_score"], abs=1e-3
@@ -317,7 +317,7 @@ def test_cached_tokens_are_the_trunk_of_the_recomputed_pixels(tmp_path, source):
     assert torch.equal(pixels, batches["fp16"].pixels_BCHW)
     assert torch.equal(pixels, batches["int8"].pixels_BCHW)
     with torch.no_grad():
-        trunk = clip.trunk(clip.normalise(pixels))
+        trunk = clip.trunk(clip.normalize(pixels))
     assert (batches["fp16"].image_tokens_BPD.float() - trunk).abs().max() < 5e-3
     scale = batches["int8"].image_token_scale_BP[..., None]
     error = (batches["int8"].image_tokens_int8_BPD * scale - trunk).norm(dim=-1)

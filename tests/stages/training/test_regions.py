@@ -15,7 +15,7 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.regions.config import Grouping
-from codeseg.model.regions.recognition import RegionRecogniser, noun_keys
+from codeseg.model.regions.recognition import RegionRecognizer, noun_keys
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.regions.settings import RegionSettings
@@ -55,9 +55,9 @@ def test_run_learns_of_regions_resumes_exactly_and_loads(root, tmp_path, recipe)
     assert ("loss_hcl" in metrics.column_names) == (recipe == "code_scg_vitb16")
     last = checkpoints(run)[-1]
     weights = (last / "model.safetensors").read_bytes()
-    recogniser = load_model(run).region_recogniser
+    recognizer = load_model(run).region_recogniser
     untrained = FrozenClip.load(*settings.clip.__dict__.values()).last_block
-    moved = recogniser.block.mlp.c_fc.weight - untrained.mlp.c_fc.weight
+    moved = recognizer.block.mlp.c_fc.weight - untrained.mlp.c_fc.weight
     assert moved.abs().max() > 0
     shutil.rmtree(last)  # as if killed before it was written
     assert fit(root, run, settings)
@@ -101,14 +101,14 @@ def region_batch(images: int):
 def loss_and_gradients(clip, share: slice, pool: str):
     """Loss and gradients of one rank's share of the batch."""
     torch.manual_seed(0)
-    recogniser = RegionRecogniser(FrozenClip.load(clip, "random:1"), pool)
+    recognizer = RegionRecognizer(FrozenClip.load(clip, "random:1"), pool)
     tokens, regions, nouns, keys = region_batch(4)
     mine = nouns[:, share].clone().requires_grad_()
-    loss = recogniser.loss(
+    loss = recognizer.loss(
         tokens[share], regions[share], mine.flatten(0, 1), keys[:, share].flatten()
     )
     loss.backward()
-    return loss.detach(), mine.grad, [p.grad for p in recogniser.parameters()]
+    return loss.detach(), mine.grad, [p.grad for p in recognizer.parameters()]
 
 
 def one_rank(rank: int, clip: str, folder: str, pool: str) -> None:
