@@ -17,7 +17,8 @@ from torch import Tensor
 from codeseg.model.clip.prompts import TEMPLATES, highlight_region, highlight_words
 from codeseg.model.code import losses
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe, Losses
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.composition import Losses
 
 
 def plain_step(

@@ -26,7 +26,8 @@ from bench.make_features import make_features
 from bench.plain_step import plain_step
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe, Losses
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.composition import Losses
 from codeseg.model.code.config import CoDeConfig
 from codeseg.pipeline.stream.batches import FeatureStream
 

@@ -5,7 +5,7 @@
     CHECKPOINT/README.md              a model card made from config.json
     CHECKPOINT/optimizer.safetensors  to resume only: optimizer state by parameter name
     CHECKPOINT/state.json             to resume only: step, data position
-    RUN/settings.toml                 prediction settings, written by whoever chose them; pushed too
+    RUN/settings.toml                 prediction settings, if the user has chosen any; pushed too
 
 A checkpoint appears whole or not at all: it is written under a temporary name in the same folder,
 flushed to disk, then renamed.
@@ -64,13 +64,12 @@ def save_checkpoint(
         code: the model; only `trainable_state_dict()` is written.
         train: the training settings, for the record.
         version: codeseg's version.
-        sources: of the data: root, manifest, made_from, selection; for the record.
+        sources: each root's root, manifest, made_from and selection, for the record.
         optimizer: named optimizer tensors, to resume from.
         state: small JSON values, to resume from.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left behind, and existing
-            checkpoints are untouched.
+        OSError: the disk is full or not writable; existing checkpoints are untouched.
     """
     config = {
         "codeseg": version,
@@ -116,7 +115,7 @@ def keep_last(run: Path, count: int) -> None:
 
 
 def locate(place: str | Path) -> Path:
-    """Return the folder of a checkpoint: itself, the last one of a run, or fetched by its hub id.
+    """Return a checkpoint's folder: the given one, a run's last one, or one fetched by hub id.
 
     Raises:
         ValueError: the folder holds no checkpoint, or the hub has no such model.
@@ -138,26 +137,25 @@ def locate(place: str | Path) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{place} is neither a checkpoint's folder nor a model that the hub gives ({reason})"
+            f"{place} is neither a checkpoint folder nor a model on the hub ({reason})"
         ) from None
 
 
 def find_settings(folder: Path) -> Path | None:
-    """Return settings.toml of a checkpoint's folder, else of the RUN that it lies in, else None."""
+    """Return the settings.toml of a checkpoint, else of the RUN that it belongs to, else None."""
     places = [folder, *([folder.parents[1]] if folder.parent.name == "checkpoints" else [])]
     return next((p / SETTINGS for p in places if (p / SETTINGS).is_file()), None)
 
 
 def push_to_hub(place: str | Path, repository: str, *, private: bool = False) -> str:
-    """Upload a checkpoint to the Hugging Face hub: weights, settings, and a card that names it.
+    """Upload a checkpoint to the Hugging Face hub and return the repository's URL.
+
+    The upload contains the weights, the settings and a model card that names the repository.
 
     Args:
         place: a RUN folder (its last complete checkpoint) or a checkpoint folder.
         repository: "organization/name", created if necessary.
         private: whether a new repository is visible to its owner only.
-
-    Returns:
-        The repository's address.
 
     Raises:
         ValueError: there is no checkpoint, or the hub refuses.
@@ -186,13 +184,13 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
     """Read a checkpoint's config and trained tensors.
 
     Raises:
-        ValueError: there is none, or a file of it is damaged; names the file.
+        ValueError: there is no checkpoint, or one of its files is damaged; names the file.
     """
     folder = locate(place)
     config = read_json(folder / CONFIG)
     for section in ("clip", "model"):
         if section not in config:
-            raise ValueError(f"{folder / CONFIG} has no section {section!r}: not our checkpoint")
+            raise ValueError(f"{folder / CONFIG} has no section {section!r}: not by codeseg")
     return Checkpoint(folder, config, load_tensors(folder / MODEL))
 
 
@@ -203,12 +201,12 @@ def load_model(
 
     Args:
         place: a RUN folder, a checkpoint folder or a hub id.
-        device: of the model.
-        pretrained: location of the CLIP's weights, if it has changed since training.
+        device: the model's device.
+        pretrained: the new location of the CLIP's weights, if they have moved since training.
 
     Raises:
-        ValueError: the CLIP is not available or is not the one that the checkpoint was trained
-            with, or the tensors do not fit the model.
+        ValueError: the CLIP is unavailable or not the one that the checkpoint was trained with,
+            or the tensors do not fit the model.
     """
     checkpoint = load_checkpoint(place)
     identity = checkpoint.config["clip"]
@@ -219,7 +217,7 @@ def load_model(
     except TypeError as error:  # a field that this version does not know
         raise ValueError(
             f"{checkpoint.folder / CONFIG}: {error}; saved by codeseg "
-            f"{checkpoint.config.get('codeseg')}, this is another version"
+            f"{checkpoint.config.get('codeseg')}, which differs from this version"
         ) from None
     code = CoDe(clip, config)
     restore(code, checkpoint)
@@ -227,11 +225,7 @@ def load_model(
 
 
 def restore(code: CoDe, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint's tensors into a model.
-
-    Raises:
-        ValueError: names or shapes do not fit.
-    """
+    """Load a checkpoint's tensors into a model; refuse names or shapes that do not fit."""
     try:
         code.load_trainable_state_dict(checkpoint.tensors)
     except ValueError as error:
@@ -248,11 +242,7 @@ def clip_identity(clip: FrozenClip) -> dict[str, Any]:
 
 
 def check_clip(expected: Mapping[str, Any], clip: FrozenClip, owner: str) -> None:
-    """Refuse a CLIP other than the one that made `owner`.
-
-    Raises:
-        ValueError: names both CLIPs.
-    """
+    """Refuse a CLIP other than the one that made `owner`; the ValueError names both."""
     actual = clip_identity(clip)
     same = expected["weights_sha256"] == actual["weights_sha256"]
     if not same or expected["model"] != actual["model"]:
@@ -260,11 +250,7 @@ def check_clip(expected: Mapping[str, Any], clip: FrozenClip, owner: str) -> Non
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """Read a safetensors file; raise ValueError if it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -274,11 +260,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: it is missing or does not parse.
-    """
+    """Read a file with a JSON object; raise ValueError if it is missing or does not parse."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -291,7 +273,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Return a checkpoint's README.md: hub metadata, description, usage, settings and data."""
+    """Return the text of a checkpoint's README.md."""
     clip, train = config["clip"], config["train"]
     digest = str(clip["weights_sha256"])[:12]
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(train.items()))
@@ -330,7 +312,7 @@ Data:
 
 
 def _spell_source(source: Mapping[str, Any]) -> str:
-    """Return a root as a line: its manifest, the list or files it comes from, the selection."""
+    """Return one line about a dataset root: its manifest, its origin and the selection."""
     made_from = "; ".join(" ".join(map(str, entry)) for entry in source["made_from"])
     chosen = f", selection {source['selection']}" if source["selection"] else ""
     return f"- `{source['root']}`, manifest {source['manifest']}, made from {made_from}{chosen}"

@@ -1,4 +1,4 @@
-"""A device's name -> the device: the one place that chooses between GPU and CPU."""
+"""A device name -> the torch device: the only place that chooses between GPU and CPU."""
 
 import torch
 
@@ -17,10 +17,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     except RuntimeError:
         raise ValueError(f"device {name!r} is none of auto, cpu, cuda, mps") from None
     if not has.get(device.type, True):
-        raise ValueError(f"torch sees no {device.type} device here: take --device cpu or auto")
+        raise ValueError(f"torch finds no {device.type} device here: use --device cpu or auto")
     return device
 
 
 def is_gpu(tensor: torch.Tensor) -> bool:
-    """Return whether to use the forms that are fastest on a GPU."""
+    """Return whether a tensor is on a GPU, where other forms are fastest."""
     return tensor.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Differentiable sums and gathers over all ranks; the identity on one process.
+"""Differentiable sums and gathers over all ranks; the identity for one process.
 
 Every rank computes the same global loss from gathered tensors, so a tensor's gradient is the sum of
 the gradients on all ranks, and DDP's average over ranks turns that into the gradient of the loss.

@@ -2,9 +2,9 @@
 
 Inputs, all float32: `image` (1, 3, H, W) normalized, sides multiples of the patch size; `classes`
 (K, C) unit embeddings of the texts; `templates` (K, C), only if the method mixes two branches.
-Outputs: `logits` (1, K, R, S) of the method's own masks; `masks` (1, K, R, S), 0..1, as
-`Segmenter.window_masks` gives them. H, W and K are free; R and S are 4 mask pixels per patch, or
-one for a training-free method. PAMR is left out: unrolled, it would be thousands of nodes.
+Outputs: `logits` (1, K, R, S) of the method's own masks; `masks` (1, K, R, S), 0..1, equal to
+`Segmenter.window_masks`. H, W and K are free; R and S are 4 mask pixels per patch, or one for a
+training-free method. PAMR is left out: unrolled, it would be thousands of nodes.
 
 Letters: C joint width, K texts, H W pixels, R S rows and columns of a mask, P = 1 + h·w tokens.
 """
@@ -22,23 +22,19 @@ from codeseg.model.inference.masks import dense_logits, resize
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 
 OPSET = 18
-PROTOBUF_BYTES = 2_000_000_000  # an ONNX file without side files holds no more
+PROTOBUF_BYTES = 2_000_000_000  # limit of an ONNX file without side files
 LARGEST_GRID, MOST_TEXTS = 1024, 4096
 INPUTS = ("image", "classes", "templates")
 OUTPUTS = ("logits", "masks")
 GRAPH = {"refinement": "none", "score": "sigmoid", "positions": "size", "normalisation": "imagenet"}
-"""The only values of these settings that the graph, and what describes it, stand for."""
+"""The only values of these settings that the graph and its description support."""
 
 
 class SegmenterNetworks(nn.Module):
     """The computation of `Segmenter.window_masks` on one window, in a traceable form."""
 
     def __init__(self, segmenter: Segmenter) -> None:
-        """Take the networks of a segmenter.
-
-        Raises:
-            ValueError: its method has steps that are not networks.
-        """
+        """Take a segmenter's networks; refuse methods and settings that are no networks."""
         super().__init__()
         settings, code = segmenter.settings, segmenter.code
         if settings.by_regions or settings.masks_by in (None, "scclip"):
@@ -50,14 +46,13 @@ class SegmenterNetworks(nn.Module):
             if (given := getattr(settings, name)) != only:
                 raise ValueError(f"{name} {given} cannot be exported: set it to {only}")
         self.settings = settings
-        # The text encoder stays outside: only registered modules go into the file.
+        # In a tuple the CLIP is not registered, so its text encoder is not written into the file.
         self._clip = (segmenter.clip,)
         self.visual = segmenter.clip.clip.visual
         trained = code is not None and settings.masks_by == "code"
         self.image_segmenter = code.image_segmenter if code is not None and trained else None
-
+        # Whether masks of the frozen CLIP, with their own embeddings, are mixed in.
         self.mixed = self.image_segmenter is not None and settings.knowledge_weight > 0
-        """Whether masks of the frozen CLIP, with their own embeddings, are mixed in."""
         self.inputs = INPUTS if self.mixed else INPUTS[:-1]
 
     def named(self, embeddings: TextEmbeddings) -> dict[str, Tensor]:
@@ -70,7 +65,7 @@ class SegmenterNetworks(nn.Module):
     def forward(
         self, image: Tensor, classes: Tensor, templates: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and masks; see the top of the file."""
+        """Return logits and masks, as described at the top of this file."""
         (clip,), settings = self._clip, self.settings
         tokens_1PD, grid = clip.trunk(image), clip.grid(image)
         if self.image_segmenter is None:
@@ -110,16 +105,9 @@ def sample(
 
 @torch.no_grad()
 def trace(segmenter: Segmenter) -> ExportedProgram:
-    """Trace the networks with free height, width and number of texts.
-
-    Args:
-        segmenter: on the CPU.
-
-    Raises:
-        ValueError: its method has steps that are not networks.
-    """
+    """Trace a segmenter's networks on the CPU with free height, width and number of texts."""
     networks = SegmenterNetworks(segmenter).eval()
-    image, embeddings = sample(segmenter, (9, 11), 3)  # all sizes differ: none is taken for fixed
+    image, embeddings = sample(segmenter, (9, 11), 3)  # all sizes differ: none looks constant
     named = networks.named(embeddings)
     patch = segmenter.clip.patch_size
     h, w = (Dim(name, min=2, max=LARGEST_GRID) for name in ("h", "w"))
@@ -131,11 +119,7 @@ def trace(segmenter: Segmenter) -> ExportedProgram:
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write an ONNX file of fp32 weights.
-
-    Raises:
-        ValueError: the weights do not fit one file.
-    """
+    """Write an ONNX file with fp32 weights; refuse more weights than one file can hold."""
     size = sum(4 * weight.numel() for weight in program.state_dict.values())
     if size > PROTOBUF_BYTES:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""An exported file compared with its segmenter: the largest difference, and both speeds.
+"""An exported file and its segmenter -> their largest difference and both speeds.
 
 Everything runs on the CPU with torch's number of threads.
 """
@@ -20,8 +20,7 @@ TOLERANCE = 1e-4
 TEXTS = (1, 5)
 REPEATS = 5
 
-Networks = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
-"""Inputs by name -> logits and masks."""
+Networks = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]  # inputs by name -> logits and masks
 
 
 def open_onnx(path: Path) -> Networks:
@@ -52,7 +51,7 @@ def open_torch(path: Path) -> Networks:
 
 
 def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
-    """Return three patch grids: the CLIP's own, an odd non-square one, and the window's."""
+    """Return three patch grids: the CLIP's own, a non-square one, and the window's."""
     side = segmenter.clip.image_size // segmenter.clip.patch_size
     return (side, side), (side - 1, side + 4), (2 * side, 2 * side)
 
@@ -61,15 +60,10 @@ def grids(segmenter: Segmenter) -> tuple[tuple[int, int], ...]:
 def largest_difference(
     segmenter: Segmenter, exported: Networks, sizes: Iterable[tuple[int, int]]
 ) -> float:
-    """Compare logits and masks at every size with every number of `TEXTS`.
+    """Compare logits and masks on every patch grid of `sizes` with each number of `TEXTS`.
 
-    Args:
-        segmenter: run in eager mode; its masks come from `window_masks`, as in every prediction.
-        exported: the exported networks.
-        sizes: patch grids.
-
-    Returns:
-        The largest absolute difference; infinite if shapes differ or a value is not a number.
+    The segmenter runs in eager mode; its masks come from `window_masks`, as in every prediction.
+    Return the largest absolute difference; infinity if shapes differ or a value is not finite.
     """
     networks = SegmenterNetworks(segmenter).eval()
     worst = 0.0
@@ -88,10 +82,10 @@ def largest_difference(
 def milliseconds(
     segmenter: Segmenter, exported: Networks, grid: tuple[int, int]
 ) -> tuple[float, float]:
-    """Time one image, eager and exported alternately; return the median of some runs of each."""
+    """Time one image, alternating eager and exported runs; return the median of each."""
     image, embeddings = sample(segmenter, grid, TEXTS[-1])
     inputs = {"image": image, **SegmenterNetworks(segmenter).named(embeddings)}
-    ways = (lambda: segmenter.window_masks(image, embeddings), lambda: exported(inputs))
-    taken = [[timeit(way, number=1) for way in ways] for _ in range(REPEATS + 1)]
-    eager, other = (1000 * median(times) for times in zip(*taken[1:], strict=True))  # one warm-up
+    runs = (lambda: segmenter.window_masks(image, embeddings), lambda: exported(inputs))
+    times = [[timeit(run, number=1) for run in runs] for _ in range(REPEATS + 1)]
+    eager, other = (1000 * median(each) for each in zip(*times[1:], strict=True))  # [0]: warm-up
     return eager, other

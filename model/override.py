@@ -1,7 +1,7 @@
-"""Settings replaced in a frozen dataclass, each checked: `--set key=value` and files.
+"""Replace and check the settings of a frozen dataclass: `--set key=value` and files.
 
-In: a dataclass instance and dotted keys with values (strings, or values of TOML and JSON).
-Out: a new instance whose every field has the declared type, or one ValueError line that names the
+In: a dataclass instance, and dotted keys with values (strings, or values of TOML and JSON).
+Out: a new instance whose every field has the declared type, or a one-line ValueError that names the
 key, its fault and the expected value.
 """
 
@@ -17,11 +17,7 @@ Config = TypeVar("Config")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """Return `{"train.steps": "100"}` for `["train.steps=100"]`.
-
-    Raises:
-        ValueError: a string has no "=".
-    """
+    """Return {"train.steps": "100"} for ["train.steps=100"]; refuse a string without "="."""
     parsed = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -32,7 +28,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
-    """Replace fields by dotted key; strings are read as the field's type, other values checked.
+    """Replace fields by dotted key; parse strings as the field's type, check other values.
 
     Args:
         config: a frozen dataclass whose sections are frozen dataclasses.
@@ -69,7 +65,7 @@ def field_types(config: Any) -> dict[str, Any]:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean …?` with the names closest to a word, or the list of all names."""
+    """Return "did you mean …?" with the names closest to a word, or a list of all names."""
     names, last = list(known), word.rpartition(".")[2]
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     near += [name for name in names if name.rpartition(".")[2] == last and name not in near]
@@ -80,7 +76,7 @@ def _convert(key: str, value: Any, annotation: Any) -> Any:
     """Return `value` as the annotated type; the error names the expected type."""
     try:
         return _as(value, annotation)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise ValueError(f"setting {key} is {_spell(annotation)}, not {value!r}") from None
 
 
@@ -99,8 +95,8 @@ def _as(value: Any, annotation: Any) -> Any:
         parts = value.strip("()[]").split(",") if isinstance(value, str) else list(value)
         kinds = arguments[:1] * len(parts) if arguments[-1] is Ellipsis else arguments
         return tuple(_as(part, kind) for part, kind in zip(parts, kinds, strict=True))
-    if annotation is bool:
-        return _as_bool(value)
+    if annotation is bool and isinstance(value, str):
+        return {"true": True, "false": False}[value.lower()]
     if annotation is int:
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise TypeError
@@ -110,15 +106,6 @@ def _as(value: Any, annotation: Any) -> Any:
             raise TypeError
         return float(value)
     if not isinstance(value, annotation):
-        raise TypeError
-    return value
-
-
-def _as_bool(value: Any) -> bool:
-    words = {"true": True, "false": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    if not isinstance(value, bool):
         raise TypeError
     return value
 

@@ -1,6 +1,6 @@
 """`codeseg app`: a segmenter -> a page in the browser, by default only on this machine.
 
-In: a RUN, a checkpoint or a hub id; none: CLIP ViT-B-16. Out: a server until Ctrl-C.
+In: a RUN, a checkpoint, a hub id or a CLIP. Out: a server that runs until Ctrl-C.
 """
 
 from typing import Annotated
@@ -15,11 +15,13 @@ def app(
     method: Annotated[str | None, typer.Option(help="code | maskclip | naclip | scg …")] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
-    host: Annotated[str, typer.Option(help="Address; 127.0.0.1: this machine only.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on (127.0.0.1: only this machine).")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     device: Device = "auto",
 ) -> None:
-    """Serve a page that segments pictures in the browser: drop one, type words, see the masks.
+    """Serve a page in the browser: drop a picture, type words, see the masks.
 
     Example: codeseg app --run runs/code
     """

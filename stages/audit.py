@@ -1,4 +1,4 @@
-"""`codeseg audit`: a dataset root -> a table of checks, --json, --report, answers to SQL."""
+"""`codeseg audit`: a dataset root -> a table of checks, JSON, an HTML report, answers to SQL."""
 
 import sys
 from collections.abc import Iterator
@@ -30,13 +30,14 @@ ANY = "any"
 def audit(
     root: Annotated[str, typer.Argument(help="Dataset root: a folder or s3://…")],
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the findings (or the --sql rows) here.")
+        Path | None,
+        typer.Option("--json", help="Also write the findings (or the --sql rows) here as JSON."),
     ] = None,
     sql: Annotated[
         str | None,
         typer.Option(
-            help="Run one SELECT instead; views: pairs, nouns, features, vocabulary, ledger, "
-            "metrics, and those of docs/audit.md."
+            help="Run one SELECT instead, on the views pairs, nouns, features, vocabulary, ledger, "
+            "metrics and those in docs/audit.md."
         ),
     ] = None,
     shell: Annotated[
@@ -50,7 +51,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="CHECK[,CHECK…]",
-            help="Exit with 1 if one of these checks fails or cannot run; `any`: if any fails.",
+            help="Exit with 1 if one of these checks fails or cannot run (any: if any fails).",
         ),
     ] = None,
     benchmark: Annotated[
@@ -61,23 +62,23 @@ def audit(
         typer.Option(help="That benchmark's data folder, to find its images in the data."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Training run whose metrics to open as `metrics`.")
+        Path | None, typer.Option(help="Training run to query as the view `metrics`.")
     ] = None,
     hashes: Annotated[
         bool, typer.Option("--hashes", help="Read every file and compare its SHA-256.")
     ] = False,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Decode and compare about this many pictures; 0 = all.")
+        int, typer.Option(min=0, help="Decode and compare about this many pictures (0: all).")
     ] = 20_000,
     feature_rows: Annotated[
-        int, typer.Option(min=0, help="Rows to measure per features shard; 0 = all.")
+        int, typer.Option(min=0, help="Check this many rows per features shard (0: all).")
     ] = 0,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Change a threshold, as in success_warn=0.8."),
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="Memory for DuckDB; it spills the rest to disk.")
+        str, typer.Option(help="Memory limit of DuckDB, which spills the rest to disk.")
     ] = "4GB",
     threads: Annotated[
         int | None, typer.Option(min=1, help="DuckDB's threads (default: all cores).")
@@ -85,9 +86,9 @@ def audit(
 ) -> None:
     """Query and check the data before spending GPU days; changes nothing.
 
-    Checks the ledger, tables, pictures, captions, nouns and features, and prints pass, warn or
-    fail with figures and the first offending keys. It may run while a stage runs: only committed
-    shards count.
+    The checks cover the ledger, tables, pictures, captions, nouns and features. Each prints pass,
+    warn or fail with figures and the first offending keys. The audit may run while a stage runs:
+    it reads only committed shards.
     """
     from codeseg.pipeline.audit.database import Audit
     from codeseg.pipeline.audit.views import AuditOptions
@@ -126,7 +127,7 @@ def audit(
 
 
 def benchmark_folders(names: list[str], data: list[Path]) -> tuple[tuple[str, Path | None], ...]:
-    """Pair --benchmark with --data: one folder each, or none at all."""
+    """Pair each --benchmark with its --data folder, if any are given."""
     if data and len(data) != len(names):
         raise ValueError(
             f"{len(names)} --benchmark and {len(data)} --data: give one data folder per benchmark"
@@ -144,7 +145,6 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _check(opened: "Audit") -> list[Finding]:
-    """Run every check."""
     findings = []
     with Console().status("opening") as status:
         for name in check_names():
@@ -167,7 +167,6 @@ def _show_findings(findings: list[Finding]) -> None:
 
 
 def _write_page(path: Path, root: str, opened: "Audit", findings: list[Finding]) -> None:
-    """Write the findings, charts, samples and tables as one page."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = audit_sections(findings, _answers(opened))
     write_page(path, sections, title="Audit", subtitle=f"{root} · {date}")
@@ -175,7 +174,7 @@ def _write_page(path: Path, root: str, opened: "Audit", findings: list[Finding])
 
 
 def _answers(opened: "Audit") -> Iterator[Answer]:
-    """Yield what the page shows besides the checks; skip questions without rows."""
+    """Yield the page's charts, tables and pictures; skip questions without rows."""
     for name, question in questions().items():
         if name.startswith("show_") and (rows := opened.figures(question)):
             pictured = question.chart == "pictures"
@@ -189,7 +188,7 @@ def _write_json(path: Path, root: str, findings: list[Finding]) -> None:
 
 
 def _gate(findings: list[Finding], gates: list[str]) -> None:
-    """Exit with 1 if a named check failed or could not run."""
+    """Exit with 1 if a check named by --fail-on failed or could not run."""
     short = [
         finding.check
         for finding in findings
@@ -208,15 +207,15 @@ def _show(rows: pa.Table) -> None:
     console = Console()
     console.print(table)
     if rows.num_rows > SHOWN_ROWS:
-        console.print(f"… {rows.num_rows - SHOWN_ROWS:,} more rows; --json FILE writes them all")
+        console.print(f"… {rows.num_rows - SHOWN_ROWS:,} more rows; use --json FILE to get all")
 
 
 def _converse(opened: "Audit") -> None:
-    """Read SELECTs up to a semicolon and print their answers; Ctrl-D ends."""
+    """Read SELECTs, each up to a semicolon, and print their answers; end at Ctrl-D."""
     from codeseg.pipeline.audit.database import VIEWS
 
     if sys.stdin.isatty():
-        typer.echo(f"views: {', '.join(VIEWS)}; end a statement with ; and the shell with Ctrl-D")
+        typer.echo(f"views: {', '.join(VIEWS)}; end a statement with ; and leave with Ctrl-D")
     statement = ""
     while True:
         try:

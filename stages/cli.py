@@ -1,7 +1,7 @@
-"""`codeseg`: the list of commands, loaded one at a time, and the exit codes.
+"""`codeseg`: the list of commands and the exit codes.
 
 In: sys.argv. Out: exit code 0 (ok), 1 (the work or a check failed), 2 (wrong use).
-A command is the function of its own name in `stages/<name>.py`; only the one that is called is
+A command is the function of its own name in `stages/<name>.py`. Only the command that is called is
 imported, so `codeseg --help` loads neither torch nor Ray.
 """
 
@@ -38,7 +38,7 @@ USER_MISTAKES = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectory
 
 
 def load_command(name: str) -> TyperCommand:
-    """Import `stages/<name>.py` and make its function of the same name a command."""
+    """Import `stages/<name>.py` and turn its function of the same name into a command."""
     function = getattr(importlib.import_module(f"codeseg.stages.{name}"), name)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)
@@ -48,7 +48,7 @@ def load_command(name: str) -> TyperCommand:
 
 
 class LazyCommands(TyperGroup):
-    """Commands listed from `COMMANDS` and imported only to be run."""
+    """Commands that are listed from `COMMANDS` and imported only to be run."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the data flow."""
@@ -61,7 +61,7 @@ class LazyCommands(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the imported command to run."""
+        """Import and return the command to run."""
         if args and args[0] in COMMANDS:
             return args[0], load_command(args[0]), args[1:]
         if args and not args[0].startswith("-"):
@@ -92,8 +92,8 @@ def codeseg(
 ) -> None:
     """Segment pictures by any words, with models trained on image-caption pairs alone.
 
-    Data flows one way: download -> nouns -> features -> train -> evaluate / segment;
-    audit and status inspect it at any time. `codeseg demo` shows all of it in minutes.
+    Data flows one way: download -> nouns -> features -> train -> evaluate / segment.
+    Run audit and status at any time to inspect it. `codeseg demo` shows all of it in minutes.
     """
 
 
@@ -110,7 +110,7 @@ def main() -> None:
         if not mistake and not isinstance(
             error, OSError | FloatingPointError | ModuleNotFoundError
         ):
-            raise  # a bug of ours: the report needs the traceback
+            raise  # our own bug: a report needs the traceback
         line = visible(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             from codeseg.pipeline.engine.requirements import extra_of

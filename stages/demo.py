@@ -7,7 +7,7 @@ In: only this package. Out, in OUT (default demo-run):
     evaluation/BENCHMARK/METHOD/   predicted label maps and their scores
     segments/               held-out pictures segmented by chosen words
     audit.json  results.json  report.html
-Every step resumes, so the same command completes an interrupted or crashed demo.
+Every step resumes, so the same command completes an interrupted demo.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codeseg.pipeline.engine.storage import write_json
+from codeseg.stages.options import JsonFile
 
 RECIPES = {"baseline": "storybook_baseline", "code": "storybook"}
 METHODS = {"maskclip": "MaskCLIP, no training", "baseline": "baseline", "code": "CoDe"}
@@ -38,21 +39,17 @@ BENCHMARKS = ("storybook_things", "storybook_scenes")
 WORDS = ("blue house", "red flower", "yellow car", "blue umbrella", "white cat", "green grass")
 PICTURES = ("000000", "000008", "000012", "000019")  # of the last benchmark, for these words
 VIEWS = 2
-PORT = 8377  # URLs are data: with a fixed port two demos write the same tables
+PORT = 8377  # URLs are data: with a fixed port, two demos write the same tables
 
 
 @dataclass(frozen=True)
 class Size:
     """The size of a demo."""
 
-    scenes: int
-    """Captioned pictures."""
-    shard_size: int
-    """Rows per shard."""
-    benchmark_scenes: int
-    """Held-out scenes of each benchmark."""
-    train: tuple[str, ...] = ()
-    """Options added to the train commands."""
+    scenes: int  # captioned pictures
+    shard_size: int  # rows per shard
+    benchmark_scenes: int  # held-out scenes of each benchmark
+    train: tuple[str, ...] = ()  # options added to the train commands
 
 
 FULL = Size(scenes=2000, shard_size=512, benchmark_scenes=200)
@@ -78,20 +75,18 @@ def demo(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Do a tenth of the work: shows that everything runs, not how well."
+            "--quick", help="Do a tenth of the work, to see that everything runs, not how well."
         ),
     ] = False,
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Loopback port that serves the pictures.")
     ] = PORT,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results here as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Run the whole pipeline on generated pictures.
+    """Run the whole pipeline on generated pictures; end with a table of mIoU and a report.
 
-    Ends with a table of mIoU and a report. The first run takes about ten minutes on two cores;
-    rerunning it resumes an interrupted demo, or shows the results in seconds.
+    The first run takes about ten minutes on two cores. Rerun to resume an interrupted demo, or to
+    show the results in seconds.
     """
     started = time.monotonic()
     world, data = out / "world", out / "data"
@@ -125,10 +120,9 @@ def demo(
 
 
 def draw_world(world: Path, port: int, size: Size) -> None:
-    """Draw the pictures and benchmarks, once; the URL list, written last, marks them complete.
+    """Draw the pictures and benchmarks once; the URL list, written last, marks them complete.
 
-    Raises:
-        ValueError: they were drawn at another size or for another port.
+    Refuse a world that was drawn at another size or for another port.
     """
     from codeseg.pipeline.storybook import scenes as storybook
 
@@ -152,11 +146,7 @@ def draw_world(world: Path, port: int, size: Size) -> None:
 
 @contextlib.contextmanager
 def serving(folder: Path, port: int) -> Iterator[None]:
-    """Serve a folder on loopback while the block runs.
-
-    Raises:
-        ValueError: the port is taken.
-    """
+    """Serve a folder on loopback while the block runs; refuse a port that is taken."""
     handler = functools.partial(QuietHandler, directory=str(folder))
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -174,16 +164,16 @@ def serving(folder: Path, port: int) -> Iterator[None]:
 
 
 def die_with_parent() -> None:
-    """In a child: end when the demo is killed, even by -9, so that two demos never write at once.
+    """End this child when the demo is killed, even by -9, so that two demos never write at once.
 
-    Linux only (PR_SET_PDEATHSIG = 1); elsewhere the command of a killed demo runs to its end.
+    Linux only (PR_SET_PDEATHSIG = 1): elsewhere, the command of a killed demo runs to its end.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def run_command(*arguments: str | int | Path) -> None:
-    """Run one `codeseg` command as a user would; stop the demo with its exit code if it fails."""
+    """Run one `codeseg` command as a user would; exit with its code if it fails."""
     words = [str(argument) for argument in arguments]
     typer.secho(f"\n$ codeseg {shlex.join(words)}", bold=True)
     sys.stdout.flush()
@@ -216,7 +206,7 @@ def evaluate_method(out: Path, benchmark: str, method: str) -> None:
 
 
 def segment_pictures(out: Path) -> None:
-    """Segment some held-out pictures by chosen words, as a user would with photos."""
+    """Segment some held-out pictures by chosen words, as a user would segment photos."""
     images = out / "world" / BENCHMARKS[-1] / "images"
     found = [path for name in PICTURES if (path := images / f"{name}.png").exists()]
     words = [word for text in WORDS for word in ("--text", text)]

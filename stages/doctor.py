@@ -1,4 +1,4 @@
-"""`codeseg doctor [ROOT]`: check this machine; print a line and a fix each. Light."""
+"""`codeseg doctor [ROOT]`: this machine -> a line per check, with a fix. Light."""
 
 import shlex
 import shutil
@@ -17,6 +17,7 @@ from codeseg.pipeline.engine.requirements import read_requirements
 from codeseg.pipeline.engine.shards import one_line
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import resolve_tagger
+from codeseg.stages.options import ClipModel, ClipWeights
 
 COLORS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
@@ -25,12 +26,8 @@ def doctor(
     root: Annotated[
         str, typer.Argument(help="Dataset root, existing or planned: a folder or a URI.")
     ] = ".",
-    clip: Annotated[
-        str, typer.Option(help="open_clip model name, JSON config file, or storybook.")
-    ] = "ViT-B-16",
-    pretrained: Annotated[
-        str, typer.Option(help="Weights: a tag of the model, a file, or storybook.")
-    ] = "openai",
+    clip: ClipModel = "ViT-B-16",
+    pretrained: ClipWeights = "openai",
 ) -> None:
     """Check this machine for missing requirements and print fixes.
 
@@ -51,7 +48,7 @@ def doctor(
     for what, check in checks.items():
         try:
             finding = check()
-        except Exception as error:  # the doctor must answer in any state of the machine
+        except Exception as error:  # a broken machine must not break the doctor
             finding = Finding("missing", one_line(error))
         missing = missing or finding.state == "missing"
         typer.secho(f"{finding.state:<8}", fg=COLORS[finding.state], nl=False)
@@ -64,9 +61,9 @@ def doctor(
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check, and the command, or what to do, that fixes it."""
+    """The result of one check, and how to fix it."""
 
-    state: Literal["ok", "warn", "missing"]  # warn: something is slower, or fails only if used
+    state: Literal["ok", "warn", "missing"]  # warn: something is slow, or fails only if used
     found: str
     fix: str = ""
 
@@ -96,7 +93,7 @@ def check_packages(requirements: Sequence[Requirement], *, needed: bool) -> Find
 
 
 def check_tagger() -> Finding:
-    """Find the spaCy tagger of `codeseg nouns`; the error says how to get one."""
+    """Find the spaCy tagger of `codeseg nouns`, or raise an error that says how to get one."""
     tagger = resolve_tagger()
     return Finding("ok", f"{tagger.tagger} {tagger.tagger_version}")
 
@@ -117,7 +114,7 @@ def check_gpus(driver: str = "nvidia-smi") -> Finding:
 
 
 def check_clip(model: str, pretrained: str) -> Finding:
-    """Find the CLIP's weights on this machine, else check whether the hub can be reached."""
+    """Find the CLIP's weights on this machine, or else check whether the hub can be reached."""
     import open_clip
     from huggingface_hub import constants
 
@@ -133,17 +130,17 @@ def check_clip(model: str, pretrained: str) -> Finding:
             raise
     with hub_or_cache():
         if constants.HF_HUB_OFFLINE:
-            fix = "connect to a network, check HF_ENDPOINT, or give a file with --pretrained FILE"
-            return Finding("warn", f"not cached, and {constants.ENDPOINT} is not reached", fix)
+            fix = "connect to a network, check HF_ENDPOINT, or use a file with --pretrained FILE"
+            return Finding("warn", f"not cached, and cannot reach {constants.ENDPOINT}", fix)
     fetch = f"open_clip.download_pretrained(open_clip.get_pretrained_cfg{model, pretrained})"
     return Finding("warn", "the first use fetches it", f'python -c "import open_clip; {fetch}"')
 
 
 def check_space(root: str) -> Finding:
-    """Return how much room a root has; in an object store, write a small file and delete it."""
+    """Return a root's free space; in an object store, write a small file and delete it."""
     storage = Storage.open(root)
     if (free := storage.free_bytes()) is not None:
-        return Finding("ok", f"{free / 1e9:,.1f} GB free (`codeseg features` says what it needs)")
+        return Finding("ok", f"{free / 1e9:,.1f} GB free (`codeseg features` prints its need)")
     name = f".doctor-{uuid4().hex}"  # names that begin with a dot are never listed
     storage.write_atomic(name, b"")
     storage.delete(name)

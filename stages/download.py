@@ -1,4 +1,4 @@
-"""`codeseg download MANIFEST ROOT`: a URL list or a folder of tars -> urls/, pairs/."""
+"""`codeseg download MANIFEST ROOT`: a URL list or existing pictures -> urls/, pairs/."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -20,15 +20,7 @@ from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import PAIRS, StageState, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import Manifest, load_manifest
-from codeseg.stages.options import (
-    Gpus,
-    Memory,
-    RayAddress,
-    TakeOver,
-    Workers,
-    conclude,
-    make_resources,
-)
+from codeseg.stages import options
 
 DEFAULTS = DownloadSettings()
 
@@ -38,7 +30,7 @@ def download(
         str, typer.Argument(help="Name of a dataset (cc3m, cc12m) or a manifest's .toml file.")
     ],
     root: Annotated[
-        str, typer.Argument(help="Folder or s3:// URI for the tables, new or existing.")
+        str, typer.Argument(help="Dataset root, new or existing: a folder or s3:// URI.")
     ],
     urls: Annotated[
         str | None, typer.Option(help="URL list to use instead of the manifest's.")
@@ -47,7 +39,7 @@ def download(
         int | None, typer.Option(min=1, help="Use only the first N rows of the list.")
     ] = None,
     shard_size: Annotated[
-        int, typer.Option(min=2, help="Rows per shard, the unit of work and of commit.")
+        int, typer.Option(min=2, help="Rows per shard, which is the unit of work and of commits.")
     ] = DEFAULTS.shard_size,
     image_size: Annotated[
         int | None,
@@ -72,7 +64,7 @@ def download(
         bool,
         typer.Option(
             "--allow-private-hosts",
-            help="Also fetch from private and loopback addresses, without rate limits (tests).",
+            help="Also fetch from private and loopback addresses, without rate limits (for tests).",
         ),
     ] = False,
     threads: Annotated[
@@ -87,11 +79,11 @@ def download(
     success_floor: Annotated[
         float, typer.Option(min=0, max=1, help="Refuse a shard with a smaller share of successes.")
     ] = DEFAULTS.success_floor,
-    ray_address: RayAddress = None,
-    workers: Workers = None,
-    gpus: Gpus = 0,
-    memory: Memory = None,
-    take_over: TakeOver = False,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    gpus: options.Gpus = 0,
+    memory: options.Memory = None,
+    take_over: options.TakeOver = False,
 ) -> None:
     """Download the images of a dataset; failed rows are kept with their reason.
 
@@ -109,18 +101,11 @@ def download(
         retry_failed=retry_failed,
     )
     storage = Storage.open(root)
-    report = run_download(
-        source,
-        storage,
-        settings,
-        make_resources(ray_address, workers, gpus, memory, take_over=take_over),
-        urls=urls,
-        limit=limit,
-    )
-    again = 0 if retry_failed else _worth_another_try(storage, allow_private_hosts)
-    if again:
+    resources = options.make_resources(ray_address, workers, gpus, memory, take_over=take_over)
+    report = run_download(source, storage, settings, resources, urls=urls, limit=limit)
+    if not retry_failed and (again := _worth_another_try(storage, allow_private_hosts)):
         typer.echo(f"pairs: {again:,} failed rows may succeed now: retry them with --retry-failed")
-    conclude(storage, PAIRS, [report])
+    options.conclude(storage, PAIRS, [report])
 
 
 def run_download(
@@ -132,15 +117,9 @@ def run_download(
     urls: str | None = None,
     limit: int | None = None,
 ) -> StageReport:
-    """Divide the list into shards and download the pending ones.
+    """Divide a list into shards and download the pending ones.
 
-    Args:
-        manifest: of the dataset.
-        root: of the tables.
-        settings: of the download.
-        resources: of its workers.
-        urls: location of the list, instead of the manifest's.
-        limit: rows to take; None = all.
+    The list is at `urls`, or else where the manifest says; `limit` is its number of rows to use.
     """
     place = _absolute(urls or manifest.url_list)
     fingerprint = settings.fingerprint()
@@ -148,7 +127,7 @@ def run_download(
     del resolved["workers"]  # their number does not affect the result
     if (source := ready_source(manifest, place, settings.shard_size)) is not None:
         if limit is not None:
-            raise ValueError("--limit counts URLs; existing pictures are always taken whole")
+            raise ValueError("--limit counts URLs: leave it out, all existing pictures are used")
         resolved["inputs"] = list(source.inputs.values())
         todo = state(root, PAIRS, settings=fingerprint, inputs=source.inputs)
         work: dict[str, Any] = {"source": source, "download": asdict(settings)}
@@ -159,7 +138,7 @@ def run_download(
     todo = state(root, PAIRS, settings=fingerprint)
     if settings.retry_failed:
         todo = with_retries(todo, settings.allow_private)
-    # the workers share each host's limits, so their number must be known before they start
+    # The workers share each host's limits, so their number must be known before they start.
     with ray_session(resources) if todo.pending else nullcontext():
         if todo.pending:
             resources = fit_workers(resources, DownloadWorker.MEMORY)
@@ -175,7 +154,7 @@ def ready_source(manifest: Manifest, place: str, shard_size: int) -> Source | No
     if manifest.format == "imageparquet":
         return PictureParquet(place)
     try:
-        return Tars(place)  # also where a list's manifest is used for its tars, as on the hub
+        return Tars(place)  # also if a list's manifest is used for its tars, as on the hub
     except (FileNotFoundError, NotADirectoryError):
         if manifest.format == "webdataset":
             raise
@@ -183,7 +162,7 @@ def ready_source(manifest: Manifest, place: str, shard_size: int) -> Source | No
 
 
 def _worth_another_try(root: Storage, allow_private: bool) -> int:
-    """Return the number of rows that `--retry-failed` would retry."""
+    """Count the rows that `--retry-failed` would retry."""
     return sum(
         rows
         for record in Ledger(root).records("pairs").values()
@@ -193,7 +172,7 @@ def _worth_another_try(root: Storage, allow_private: bool) -> int:
 
 
 def with_retries(todo: StageState, allow_private: bool) -> StageState:
-    """Move current shards with rows worth a retry to the stale ones."""
+    """Move the current shards that have rows worth a retry to the stale ones."""
     again = {
         shard: "some rows are worth a retry"
         for shard in todo.current

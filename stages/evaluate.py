@@ -1,4 +1,4 @@
-"""RUN (or a CLIP alone) + a benchmark -> predicted label maps, their score, a table.
+"""`codeseg evaluate`: a RUN (or a CLIP alone) + a benchmark -> label maps, their score, a table.
 
     OUT/settings.json    every setting that affects label maps; other settings need another OUT
     OUT/labels/ID.png    an 8-bit palette PNG per image, written atomically: existing ones are done
@@ -7,7 +7,7 @@
 
 Predicting resumes image by image; under torchrun the images are divided among the ranks. An image's
 label map depends only on the image, the model and the settings, so neither resuming nor the
-number of ranks changes a byte. Damaged images are counted; the exit code is then 1.
+number of ranks changes a byte. Damaged images are counted, and the exit code is then 1.
 """
 
 import json
@@ -31,7 +31,7 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_b
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
-from codeseg.stages.options import Device, Pretrained, prediction_settings
+from codeseg.stages.options import Assignments, Device, JsonFile, Pretrained, prediction_settings
 from codeseg.stages.score import print_caveat, score_folder, write_and_show
 from codeseg.stages.terminal import progress
 
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from codeseg.model.pictures.pixels import Pixels
     from codeseg.stages.training.processes import Processes
 
-READ_AHEAD = 4
-"""Images decoded while one is being segmented."""
+READ_AHEAD = 4  # images decoded while one is being segmented
 
 
 def evaluate(
@@ -62,7 +61,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="code (needs RUN) | maskclip | sclip | clearclip | naclip | scclip | scg "
-            "(regions), or any of them with regions: code+scg, naclip+scg …"
+            "(regions), or one combined with regions: code+scg, naclip+scg …"
         ),
     ] = None,
     protocol: Annotated[
@@ -74,12 +73,12 @@ def evaluate(
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="CLIP to use without RUN (default: storybook's own, else ViT-B-16)."),
+        typer.Option(
+            help="CLIP to use without RUN (default: storybook for its benchmarks, else ViT-B-16)."
+        ),
     ] = None,
     pretrained: Pretrained = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
-    ] = None,
+    assignments: Assignments = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     oracle: Annotated[
         bool,
@@ -89,9 +88,7 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.", min=1)] = None,
     device: Device = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the score here as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Predict the label maps of a benchmark and score them.
 
@@ -164,7 +161,7 @@ def show_check(console: Console, benchmark: Benchmark, data: Path, limit: int | 
 def names_of_classes(
     segmenter: "Segmenter", protocol: Protocol, benchmark: Benchmark
 ) -> list[tuple[str, ...]]:
-    """Return the names of every class that is looked for; a constant background has none."""
+    """Return the names of every class to find; a constant background has none."""
     from codeseg.model.inference.settings import lexicon
 
     names, rule = protocol.class_names(benchmark), segmenter.settings.background
@@ -177,7 +174,7 @@ def names_of_classes(
 
 
 def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dict[str, Any]:
-    """Return everything that affects the label maps, by name and by hash."""
+    """Return everything that affects the label maps; files by name and hash."""
     from codeseg.model.checkpoint import MODEL, locate
     from codeseg.model.clip.dense import VARIANTS
 
@@ -212,14 +209,14 @@ def predict(
     console: Console,
     oracle: bool = False,
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write the missing label maps; return the failures, id -> reason, and the cost.
+    """Write the missing label maps; return the failures (id -> reason) and the cost.
 
-    The cost is the time and memory of this process in this call.
+    The cost is this process's time and memory in this call.
     """
     share = ids[processes.rank :: processes.world_size]
     pending = folder.pending(share)
     if processes.is_main and len(pending) < len(share):
-        console.print(f"{len(share) - len(pending)} of {len(share)} images were done already")
+        console.print(f"{len(share) - len(pending)} of {len(share)} images were already done")
     if not pending:
         return {}, {}
     benchmark = data.benchmark
@@ -244,9 +241,10 @@ def predict(
 
 
 def cost_of(segmenter: "Segmenter", images: int, seconds: float) -> dict[str, Any]:
-    """Return milliseconds per image without reading and writing, and this process's peak memory.
+    """Return milliseconds per image, without reading and writing, and peak memory.
 
-    On a GPU an image's time ends with the label map's copy to the CPU; memory is torch's peak.
+    On a GPU, an image's time ends with the label map's copy to the CPU, and memory is torch's peak;
+    on a CPU, it is the process's.
     """
     import resource
 
@@ -271,7 +269,7 @@ def oracle_map(
     benchmark: Benchmark,
     label: LabelMap,
 ) -> LabelMap:
-    """Predict with only the names of the classes in the image's label map."""
+    """Predict with only the classes that the image's label map contains."""
     present = [k for k in np.unique(label).tolist() if k < len(benchmark.classes)]
     shift = len(benchmark.classes) - len(embeddings.names)  # 1: the background has no name
     things = [k - shift for k in present if k >= shift]
@@ -285,7 +283,7 @@ def oracle_map(
 
 
 def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Future[Pixels]"]:
-    """Decode images in a thread while others are segmented; a damaged one raises at its turn."""
+    """Decode images in a thread while others are segmented; yield each one's future in order."""
     with ThreadPoolExecutor(1) as reader:
         waiting: deque[Future[Pixels]] = deque()
         for image_id in ids:
@@ -296,7 +294,7 @@ def read_ahead(data: BenchmarkData, ids: Iterable[str]) -> Iterator["Future[Pixe
 
 
 def places(run: str | None, data: BenchmarkData, out: Path) -> dict[str, str | None]:
-    """Return the paths relative to `out`, for the report; they survive moving the whole folder."""
+    """Return paths relative to `out`, so that the report finds them after a move of the folder."""
     manifest = data.benchmark.source
     return {
         "data": os.path.relpath(data.folder, out),
@@ -314,7 +312,7 @@ def score_and_show(
     origin: dict[str, Any],
     json_file: Path | None,
 ) -> None:
-    """Score the predictions, write the scores into OUT, print them; exit code 1 if one failed."""
+    """Score the predictions, write and print the scores; exit with 1 if an image failed."""
     predicted = [image_id for image_id in ids if image_id not in failed]
     result = score_folder(
         data, folder.root, predicted, lambda i: progress(i, "scoring", console), strict=False

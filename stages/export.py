@@ -1,6 +1,6 @@
 """`codeseg export [RUN] --out FILE.onnx`: a segmenter's networks for programs without codeseg.
 
-FILE.onnx   or FILE.pt2: the graph of `model/export.py`, checked against the segmenter it came from
+FILE.onnx   or FILE.pt2: the graph of model/export.py, checked against the segmenter
 FILE.json   how to run it: sizes, mean and deviation, inputs, settings, texts, agreement
 FILE.npz    `classes` and `templates`, float32 (K, C): the embeddings of the given texts
 """
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from codeseg.pipeline.engine.storage import Storage, write_json
-from codeseg.stages.options import Clip, Pretrained, Text, TextFile, prediction_settings
+from codeseg.stages import options
 from codeseg.stages.segment import wanted_words
 
 if TYPE_CHECKING:
@@ -38,26 +38,24 @@ def export(
     out: Annotated[Path, typer.Option(help="FILE.onnx, or FILE.pt2 for torch.export.")] = Path(
         "segmenter.onnx"
     ),
-    text: Text = None,
-    text_file: TextFile = None,
+    text: options.Text = None,
+    text_file: options.TextFile = None,
     classes_from: Annotated[
         str | None, typer.Option(help="Export the texts of a benchmark's classes: voc, ade20k …")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
     ] = None,
-    clip: Clip = None,
-    pretrained: Pretrained = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
-    ] = None,
+    clip: options.Clip = None,
+    pretrained: options.Pretrained = None,
+    assignments: options.Assignments = None,
 ) -> None:
-    """Export a segmenter's image path as ONNX, for any picture size and number of texts.
+    """Export a segmenter's image branch as ONNX, for any picture size and number of texts.
 
     A file that differs from the segmenter by more than 1e-4 is not kept.
     Example: codeseg export runs/code --out segmenter.onnx --text "red car" --text dog
     """
-    refuse_what_cannot_be(out)
+    check_output(out)
     from codeseg.model.export import SegmenterNetworks
     from codeseg.model.inference.segmenter import Segmenter
 
@@ -65,11 +63,11 @@ def export(
     asked = text or text_file or classes_from
     things = wanted_words(text, text_file, classes_from) if asked else ()
     texts = [name for thing in things for name in thing]  # the graph has a mask for every name
-    # PAMR is not a network: off by default, and refused by name if it is asked for.
+    # PAMR is not a network: it is off by default, and SegmenterNetworks refuses it.
     settings = {"refinement": "none"} | ({} if run else {"method": "naclip"})
-    settings |= prediction_settings(method, assignments)
+    settings |= options.prediction_settings(method, assignments)
     segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
-    networks = SegmenterNetworks(segmenter)  # refuses a method that is no network
+    networks = SegmenterNetworks(segmenter)  # refuses methods that are no networks
     embeddings = networks.named(segmenter.embed_texts(texts)) if texts else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
@@ -83,13 +81,8 @@ def export(
     console.print(f"{out}, with {beside} beside it")
 
 
-def refuse_what_cannot_be(out: Path) -> None:
-    """Check the arguments before anything is loaded.
-
-    Raises:
-        ValueError: the file's name has no known suffix.
-        ModuleNotFoundError: a package of the extra is not installed.
-    """
+def check_output(out: Path) -> None:
+    """Refuse an unknown suffix, or a missing package, before anything is loaded."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: name it {' or '.join('FILE' + s for s in SUFFIXES)}")
     for name in ONNX_PACKAGES if out.suffix == ".onnx" else ():
@@ -100,8 +93,7 @@ def refuse_what_cannot_be(out: Path) -> None:
 def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[str, Any] | None:
     """Write the graph, run it, and print how it compares with the segmenter.
 
-    Returns:
-        The measurements; None if the two differ too much.
+    Return the measurements, or None if the two differ too much.
     """
     import torch
 
@@ -143,7 +135,7 @@ def write_checked(console: Console, segmenter: "Segmenter", path: Path) -> dict[
 
 
 def describe(segmenter: "Segmenter", texts: list[str]) -> dict[str, Any]:
-    """Return what a program needs to know to run the file."""
+    """Return the information that a program needs to run the file."""
     from codeseg.model.export import OUTPUTS
     from codeseg.stages.training.run import codeseg_version
 
@@ -163,7 +155,7 @@ def describe(segmenter: "Segmenter", texts: list[str]) -> dict[str, Any]:
 def publish(
     out: Path, made: Path, embeddings: dict[str, "Tensor"], description: dict[str, Any]
 ) -> None:
-    """Move the files into place, each whole or not at all, the graph last."""
+    """Write the files atomically into place, the graph last."""
     folder = Storage.open(out.parent)
     if embeddings:
         packed = io.BytesIO()

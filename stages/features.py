@@ -1,4 +1,4 @@
-"""`codeseg features ROOT`: pairs + nouns -> vocabulary, features: the frozen CLIP's outputs."""
+"""`codeseg features ROOT`: pairs/ and nouns/ -> vocabulary/ and features/ of the frozen CLIP."""
 
 import os
 from typing import Annotated
@@ -12,33 +12,20 @@ from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features import plan
-from codeseg.stages.options import (
-    Gpus,
-    Memory,
-    RayAddress,
-    TakeOver,
-    Workers,
-    conclude,
-    make_resources,
-)
+from codeseg.stages import options
 
 DEFAULTS = plan.FeatureOptions()
 
 
 def features(
     root: Annotated[str, typer.Argument(help="Dataset root with nouns: a folder or s3:// URI.")],
-    clip: Annotated[
-        str, typer.Option(help="open_clip model name, JSON config file, or storybook.")
-    ] = DEFAULTS.clip,
-    pretrained: Annotated[
-        str,
-        typer.Option(help="Weights: a tag of the model, a .safetensors or .pt file, or storybook."),
-    ] = DEFAULTS.pretrained,
+    clip: options.ClipModel = DEFAULTS.clip,
+    pretrained: options.ClipWeights = DEFAULTS.pretrained,
     image_tokens: Annotated[
         str,
         typer.Option(
-            help="Store image tokens as fp16, as int8 (half the size), or none "
-            "(smallest; the trainer recomputes them, slowest)."
+            help="Store image tokens as fp16, int8 (half the size), or none "
+            "(smallest, but the trainer must recompute them)."
         ),
     ] = DEFAULTS.image_tokens,
     views: Annotated[
@@ -48,7 +35,7 @@ def features(
         str, typer.Option(help="Precision of the CLIP's arithmetic: fp32, bf16 or fp16.")
     ] = DEFAULTS.precision,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images encoded together, and rows per Arrow record batch.")
+        int, typer.Option(min=1, help="Images to encode together; rows per Arrow record batch.")
     ] = DEFAULTS.batch_size,
     min_nouns: Annotated[
         int, typer.Option(min=1, help="Leave out captions with fewer distinct nouns.")
@@ -56,7 +43,7 @@ def features(
     least_crop: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1, help="Smallest crop, as a share of the image's area; 1 = no crop."
+            min=0.01, max=1, help="Smallest crop, as a share of the image's area (1: no crop)."
         ),
     ] = DEFAULTS.least_crop,
     flip: Annotated[bool, typer.Option(help="Mirror half the views.")] = DEFAULTS.flip,
@@ -64,11 +51,11 @@ def features(
     force: Annotated[
         bool, typer.Option("--force", help="Start even if the disk looks too small.")
     ] = False,
-    ray_address: RayAddress = None,
-    workers: Workers = None,
-    gpus: Gpus = 0,
-    memory: Memory = None,
-    take_over: TakeOver = False,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    gpus: options.Gpus = 0,
+    memory: options.Memory = None,
+    take_over: options.TakeOver = False,
     cpus: Annotated[
         int | None,
         typer.Option(min=1, help="Cores per worker, for decoding and, without a GPU, encoding."),
@@ -78,7 +65,7 @@ def features(
 
     Rerun to resume: only missing or stale shards are redone. Next: codeseg train ROOT
     """
-    options = plan.FeatureOptions(
+    chosen = plan.FeatureOptions(
         clip=clip,
         pretrained=pretrained,
         image_tokens=image_tokens,
@@ -91,21 +78,22 @@ def features(
         seed=seed,
     )
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
-    resources = make_resources(ray_address, workers, gpus, memory, cpus=cores, take_over=take_over)
+    resources = options.make_resources(
+        ray_address, workers, gpus, memory, cpus=cores, take_over=take_over
+    )
     storage = Storage.open(root)
-    conclude(storage, FEATURES, run_features(storage, options, resources, force=force))
+    options.conclude(storage, FEATURES, run_features(storage, chosen, resources, force=force))
 
 
 def run_features(
-    root: Storage, options: plan.FeatureOptions, resources: Resources, *, force: bool = False
+    root: Storage, chosen: plan.FeatureOptions, resources: Resources, *, force: bool = False
 ) -> list[StageReport]:
     """Announce the work, then make the vocabulary and the pending shards.
 
-    Raises:
-        ValueError: wrong options, no nouns, or (without `force`) too small a disk.
+    Refuse wrong options, a root without nouns and, unless `force`, too small a disk.
     """
-    plan.read_nouns(root)  # refuses a root without nouns before any CLIP is fetched
-    settings = plan.resolve_settings(options, plan.clip_facts(options.clip, options.pretrained))
+    plan.read_nouns(root)  # refuses a root without nouns before downloading a CLIP
+    settings = plan.resolve_settings(chosen, plan.clip_facts(chosen.clip, chosen.pretrained))
     work = plan.make_plan(root, settings)
     if not work.vocabulary.pending and not work.features.pending:
         Ledger(root).write_settings("vocabulary", settings.vocabulary())
@@ -137,24 +125,20 @@ def run_features(
 def announce(
     root: Storage, work: plan.Work, resources: Resources, device: str, *, force: bool
 ) -> None:
-    """Print the size and time of the work; refuse work that does not fit on the disk.
-
-    Raises:
-        ValueError: without `force`, if the estimate exceeds the free space.
-    """
+    """Print the work's size and time; refuse work that does not fit on the disk unless `force`."""
     rows, free = sum(work.rows.values()), root.free_bytes()
     speed = plan.known_speed(work.features, work.settings)
-    nouns, where, time = plan.new_nouns(root, work), "as measured before", "time unknown"
-    nouns_a_second = 1.0
+    nouns, source, time = plan.new_nouns(root, work), "as measured before", "time unknown"
+    nouns_per_second = 1.0
     if (nouns or speed is None) and not resources.ray_address:
-        where = "as measured on a few images" if speed is None else where
-        images_a_second, nouns_a_second = plan.probe_speed(
+        source = "as measured on a few images" if speed is None else source
+        images_per_second, nouns_per_second = plan.probe_speed(
             work.settings, device, int(resources.cpus)
         )
-        speed = speed or images_a_second
+        speed = speed or images_per_second
     if speed and not (nouns and resources.ray_address):
-        seconds = rows / speed + nouns / nouns_a_second
-        time = f"about {duration(seconds)} of one worker ({where})"
+        seconds = rows / speed + nouns / nouns_per_second
+        time = f"about {duration(seconds)} for one worker ({source})"
     space = "" if free is None else f", {free / 1e9:,.1f} GB free"
     typer.echo(
         f"features: {rows:,} pairs in {len(work.rows)} shards, about {nouns:,} new nouns, "
@@ -163,17 +147,17 @@ def announce(
     if free is not None and work.new_bytes - work.replaced_bytes > free and not force:
         raise ValueError(
             f"the features need about {work.new_bytes / 1e9:,.0f} GB but {root.uri} has "
-            f"{free / 1e9:,.0f} GB free; use --image-tokens int8 or none, another root, or --force"
+            f"{free / 1e9:,.0f} GB free: use --image-tokens int8 or none, another root, or --force"
         )
 
 
 def _refuse_missing_gpu(resources: Resources) -> None:
-    """Refuse a missing GPU, for which Ray would wait forever."""
+    """Refuse --gpus on a machine without a GPU, where Ray would wait forever."""
     if resources.gpus and not resources.ray_address:
         import torch
 
         if not torch.cuda.is_available():
             raise ValueError(
-                "--gpus needs a CUDA GPU but this machine has none; leave it out, or name a "
+                "--gpus needs a CUDA GPU but this machine has none: leave out --gpus, or name a "
                 "cluster with --ray-address"
             )

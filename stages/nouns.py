@@ -1,4 +1,4 @@
-"""`codeseg nouns ROOT`: pairs/ -> nouns/."""
+"""`codeseg nouns ROOT`: pairs/ -> nouns/, each caption's nouns and CLIP tokens."""
 
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -11,19 +11,11 @@ from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import NOUNS, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.nouns.tagger import NounSettings, NounWorker, resolve_tagger
-from codeseg.stages.options import (
-    Gpus,
-    Memory,
-    RayAddress,
-    TakeOver,
-    Workers,
-    conclude,
-    make_resources,
-)
+from codeseg.stages import options
 
 
 def nouns(
-    root: Annotated[str, typer.Argument(help="Dataset root with downloaded pairs.")],
+    root: Annotated[str, typer.Argument(help="Dataset root with pairs: a folder or s3:// URI.")],
     spacy_model: Annotated[
         str | None,
         typer.Option(
@@ -36,14 +28,14 @@ def nouns(
     context_length: Annotated[
         int,
         typer.Option(
-            min=3, help="Tokens that the CLIP's text encoder reads; longer captions are cut."
+            min=3, help="Context length of the CLIP's text encoder; longer captions are cut."
         ),
     ] = NounSettings.context_length,
-    ray_address: RayAddress = None,
-    workers: Workers = None,
-    gpus: Gpus = 0,
-    memory: Memory = None,
-    take_over: TakeOver = False,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    gpus: options.Gpus = 0,
+    memory: options.Memory = None,
+    take_over: options.TakeOver = False,
 ) -> None:
     """Find the nouns of each caption and their CLIP tokens.
 
@@ -53,14 +45,12 @@ def nouns(
         resolve_tagger(spacy_model), min_nouns=min_nouns, context_length=context_length
     )
     storage = Storage.open(root)
-    report = run_nouns(
-        storage, settings, make_resources(ray_address, workers, gpus, memory, take_over=take_over)
-    )
-    conclude(storage, NOUNS, [report])
+    resources = options.make_resources(ray_address, workers, gpus, memory, take_over=take_over)
+    options.conclude(storage, NOUNS, [run_nouns(storage, settings, resources)])
 
 
 def run_nouns(root: Storage, settings: NounSettings, resources: Resources) -> StageReport:
-    """Find the nouns of the pending shards; ValueError if nothing was downloaded yet."""
+    """Find the nouns of the pending shards; refuse a root without pairs."""
     todo = state(root, NOUNS, settings=settings.fingerprint())
     if todo.inputs is None:
         raise ValueError(f"{root.uri} has no pairs yet: run codeseg download first")

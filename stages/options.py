@@ -1,4 +1,4 @@
-"""Options that several commands share, and the end of a stage. Light to import."""
+"""Options that several commands share, and the conclusion of a stage. Light to import."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,35 +35,47 @@ TakeOver = Annotated[
     bool,
     typer.Option(
         "--take-over",
-        help="Take the stage over from a run that is certainly dead; its later commits are "
-        "refused.",
+        help="Take the stage over from a run that is certainly dead; refuse its later commits.",
     ),
+]
+ClipModel = Annotated[
+    str, typer.Option(help="open_clip model name, JSON config file, or storybook.")
+]
+ClipWeights = Annotated[
+    str,
+    typer.Option(help="Weights: a tag of the model, a .safetensors or .pt file, or storybook."),
 ]
 Clip = Annotated[
     str | None,
     typer.Option(
-        help="CLIP to use without a RUN (default: ViT-B-16, fetched once; storybook: "
-        "the embedded one, for drawings)."
+        help="CLIP to use without a RUN (default: ViT-B-16, downloaded once; storybook: "
+        "the embedded CLIP for drawings)."
     ),
 ]
 Pretrained = Annotated[
     str | None,
     typer.Option(
-        help="The CLIP's weights (default: openai, storybook's own); with a RUN: their new "
+        help="Weights of the CLIP (default: openai; for storybook, its own). With a RUN: their new "
         "location, if they have moved."
     ),
+]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
 ]
 Text = Annotated[
     list[str] | None,
     typer.Option(
-        help="Things to find: a comma separates things, a slash joins the names of one thing: "
-        '"dog, red car, sofa/couch".'
+        help='Things to find, such as "dog, red car, sofa/couch": a comma separates things, a '
+        "slash separates names of one thing."
     ),
 ]
 TextFile = Annotated[
     Path | None, typer.Option(help="File with things to find, for example one per line.")
 ]
 Device = Annotated[str, typer.Option(help="Device: auto | cpu | cuda | mps.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result to this JSON file.")
+]
 
 
 def make_resources(
@@ -75,22 +87,22 @@ def make_resources(
     cpus: float = 1,
     take_over: bool = False,
 ) -> Resources:
-    """Return the shared options in the scheduler's form."""
+    """Return the scheduler's form of the shared options."""
     size = None if memory is None else int(memory * 1e9)
     return Resources(workers, cpus, gpus, size, ray_address, take_over)
 
 
 def prediction_settings(method: str | None, assignments: Sequence[str] | None) -> dict[str, Any]:
-    """Return the settings that --method and --set name, for `Segmenter.open`."""
+    """Return the settings given by --method and --set, for `Segmenter.open`."""
     from codeseg.model.override import parse_assignments
 
     return ({} if method is None else {"method": method}) | parse_assignments(assignments or [])
 
 
 def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> None:
-    """Show what a stage did and the next command; exit with 1 if the stage did not succeed.
+    """Print what a stage did and the next command; exit with 1 if the stage did not succeed.
 
-    A stage succeeds when no shard failed and its whole table holds at least one row.
+    A stage succeeds if no shard failed and its whole table holds at least one row.
     """
     for report in reports:
         show_report(report)
@@ -106,7 +118,7 @@ def conclude(root: Storage, stage: Stage, reports: Sequence[StageReport]) -> Non
         fault = f"no row of {stage.table} was kept ({why or 'it had no input'}): {fix}"
     else:
         if waiting := len(state(root, stage).missing):
-            typer.echo(f"{waiting} shards of {stage.table} are not made yet: rerun this later")
+            typer.echo(f"{waiting} shards of {stage.table} are still missing: rerun this later")
         typer.echo(f"next: codeseg {stage.next.format(root.uri)}")
         return
     typer.echo(f"error: {fault}", err=True)

@@ -1,4 +1,4 @@
-"""`codeseg regions ROOT`: features/ -> regions/ and, with --show, a contact sheet."""
+"""`codeseg regions ROOT`: features/ -> regions/, and with --show a contact sheet."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,15 +13,7 @@ from codeseg.pipeline.engine.shards import StageReport, run_stage
 from codeseg.pipeline.engine.stage import REGIONS, state
 from codeseg.pipeline.engine.storage import Storage, write_file
 from codeseg.pipeline.regions.settings import RegionSettings, read_feature_settings, weights_sha256
-from codeseg.stages.options import (
-    Gpus,
-    Memory,
-    RayAddress,
-    TakeOver,
-    Workers,
-    conclude,
-    make_resources,
-)
+from codeseg.stages import options
 
 DEFAULTS = Grouping()
 
@@ -29,16 +21,16 @@ DEFAULTS = Grouping()
 def regions(
     root: Annotated[str, typer.Argument(help="Dataset root with features.")],
     group_by: Annotated[
-        str, typer.Option(help="Features: clip (the frozen CLIP's own keys) or a ViT of timm.")
+        str, typer.Option(help="Group by clip (the frozen CLIP's own keys) or by a ViT of timm.")
     ] = CLIP,
     weights: Annotated[
-        str | None, typer.Option(help="File with that ViT's weights, instead of the hub's.")
+        str | None, typer.Option(help="Weight file of that ViT, instead of the hub's.")
     ] = None,
     regions: Annotated[
         int, typer.Option(min=1, max=256, help="Maximum number of regions per picture (K).")
     ] = DEFAULTS.regions,
     method: Annotated[
-        str, typer.Option(help="kmeans, or spectral (normalized cut, slower).")
+        str, typer.Option(help="Clustering: kmeans, or spectral (normalized cut, slower).")
     ] = DEFAULTS.method,
     min_patches: Annotated[
         int, typer.Option(min=1, help="Merge smaller regions into their most similar neighbor.")
@@ -49,11 +41,11 @@ def regions(
         typer.Option(help="Write a contact sheet of pictures and regions to this PNG file."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures on the contact sheet.")] = 24,
-    ray_address: RayAddress = None,
-    workers: Workers = None,
-    gpus: Gpus = 0,
-    memory: Memory = None,
-    take_over: TakeOver = False,
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = None,
+    gpus: options.Gpus = 0,
+    memory: options.Memory = None,
+    take_over: options.TakeOver = False,
 ) -> None:
     """Group each picture's patches into part-like, connected regions (SCG).
 
@@ -67,21 +59,16 @@ def regions(
         grouping=Grouping(method, regions, min_patches, seed),  # type: ignore[arg-type]  # checked
     )
     storage = Storage.open(root)
-    report = run_regions(
-        storage, settings, make_resources(ray_address, workers, gpus, memory, take_over=take_over)
-    )
+    resources = options.make_resources(ray_address, workers, gpus, memory, take_over=take_over)
+    report = run_regions(storage, settings, resources)
     if show is not None and not report.failed:
         write_sheet(storage, show, pictures)
         typer.echo(f"contact sheet: {show}")
-    conclude(storage, REGIONS, [report])
+    options.conclude(storage, REGIONS, [report])
 
 
 def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -> StageReport:
-    """Group the pending shards; the number of views comes from the features.
-
-    Raises:
-        ValueError, FileNotFoundError: the features cannot be grouped, or not with these weights.
-    """
+    """Group the pending shards; the number of views comes from the features' settings."""
     from codeseg.pipeline.regions.worker import RegionsWorker
 
     views = read_feature_settings(root).views
@@ -94,11 +81,7 @@ def run_regions(root: Storage, settings: RegionSettings, resources: Resources) -
 
 
 def write_sheet(root: Storage, file: Path, pictures: int) -> None:
-    """Write a contact sheet of the first pictures that have regions.
-
-    Raises:
-        ValueError, FileNotFoundError: there are no regions to show.
-    """
+    """Write a contact sheet of the first pictures that have regions, or refuse if none have."""
     from codeseg.pipeline.regions.sheet import contact_sheet, first_pictures
 
     sheet = contact_sheet(first_pictures(root, pictures))

@@ -1,13 +1,13 @@
-"""All results found in a folder -> one offline page, report.html.
+"""`codeseg report FOLDER`: all results found in a folder -> one offline page, report.html.
 
-    FOLDER/**/scores.json …      evaluations (stages/evaluate.py), in groups that compare
+    FOLDER/**/scores.json …      evaluations (stages/evaluate.py), in comparable groups
     FOLDER/**/segments.json …    pictures segmented by any words (stages/segment.py)
     FOLDER/**/metrics.parquet    training runs: loss curves
     FOLDER/**/ledger/            rows kept and rejected by each stage
     FOLDER/**/audit.json         findings of the audit
 
-Missing parts are left out; the page says so. The folder may be a demo folder or a RUN. The page
-shows stored results: nothing is predicted again, and torch is not loaded.
+Missing parts are left out. The folder may be a demo folder or a RUN. The page shows stored results:
+nothing is predicted again, and torch is not loaded.
 """
 
 from pathlib import Path

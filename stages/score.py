@@ -1,10 +1,10 @@
-"""Label maps + predicted label maps -> confusion matrix, IoU, mIoU; a table, JSON and Parquet.
+"""`codeseg score`: label maps + predicted label maps -> confusion matrix, IoU and mIoU.
 
     OUT/scores.json      the scores (percent) with a 95 % interval, settings and worst classes
     OUT/scores.parquet   a row per class: IoU, pixels, its row of the confusion matrix
     OUT/images.parquet   a row per image: its own mIoU, and its counts per class
 
-CPU; no torch. `evaluate` calls `score_folder` after predicting.
+It runs on the CPU without torch. `evaluate` calls `score_folder` after predicting.
 """
 
 import json
@@ -33,6 +33,7 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_b
 from codeseg.pipeline.benchmark.metrics import Confusion, Scores, confusion_matrix, misplaced
 from codeseg.pipeline.benchmark.predictions import prediction_paths, read_prediction
 from codeseg.pipeline.engine.storage import write_file, write_json
+from codeseg.stages.options import JsonFile
 from codeseg.stages.terminal import progress
 
 FAILURES_SHOWN = 5
@@ -41,15 +42,13 @@ WORST_SHOWN = 5
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The score of a split and of each of its images."""
+    """The scores of a split and of each of its images."""
 
     benchmark: Benchmark
     scores: Scores
     images: dict[str, ImageScore]
-    failed: dict[str, str]
-    """Id -> the reason why the image could not be scored."""
-    details: Details | None = None
-    """Boundaries and objects, if requested."""
+    failed: dict[str, str]  # id -> the reason why the image could not be scored
+    details: Details | None = None  # boundaries and objects, if requested
 
     @property
     def interval(self) -> Interval | None:
@@ -94,7 +93,7 @@ def score(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(help="Other predictions for the same images; prints the paired difference."),
+        typer.Option(help="Compare with other predictions for the same images (paired)."),
     ] = None,
     details: Annotated[
         bool,
@@ -104,11 +103,9 @@ def score(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write scores.parquet and its companions to this folder."),
+        typer.Option(help="Also write scores.json, scores.parquet and images.parquet here."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the score here as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.", min=1)] = None,
 ) -> None:
     """Score label maps from any program against a benchmark.
@@ -143,7 +140,7 @@ def write_and_show(
     out: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Write a result where it was asked for, and print its tables; `name` is its row's."""
+    """Write a result where the user asked, and print its tables; `name` labels its row."""
     if out:
         write_scores(out, result, summary)
     if json_file:
@@ -153,7 +150,7 @@ def write_and_show(
 
 
 def recorded_protocol(predictions: Path) -> str | None:
-    """Return the protocol that `codeseg evaluate` recorded beside label maps, if any."""
+    """Return the protocol that `codeseg evaluate` recorded with the label maps, if any."""
     try:
         protocol = json.loads((predictions / "settings.json").read_text()).get("protocol")
     except (OSError, ValueError, AttributeError):
@@ -181,16 +178,16 @@ def print_comparison(console: Console, summary: dict[str, Any]) -> None:
     """Print the paired difference, and whether two protocols were compared."""
     other = summary["against"]
     gain = other["difference"]
-    told = (
+    line = (
         f"mIoU {gain['value']:+.2f} against {other['predictions']} "
         f"({gain['low']:+.2f} to {gain['high']:+.2f}, 95 % of {DRAWS} draws of the images; "
         f"p {other['p']:.3f})"
     )
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(line, markup=False, soft_wrap=True)
     one, two = (each["protocol"] or "not recorded" for each in (summary, other))
     if one != two:
-        told = f"protocols differ: {one} and {two}; the difference is not due to the methods alone"
-        console.print(told)
+        line = f"protocols differ: {one} and {two}; the difference is not due to the methods alone"
+        console.print(line)
 
 
 def score_folder(
@@ -205,16 +202,16 @@ def score_folder(
     """Accumulate the confusion matrix over a split.
 
     Args:
-        data: The benchmark's opened data folder.
-        predictions: Folder of ID.png files (or one with them under labels/).
-        ids: The images to score.
-        track: Wraps the ids, to show progress.
-        strict: Raise on the first image that cannot be scored, instead of counting it as failed.
-        details: Also count boundaries and objects.
+        data: the benchmark's opened data folder.
+        predictions: folder of ID.png files, in it or in its labels/.
+        ids: the images to score.
+        track: wraps the ids, to show progress.
+        strict: raise on the first image that cannot be scored, instead of counting it as failed.
+        details: also count boundaries and objects.
 
     Raises:
-        FileNotFoundError: Predictions are missing; says how many.
-        ValueError: A file is damaged, of the wrong size, or holds a label outside the class list.
+        FileNotFoundError: predictions are missing; says how many.
+        ValueError: a file is damaged, of the wrong size, or holds a label outside the class list.
     """
     folder = prediction_paths(predictions)
     missing = [image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()]
@@ -257,7 +254,7 @@ def image_score(confusion: Confusion) -> ImageScore:
 def score_image(
     data: BenchmarkData, prediction: Path, image_id: str, details: Details | None = None
 ) -> Confusion:
-    """Return the confusion matrix of one image; ValueError names the file that is wrong."""
+    """Return the confusion matrix of one image; the ValueError names a file that is wrong."""
     label = data.label(image_id)
     predicted = read_prediction(prediction)
     try:
@@ -330,12 +327,9 @@ def _two_digits(value: float | None) -> str:
 
 
 def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) -> Table:
-    """Return our score above the published ones: the same protocol first, others gray.
+    """Return our score (`summary`) above the published ones: the same protocol first, others gray.
 
-    Args:
-        benchmark: The manifest.
-        method: The name of our row.
-        summary: With miou, miou_interval and, if known, protocol and settings.
+    `method` is the name of our row.
     """
     protocol, interval = summary.get("protocol"), summary.get("miou_interval")
     number = Column("mIoU %", justify="right")
@@ -352,13 +346,13 @@ def published_table(benchmark: Benchmark, method: str, summary: dict[str, Any]) 
             parts = ", ".join(part for part in (row.clip, row.extra, row.refinement) if part)
             table.add_row(row.method, f"{row.miou:.1f}", row.protocol, parts or "–", style=style)
     if benchmark.published:
-        told = "rows below the line use other protocols and do not compare; sources: the manifest"
-        table.caption = told if same else f"no published row has this protocol: {told}"
+        note = "rows below the line use other protocols and do not compare; sources: the manifest"
+        table.caption = note if same else f"no published row has this protocol: {note}"
     return table
 
 
 def _made_with(summary: dict[str, Any]) -> str:
-    """Return CLIP, training and refinement of our own row, if recorded."""
+    """Return the CLIP, training and refinement of our own row, if recorded."""
     settings = summary.get("settings", {})
     parts = [str(settings[key]) for key in ("clip", "pretrained") if key in settings]
     parts += ["trained on captions"] * ("checkpoint" in settings)
@@ -367,7 +361,7 @@ def _made_with(summary: dict[str, Any]) -> str:
 
 
 def print_caveat(console: Console, result: SplitScores) -> None:
-    """Print a caveat if images failed, class numbers look shifted or the split is not official."""
+    """Warn about failed images, class numbers that look shifted, and an incomplete split."""
     if hint := misplaced(result.scores.confusion, result.benchmark.classes):
         console.print(f"hint: {hint}", markup=False, soft_wrap=True)
     for image_id, reason in list(result.failed.items())[:FAILURES_SHOWN]:

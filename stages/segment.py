@@ -1,4 +1,4 @@
-"""Pictures + words -> each picture's segments, in files that other programs can read.
+"""`codeseg segment`: pictures + words -> each picture's segments, in files for other programs.
 
 model/results/files.py describes the files in OUT.
 """
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from codeseg.model.pictures.header import OWN_ENDINGS
 from codeseg.pipeline.benchmark.manifest import load_benchmark
-from codeseg.stages.options import Clip, Device, Pretrained, Text, TextFile, prediction_settings
+from codeseg.stages import options
 from codeseg.stages.terminal import progress
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def segment(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
-    text: Text = None,
-    text_file: TextFile = None,
+    text: options.Text = None,
+    text_file: options.TextFile = None,
     classes_from: Annotated[
         str | None, typer.Option(help="Segment a benchmark's classes: voc, ade20k …")
     ] = None,
@@ -43,18 +43,16 @@ def segment(
     method: Annotated[
         str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip | scclip.")
     ] = None,
-    clip: Clip = None,
-    pretrained: Pretrained = None,
+    clip: options.Clip = None,
+    pretrained: options.Pretrained = None,
     background: Annotated[
         bool, typer.Option(help="Leave pixels unlabeled where no text scores above the threshold.")
     ] = True,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Threshold of --background, 0..1.")
+        float | None, typer.Option(min=0, max=1, help="Threshold for --background.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
-    ] = None,
-    device: Device = "auto",
+    assignments: options.Assignments = None,
+    device: options.Device = "auto",
 ) -> None:
     """Segment pictures by any words.
 
@@ -68,9 +66,9 @@ def segment(
     things = wanted_words(text, text_file, classes_from, background)
     images, chosen = split_formats(images, formats)
     paths = find_images(images)
-    settings = prediction_settings(method, assignments)
+    settings = options.prediction_settings(method, assignments)
     if threshold is not None:
-        # Each applies to one kind of score: of a word alone, or among all words.
+        # Each applies to one kind of score: sigmoid or softmax.
         settings |= {f"{kind}_threshold": str(threshold) for kind in ("background", "probability")}
     places = dict(zip(map(str, paths), folder_names(paths), strict=True))
     names, opened = [thing[0] for thing in things], deque[str]()
@@ -107,11 +105,9 @@ def wanted_words(
     classes_from: str | None,
     background: bool = False,
 ) -> tuple["Thing", ...]:
-    """Return the things to look for: those of --text, of --text-file, a benchmark's classes.
+    """Return the things to find: those of --text, of --text-file, then a benchmark's classes.
 
-    Raises:
-        ValueError: there are none, or one is named twice.
-        FileNotFoundError: there is no such file.
+    Refuse a command without things, and a name that occurs twice.
     """
     from codeseg.model.inference.vocabulary import read_words
 
@@ -126,10 +122,9 @@ def wanted_words(
 
 
 def split_formats(images: list[str], formats: list[str] | None) -> tuple[list[str], list[str]]:
-    """Return the pictures and the formats; of `--format png coco` coco comes among the pictures.
+    """Separate pictures from formats: with `--format png coco`, coco arrives among the pictures.
 
-    Raises:
-        ValueError: a name may be either.
+    Refuse a name that may be either.
     """
     from codeseg.model.results.files import PACKAGES
 
@@ -138,8 +133,9 @@ def split_formats(images: list[str], formats: list[str] | None) -> tuple[list[st
     more = [name for name in images if name in PACKAGES]
     for name in more:
         if Path(name).exists():
-            line = f"{name} is a format, and also here: write ./{name}, or --format png,{name}"
-            raise ValueError(line)
+            raise ValueError(
+                f"{name} is a format and also a file: write ./{name}, or --format png,{name}"
+            )
     chosen = [name.strip() for each in formats for name in each.split(",")]
     return [name for name in images if name not in more], chosen + more
 
@@ -147,9 +143,8 @@ def split_formats(images: list[str], formats: list[str] | None) -> tuple[list[st
 def find_images(given: Sequence[str]) -> list[Path]:
     """Return the named files, those in named folders and those that match globs, in order.
 
-    Raises:
-        FileNotFoundError: there is no file, or a named one is missing.
-        PermissionError: a file may not be read.
+    Raise FileNotFoundError if there are none or a named file is missing, and PermissionError if a
+    file may not be read.
     """
     found = list(dict.fromkeys(path for name in given for path in _expand(name)))
     if not found:
@@ -157,7 +152,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for path in found:
         if not path.exists():
             raise FileNotFoundError(f"there is no picture {path}: check the name and the folder")
-        path.open("rb").close()  # may be read
+        path.open("rb").close()  # raises PermissionError
     return found
 
 

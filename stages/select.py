@@ -1,4 +1,4 @@
-"""`codeseg select ROOT NAME --where "SQL"`: features -> selections/NAME.arrow, rows to train on."""
+"""`codeseg select ROOT NAME --where "SQL"`: features/ -> selections/NAME.arrow, rows to use."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +12,8 @@ def select(
     where: Annotated[
         str,
         typer.Option(
-            help="Keep the pairs that satisfy this SQL condition over the columns of `trainable`, "
-            "with subqueries over any view of docs/audit.md."
+            help="Keep the pairs that satisfy this SQL condition on the columns of `trainable`; "
+            "subqueries may use any view in docs/audit.md."
         ),
     ] = "true",
     top: Annotated[
@@ -22,9 +22,7 @@ def select(
             metavar="COLUMN SHARE", help="Of these, keep the share with the highest values."
         ),
     ] = None,
-    sample: Annotated[
-        float, typer.Option(help="Of these, keep about this share, at random.")
-    ] = 1.0,
+    sample: Annotated[float, typer.Option(help="Of these, keep about this share at random.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of --sample.")] = 0,
     benchmark: Annotated[
         list[str] | None,
@@ -35,9 +33,9 @@ def select(
         typer.Option(help="That benchmark's data folder; one for each --benchmark."),
     ] = None,
 ) -> None:
-    """Select the pairs to train on by SQL: `train ROOT RUN --set train.selection=NAME`.
+    """Select the pairs to train on by SQL, for `train ROOT RUN --set train.selection=NAME`.
 
-    Nothing is copied: the file lists row numbers. Rerun it after the features have changed.
+    The selection lists row numbers; it copies no data. Rerun after the features have changed.
     """
     from rich.console import Console
     from rich.table import Table

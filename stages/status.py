@@ -1,7 +1,6 @@
-"""`codeseg status ROOT`: the stage × shard matrix, rows, rejections, ETA; reads only the ledger."""
+"""`codeseg status ROOT`: the ledger -> the matrix of stages and shards, rows, rejections, ETA."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,28 +10,27 @@ from rich.table import Table
 from codeseg.pipeline.engine.overview import StageView, read_overview
 from codeseg.pipeline.engine.progress import duration
 from codeseg.pipeline.engine.storage import Storage, write_json
+from codeseg.stages.options import JsonFile
 
-CELLS = 40  # of the matrix; each stands for one shard or for a run of them
+CELLS = 40  # of the matrix; each stands for one shard or several consecutive ones
 REASONS_SHOWN = 4
 
 
 def status(
     root: Annotated[str, typer.Argument(help="Dataset root; a stage may be running on it.")],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the status here as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Show each stage's progress, shard by shard, with rejections and the time left."""
     views = read_overview(Storage.open(root))
     if json_file is not None:
         write_json(json_file, [as_json(view) for view in views])
     console = Console()
-    # A log file has no width of its own; 80 columns would cut the numbers.
+    # A log file has no width, and Rich's default of 80 columns would cut the numbers.
     show(views, console if console.file.isatty() else Console(width=120))
 
 
 def as_json(view: StageView) -> dict[str, Any]:
-    """Return all figures of a stage, derived ones included."""
+    """Return all figures of a stage, including derived ones."""
     eta = view.beat and view.beat.eta_seconds
     return {**asdict(view), "missing": view.missing, "success": view.success, "eta_seconds": eta}
 
@@ -60,7 +58,7 @@ def show(views: list[StageView], console: Console) -> None:
     for view in views:
         if view.left_out:
             lines = sum(view.left_out.values())
-            console.print(f"{view.stage}: {lines:,} lines of the list are no rows", markup=False)
+            console.print(f"{view.stage}: {lines:,} lines of the list are not rows", markup=False)
         if view.rejected:
             shown = list(view.rejected.items())[:REASONS_SHOWN]
             text = ", ".join(f"{reason} {count:,}" for reason, count in shown)

@@ -2,7 +2,7 @@
 
 In: this process's streams and arguments. Out: streams that escape control characters, replace
 characters outside their encoding, and survive a closed pipe; arguments with ~ expanded;
-progress over a known number of items: a bar on a terminal, otherwise an occasional plain line.
+progress over a known number of items: a bar on a terminal, or else an occasional plain line.
 """
 
 import io
@@ -26,7 +26,7 @@ HIDDEN = {
     for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
     if chr(code) not in "\n\t"
 }
-"""Control characters, and those that change the direction of writing -> their escapes."""
+"""Control characters, and those that change the text direction -> their escapes."""
 
 HOME = re.compile(r"((?:--)?[\w.-]+=|)~(?=/|$)")  # a shell does not expand ~ after "="
 
@@ -37,7 +37,7 @@ def visible(text: str) -> str:
 
 
 class _Stream(io.TextIOWrapper):
-    """A text stream that ignores a closed pipe: the work must go on without its output."""
+    """A text stream that ignores a closed pipe: the work must continue without its output."""
 
     def write(self, text: str) -> int:
         try:
@@ -58,7 +58,7 @@ class _Stream(io.TextIOWrapper):
 
 def guard_streams() -> None:
     """Replace stdout and stderr by guarded streams."""
-    # rich passes every text through this table, which does not escape ESC itself
+    # Rich passes every text through this table, which does not escape ESC itself.
     control._CONTROL_STRIP_TRANSLATE.update(HIDDEN)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -76,16 +76,16 @@ def guard_streams() -> None:
 
 
 def expand_home(arguments: list[str]) -> list[str]:
-    """Return the arguments with ~ for the home folder, also in --option=~/folder."""
+    """Expand ~ in arguments to the home folder, also in --option=~/folder."""
     home = os.path.expanduser("~")
     found = [(text, HOME.match(text)) for text in arguments]
     return [m[1] + home + text[m.end() :] if m else text for text, m in found]
 
 
 def progress(items: Sequence[str], what: str, console: "Console") -> Iterator[str]:
-    """Yield the items and show progress on the console; `what` names the work ("segmenting")."""
+    """Yield items and show progress on the console; `what` names the work ("segmenting")."""
     if console.file.isatty():
-        from rich.progress import track  # not for every command's start
+        from rich.progress import track  # imported late: most commands do not need it
 
         yield from track(items, what, console=console)
         return

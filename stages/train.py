@@ -1,4 +1,4 @@
-"""`codeseg train ROOT [ROOT …] RUN`: features -> RUN, the trained segmenters."""
+"""`codeseg train ROOT [ROOT …] RUN`: features/ -> RUN, the trained segmenters."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ def train(
     run: Annotated[Path, typer.Argument(help="Run folder; an existing one is resumed.")],
     recipe: Annotated[
         str | None,
-        typer.Option(help="Named configuration (default code_vitb16): " + ", ".join(RECIPES)),
+        typer.Option(help="Named configuration (default: code_vitb16): " + ", ".join(RECIPES)),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Saved configuration to use instead: JSON or TOML, as RUN/config.json."),
+        typer.Option(help="JSON or TOML configuration to use instead, such as RUN/config.json."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, as in train.steps=100.")
@@ -43,12 +43,11 @@ def train(
 ) -> None:
     """Train the segmenters on precomputed features.
 
-    Ctrl-C and SIGTERM save the current step first. Rerun the same command to resume from the last
-    checkpoint.
+    Ctrl-C and SIGTERM stop it after saving the current step. Rerun the same command to resume.
     """
     shares = [f"train.weights={weights}"] if weights else []
     wanted = resolve(recipe, config, [*(set_ or ()), *shares])
-    from codeseg.stages.training.loop import fit  # torch, after a misspelled setting is refused
+    from codeseg.stages.training.loop import fit  # late: refuse misspelled settings before torch
 
     if fit(root, run, wanted, from_) and os.environ.get("RANK", "0") == "0":  # once under torchrun
         typer.echo(f"next: codeseg evaluate {run} --benchmark NAME --data DIR")

@@ -27,7 +27,9 @@ from torch import Tensor
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import Templates, template_embeddings
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe, CoDeConfig, Losses
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.composition import Losses
+from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.masks import pad_to_patches, resize
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings

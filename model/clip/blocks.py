@@ -2,10 +2,10 @@
 
 Letters: B sequences, L tokens, D width, H heads, d width of a head; P tokens of a prefix that U
 sequences of M more tokens share.
-The weights stay in open_clip's `ResidualAttentionBlock`; only the arithmetic is ours. Its own
-`nn.MultiheadAttention(batch_first=True)` works on a transposed view, whose projections under bf16
-autocast become a batched product that copies the weight L times (2.5x the time of a whole step);
-`F.linear` on contiguous (B, L, D) and fused attention give the same numbers without it.
+The weights stay in open_clip's `ResidualAttentionBlock`; only the arithmetic is ours. Its
+`nn.MultiheadAttention(batch_first=True)` works on a transposed view. Under bf16 autocast the
+projections of that view become a batched product that copies the weight L times (2.5x the time of
+a whole step); `F.linear` on contiguous (B, L, D) and fused attention give the same numbers.
 """
 
 import torch
@@ -19,24 +19,21 @@ from codeseg.model import device
 def heads(
     attention: nn.MultiheadAttention, x_BLD: Tensor, first: int = 0, last: int = 3
 ) -> tuple[Tensor, ...]:
-    """Project tokens into queries (0), keys (1) and values (2), each (B, H, L, d).
+    """Project normed tokens into queries (0), keys (1) and values (2), each (B, H, L, d).
 
-    Args:
-        attention: has the projections and the number of heads.
-        x_BLD: normed tokens.
-        first: the first of the three to return.
-        last: the one after the last to return.
+    Only `first` (included) to `last` (excluded) of the three are returned.
     """
-    return _split(attention, _project(attention, x_BLD, first, last))
+    return _split(attention, project(attention, x_BLD, first, last))
 
 
 def join(attention: nn.MultiheadAttention, y_BHLd: Tensor) -> Tensor:
-    """Join the heads' outputs into (B, L, D) by the output projection."""
+    """Join the heads' outputs by the output projection: (B, L, D)."""
     joined_BLD: Tensor = attention.out_proj(y_BHLd.transpose(1, 2).flatten(2))
     return joined_BLD
 
 
-def _project(attention: nn.MultiheadAttention, x: Tensor, first: int, last: int) -> Tensor:
+def project(attention: nn.MultiheadAttention, x: Tensor, first: int, last: int) -> Tensor:
+    """Project normed tokens (…, D) as `heads` does, without splitting: (…, (last − first)·D)."""
     D, bias = x.shape[-1], attention.in_proj_bias
     rows = slice(first * D, last * D)
     return F.linear(x, attention.in_proj_weight[rows], None if bias is None else bias[rows])
@@ -51,13 +48,10 @@ def _split(attention: nn.MultiheadAttention, projected: Tensor) -> tuple[Tensor,
 def attend(
     attention: nn.MultiheadAttention, x_BLD: Tensor, *, mask: Tensor | None = None, causal: bool
 ) -> Tensor:
-    """Run multi-head self-attention.
+    """Run multi-head self-attention on normed tokens.
 
-    Args:
-        attention: as in `heads`.
-        x_BLD: normed tokens.
-        mask: bool, broadcastable to (B, H, L, L), True where the key is visible; or None.
-        causal: token i sees tokens 0..i only.
+    `mask` is bool, broadcastable to (B, H, L, L), and True where a key is visible. With `causal`,
+    token i sees only tokens 0..i.
     """
     q, k, v = heads(attention, x_BLD)
     if q.dtype == torch.bfloat16 and mask is None and not causal and not device.is_gpu(q):
@@ -82,12 +76,12 @@ def attend_across(
 
 def attend_to_self(attention: nn.MultiheadAttention, x_BLD: Tensor) -> Tensor:
     """Let every token attend only to itself: out_proj(v_proj(x)) (METHOD §1, "dense")."""
-    attended_BLD: Tensor = attention.out_proj(_project(attention, x_BLD, 2, 3))
+    attended_BLD: Tensor = attention.out_proj(project(attention, x_BLD, 2, 3))
     return attended_BLD
 
 
 def feed_forward(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Return the block's second half with its residual, on (…, D): x + mlp(ln_2(x))."""
+    """Run the block's second half with its residual on (…, D): x + mlp(ln_2(x))."""
     hidden = _activate(block.mlp.gelu, block.mlp.c_fc(block.ln_2(x)))
     residual: Tensor = block.ls_2(block.mlp.c_proj(hidden))
     return x + residual
@@ -96,7 +90,7 @@ def feed_forward(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     """Run the block's activation; QuickGELU, x·sigmoid(1.702 x), runs as the equivalent fused SiLU.
 
-    It takes a quarter of the time of open_clip's form on a CPU in fp32, two thirds in bf16.
+    On a CPU this takes a quarter of the time of open_clip's form in fp32, two thirds in bf16.
     """
     if isinstance(activation, QuickGELU):
         return F.silu(1.702 * x) * (1 / 1.702)
@@ -119,7 +113,7 @@ def run_block(
 def run_block_for_one(
     block: ResidualAttentionBlock, x_BLD: Tensor, index_B: Tensor, *, causal: bool = False
 ) -> Tensor:
-    """Run a block for the only token that is read, (B, D): the last block of an encoder.
+    """Run the last block of an encoder for the one token that is read: (B, D).
 
     The other tokens give only keys and values, which saves 20 of the block's 24 D² multiply-adds
     per token. The result equals `run_block(...)[:, index]`.
@@ -139,19 +133,13 @@ def run_block_for_one(
 def run_block_after_prefix(
     block: ResidualAttentionBlock, prefix_PD: Tensor, x_UMD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run a causal block on U sequences that share their first P tokens, which run once.
+    """Run a causal block on U sequences of M tokens after a shared prefix of P, which runs once.
 
-    Args:
-        block: the block.
-        prefix_PD: the P shared tokens.
-        x_UMD: the M tokens of each sequence that follow.
-
-    Returns:
-        Both after the block; equal to `run_block` on U sequences of P + M tokens.
+    Return prefix and sequences after the block, equal to `run_block` on U sequences of P + M.
     """
     (P, D), (U, M, _) = prefix_PD.shape, x_UMD.shape
     tokens_KD = torch.cat([prefix_PD, x_UMD.reshape(U * M, D)])  # K = P + U·M
-    qkv = _project(block.attn, block.ln_1(tokens_KD), 0, 3)
+    qkv = project(block.attn, block.ln_1(tokens_KD), 0, 3)
     q_P, k_P, v_P = _split(block.attn, qkv[None, :P])
     q, k, v = _split(block.attn, qkv[P:].view(U, M, -1))
     k = torch.cat([k_P.expand(U, -1, -1, -1), k], dim=2)
@@ -165,6 +153,6 @@ def run_block_after_prefix(
 
 
 def run_dense_block(block: ResidualAttentionBlock, x_BLD: Tensor) -> Tensor:
-    """Run one block with the self-only attention of MaskCLIP, the rest unchanged."""
+    """Run one block with MaskCLIP's self-only attention, otherwise unchanged."""
     attended_BLD = attend_to_self(block.attn, block.ln_1(x_BLD))
     return feed_forward(block, x_BLD + block.ls_1(attended_BLD))

@@ -1,6 +1,6 @@
 """Block outputs of the frozen CLIP -> a joint embedding per patch, without training (METHOD §11).
 
-Each variant changes only the last block's attention; the weights stay CLIP's own:
+Each variant changes only the last block's attention; the weights remain CLIP's own:
 
     maskclip   every token sees only itself; residual and MLP kept (Zhou et al., ECCV 2022)
     maskclip_bare  the same without residual and MLP (as ClearCLIP's code is configured)
@@ -8,7 +8,7 @@ Each variant changes only the last block's attention; the weights stay CLIP's ow
     clearclip  softmax(q·q) on v; no residual, no MLP (Lan et al., ECCV 2024)
     naclip     softmax(k·k + Gaussian of the patch distance) on v; no residual, no MLP
                (Hajimiri et al., WACV 2025)
-    scclip     see sc_clip.py; the only one that also reads earlier blocks (Bai et al., 2024)
+    scclip     see sc_clip.py; the only variant that also reads earlier blocks (Bai et al., 2024)
 
 Letters: B images, P = 1 + h·w tokens (class token first), D width, H heads, d width of a head,
 C joint width, h w patch grid.
@@ -25,9 +25,7 @@ from codeseg.model.clip.blocks import attend_to_self, feed_forward, heads, join,
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.sc_clip import sc_clip
 
-NACLIP_SIGMA = 5.0
-"""Standard deviation of NACLIP's neighborhood, in patches (the authors' value)."""
-
+NACLIP_SIGMA = 5.0  # standard deviation of NACLIP's neighborhood, in patches (the authors' value)
 Variant = Callable[[ResidualAttentionBlock, Sequence[Tensor], int, int], Tensor]
 """The last block, earlier states (the last of them its input), the grid -> tokens (B, P, D)."""
 
@@ -45,26 +43,21 @@ def dense_embedding(
 
     Returns:
         Patch embeddings (B, C, h, w), L2-normalized over C.
-
-    Raises:
-        ValueError: the variant is unknown.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown method {variant!r}; training-free ones: {', '.join(VARIANTS)}")
     tokens_BPD = VARIANTS[variant](clip.last_block, states, *grid)
     patches_BPC = F.normalize(clip.project(tokens_BPD[:, 1:]), dim=-1)
     return patches_BPC.transpose(1, 2).reshape(len(patches_BPC), -1, *grid)
 
 
 def maskclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Let each token attend only to itself."""
+    """Let each token attend only to itself; keep the residual and the MLP."""
     return run_dense_block(block, states[-1])
 
 
 def maskclip_bare(
     block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int
 ) -> Tensor:
-    """Let each token attend only to itself; no residual, no MLP."""
+    """Let each token attend only to itself; omit the residual and the MLP."""
     attended_BPD: Tensor = block.ls_1(attend_to_self(block.attn, block.ln_1(states[-1])))
     return attended_BPD
 
@@ -83,7 +76,7 @@ def clearclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w
 
 
 def naclip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Attend by keys with keys, with a bonus for nearby patches; no residual, no MLP."""
+    """Attend by keys with keys, with a bonus for nearby patches; omit the residual and the MLP."""
     _, k, v = heads(block.attn, block.ln_1(states[-1]))
     neighbors_PP = F.pad(neighborhood(h, w).to(v), (1, 0, 1, 0))  # 0 for the class token
     return _join(block, F.scaled_dot_product_attention(k, k, v, attn_mask=neighbors_PP))

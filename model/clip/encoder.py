@@ -2,7 +2,7 @@
 
 Letters: B images or texts, P = 1 + h*w image tokens (class token first), D vision width, L text
 tokens, T text width, C joint width, H W pixels, h w patch grid. Images are float, normalized with
-`normalize`; embeddings named (…, C) are L2-normalized. The weights have no gradients, but
+`normalize`; "unit" embeddings (…, C) are L2-normalized. The weights have no gradients, but
 gradients flow through to the input (METHOD §5 needs them).
 """
 
@@ -22,13 +22,13 @@ from codeseg.model.clip.weights import build_clip, hash_weights, refuse_unsuppor
 # Training and evaluation use ImageNet's statistics, not CLIP's (METHOD §1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# CLIP's own, on 0..255 and rounded, as in SCLIP's family of evaluations.
+# CLIP's own statistics, for 0..255 and rounded, as SCLIP and its successors evaluate.
 CLIP_MEAN = (122.771, 116.746, 104.094)
 CLIP_STD = (68.501, 66.632, 70.323)
 
 
 def _in_own_type(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run a tower in the type set by `hold_in`; autocast would return to fp32."""
+    """Run a tower in the dtype set by `hold_in`; autocast would return to fp32."""
 
     @wraps(run)
     def inside(self: "FrozenClip", *inputs: Tensor, **options: bool) -> Tensor:
@@ -47,9 +47,10 @@ class FrozenClip(nn.Module):
 
     Attributes:
         name, pretrained: the arguments of `load`.
-        weights_sha256: hash of every weight in fp32 and of QuickGELU, whatever the file.
+        weights_sha256: hash of every weight in fp32 and of QuickGELU; the file does not matter.
         image_size, patch_size: pixels; width (D), text_width (T), embed_dim (C).
-        layers, text_layers: number of blocks; context_length: most text tokens, with SOS and EOS.
+        layers, text_layers: numbers of blocks.
+        context_length: maximum number of text tokens, SOS and EOS included.
     """
 
     mean: Tensor
@@ -82,19 +83,19 @@ class FrozenClip(nn.Module):
             model: an open_clip model name, a path to an open_clip JSON config, or "storybook".
             pretrained: a hub tag, a path to .safetensors or .pt (read without pickle),
                 "storybook", or "random[:seed]" (None is "random").
-            device: of the weights.
+            device: the weights' device.
 
         Raises:
-            ValueError: the model or the weights are unknown, unsupported or not available.
+            ValueError: the model or the weights are unknown, unsupported or unavailable.
         """
         pretrained = pretrained or "random"
         return cls(build_clip(model, pretrained), model, pretrained).to(device)
 
     def hold_in(self, dtype: torch.dtype) -> None:
-        """Keep and run the frozen towers in a smaller type, QuickGELU's 1.702 folded into weights.
+        """Keep and run the frozen towers in a smaller dtype; fold QuickGELU's 1.702 into weights.
 
-        Used for training on a GPU, where memory is the bottleneck: residuals and norms have that
-        type too. Copies of blocks must be made before. `weights_sha256` stays the original's.
+        Training on a GPU uses it, where memory is the bottleneck; residuals and norms have that
+        dtype too. Copy blocks before calling this. `weights_sha256` remains the original's.
         """
         for block in [*self.clip.visual.transformer.resblocks, *self.clip.transformer.resblocks]:
             if isinstance(block.mlp.gelu, QuickGELU):
@@ -120,14 +121,14 @@ class FrozenClip(nn.Module):
         return self.clip.transformer.resblocks[-1]
 
     def normalize(self, pixels_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
-        """Turn uint8 RGB pixels into floats, normalized by the statistics of imagenet or clip."""
+        """Turn uint8 RGB pixels into floats, normalized by ImageNet's or CLIP's statistics."""
         if statistics == "imagenet":
             return (pixels_BCHW.float() / 255 - self.mean) / self.std
         mean, std = (pixels_BCHW.new_tensor(v, dtype=torch.float32) for v in (CLIP_MEAN, CLIP_STD))
         return (pixels_BCHW.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
     def is_new(self, text: str) -> bool:
-        """Return whether a text has an untrained token: one with the same row as other tokens."""
+        """Return whether a text has an untrained token: one whose row equals another token's."""
         rows = self.clip.token_embedding.weight
         ids = self.tokenizer.encode(text)
         return any(int((rows[:, :4] == rows[index, :4]).all(1).sum()) > 1 for index in ids)
@@ -135,11 +136,7 @@ class FrozenClip(nn.Module):
     # -- images ---------------------------------------------------------------------------------
 
     def grid(self, images_BCHW: Tensor) -> tuple[int, int]:
-        """Return the patch grid (h, w) of images.
-
-        Raises:
-            ValueError: the sides are not multiples of the patch size.
-        """
+        """Return the patch grid (h, w) of images; refuse sides that are no multiple of a patch."""
         H, W = images_BCHW.shape[-2:]
         if H % self.patch_size or W % self.patch_size:
             raise ValueError(
@@ -154,7 +151,7 @@ class FrozenClip(nn.Module):
         Args:
             images_BCHW: normalized, sides multiples of the patch size.
             by_factor: sample resized position embeddings by the factor (side + 0.1)/native, as
-                SCLIP's family does, instead of by the size alone, as CLIP and the reference do.
+                SCLIP and its successors do, not by the size alone, as CLIP and the reference do.
         """
         visual, p = self.clip.visual, self.patch_size
         h, w = self.grid(images_BCHW)
@@ -200,10 +197,10 @@ class FrozenClip(nn.Module):
         return projected
 
     def _positions(self, h: int, w: int, by_factor: bool) -> Tensor:
-        """Return position embeddings (P, D), bicubically resized if the grid is not the native."""
+        """Return position embeddings (P, D), bicubically resized unless the grid is the native."""
         positions_PD: Tensor = self.clip.visual.positional_embedding
         native_h, native_w = self.clip.visual.grid_size
-        # A traced graph serves every size; resizing the native grid to itself changes nothing.
+        # A traced graph must serve every size; resizing the native grid to itself changes nothing.
         if not torch.compiler.is_exporting() and (h, w) == (native_h, native_w):
             return positions_PD
         grid_DHW = positions_PD[1:].T.reshape(-1, native_h, native_w)
@@ -226,7 +223,7 @@ class FrozenClip(nn.Module):
         return embeddings_BLT
 
     def _early_states(self, embeddings_BLT: Tensor) -> Tensor:
-        """Run all text blocks except the last on token embeddings: (B, L, T)."""
+        """Run all text blocks but the last on token embeddings: (B, L, T)."""
         L = embeddings_BLT.shape[1]
         self._check_length(L)
         states_BLT: Tensor = embeddings_BLT + self.clip.positional_embedding[:L]
@@ -242,7 +239,7 @@ class FrozenClip(nn.Module):
 
     @_in_own_type
     def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor) -> Tensor:
-        """Encode token embeddings, read at position `eos_B` (int64): E^t (B, C), unit."""
+        """Encode token embeddings and read position `eos_B` (int64): E^t (B, C), unit."""
         states_BLT = self._early_states(embeddings_BLT)
         state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
         return F.normalize(self.project_text(state_BT).float(), dim=-1)
@@ -253,8 +250,8 @@ class FrozenClip(nn.Module):
     ) -> Tensor:
         """Encode U texts that share their first P token embeddings: E^t (U, C), unit.
 
-        Attention is causal, so the shared beginning does not depend on what follows and is
-        computed once. `eos_U` counts from the end of the prefix.
+        Attention is causal, so the prefix does not depend on what follows and is computed once.
+        `eos_U` counts from the end of the prefix.
         """
         P, (U, M, _) = len(prefix_PT), embeddings_UMT.shape
         self._check_length(P + M)
@@ -280,7 +277,7 @@ class FrozenClip(nn.Module):
 
     @property
     def text_projection(self) -> Tensor | None:
-        """The projection (T, C) of words to the joint width; None if T = C."""
+        """The projection (T, C) of words into the joint space; None if T = C."""
         if self.text_width == self.embed_dim:
             return None
         projection: Tensor = self.clip.text_projection
@@ -290,9 +287,8 @@ class FrozenClip(nn.Module):
         """Encode token ids: E^t (B, C), unit.
 
         Args:
-            tokens_BL: SOS, text, EOS, anything.
-            lengths_B: tokens up to and including EOS; None finds EOS, the highest id. Texts are
-                cut at the longest (attention is causal: tokens after EOS do not matter).
+            tokens_BL: SOS, text, EOS, then any padding: attention is causal, so it has no effect.
+            lengths_B: tokens up to and including EOS; None finds EOS, the highest id.
         """
         eos_B = tokens_BL.argmax(dim=-1) if lengths_B is None else lengths_B - 1
         longest = int(eos_B.max()) + 1

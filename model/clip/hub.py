@@ -1,7 +1,7 @@
 """The Hugging Face hub's client, switched to offline mode when the hub cannot be reached.
 
-In: the hub's address (HF_ENDPOINT or the public one). Out: the client unchanged, or offline: it
-reads its cache and otherwise fails at once, instead of after a minute of retries per file.
+In: the hub's address (HF_ENDPOINT or the public one). Out: the client, unchanged or offline. An
+offline client reads its cache or fails at once, not after a minute of retries per file.
 """
 
 import socket
@@ -19,7 +19,7 @@ PATIENCE = 5.0  # seconds to resolve and connect; the client itself waits 10 and
 
 @contextmanager
 def hub_or_cache(*, cache_only: bool = False) -> Iterator[None]:
-    """Let the client use only its cache inside the block if the hub's host cannot be reached.
+    """Limit the client to its cache inside the block if the hub's host cannot be reached.
 
     Behind a proxy the host's name need not resolve here, so the client is left unchanged.
     """
@@ -46,11 +46,10 @@ def _answers(address: str) -> bool:
 
 
 def announce(place: str, name: str) -> None:
-    """Print on stderr that weights will be fetched, and their size, unless they are cached.
+    """Print on stderr that weights will be downloaded, and their size, unless they are cached.
 
-    Args:
-        place: "organization/repository/" or with a file, as in open_clip's tags.
-        name: the weights' name in the message.
+    `place` is "organization/repository/", or that and a file name, as in open_clip's tags; `name`
+    is how the message calls the weights.
     """
     repository, _, file = place.rpartition("/")
     if not repository or constants.HF_HUB_OFFLINE:
@@ -60,5 +59,5 @@ def announce(place: str, name: str) -> None:
         return
     with suppress(HfHubHTTPError, OSError):
         size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
-        said = f"fetching {name} once, {size / 1e6:.0f} MB, into {constants.HF_HUB_CACHE}"
-        print(said, file=sys.stderr, flush=True)
+        line = f"fetching {name} once, {size / 1e6:.0f} MB, into {constants.HF_HUB_CACHE}"
+        print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Learned prompts of the frozen encoders (METHOD §3, §5), and CLIP's template sentences.
 
 Noun tokens in, noun embeddings out; pixels or token embeddings and a mask in, highlighted ones out.
-Letters: U distinct nouns, M noun tokens, T text width, C joint width, N image–noun pairs, L caption
+Letters: U distinct nouns, M noun tokens, T text width, C joint width, N image-noun pairs, L caption
 tokens, H W pixels, K templates.
 """
 
@@ -24,7 +24,7 @@ CUSTOM_TEMPLATES = (
     "a photo of many {}.",
     "a photo of {}s.",
 )
-"""The nine that the reference's evaluation names `custom` (METHOD §8)."""
+"""The nine templates that the reference's evaluation names `custom` (METHOD §8)."""
 CONTEXT_START = "A photo of"
 
 
@@ -50,12 +50,9 @@ class NounPrompt(nn.Module):
             self.register_buffer(name, torch.tensor([token]), persistent=False)
 
     def forward(self, clip: FrozenClip, tokens_UM: Tensor, lengths_U: Tensor) -> Tensor:
-        """Return n (U, C), unit.
+        """Return n (U, C), unit, of nouns given by their BPE ids.
 
-        Args:
-            clip: the frozen encoder.
-            tokens_UM: BPE ids without SOS and EOS, zero-padded.
-            lengths_U: BPE tokens of each noun.
+        `tokens_UM` has no SOS and EOS and is zero-padded; `lengths_U` counts each noun's tokens.
         """
         sos = clip.embed_tokens(self.sos)
         place_M = torch.arange(tokens_UM.shape[1] + 1, device=tokens_UM.device)
@@ -92,11 +89,7 @@ class Templates(nn.Module):
     ) -> Tensor:
         """Embed each noun, given as in `NounPrompt`, in its own template: n' (N, C), unit.
 
-        Args:
-            clip: the frozen encoder.
-            template_N: int64, into TEMPLATES.
-            tokens_NM: BPE ids without SOS and EOS, zero-padded.
-            lengths_N: BPE tokens of each noun.
+        `template_N` is int64, an index into TEMPLATES.
         """
         heads, tails = self.heads[template_N], self.tails[template_N]
         pieces = torch.cat([heads, tokens_NM, tails], dim=1)
@@ -136,12 +129,10 @@ def template_embeddings(
 
 
 def highlight_region(images_NCHW: Tensor, mask_N1HW: Tensor, prompt_CHW: Tensor) -> Tensor:
-    """Keep the masked part and put the prompt elsewhere: H^v = X·M + P^v·(1 − M).
+    """Keep the masked part of normalized images, fill in the prompt: H^v = X·M + P^v·(1 − M).
 
-    Args:
-        images_NCHW: normalized images.
-        mask_N1HW: 0..1, at any resolution; upsampled to the images' (nearest).
-        prompt_CHW: P^v, resized to the images' size (bilinear) if it differs.
+    The mask, 0..1 at any resolution, is upsampled to the images' (nearest); P^v is resized to it
+    (bilinear).
     """
     size = (images_NCHW.shape[-2], images_NCHW.shape[-1])
     mask = F.interpolate(mask_N1HW, size, mode="nearest")
@@ -160,7 +151,7 @@ def highlight_words(
         embeddings_NLT: token embeddings, without positions.
         mask_NL: 0..1.
         lengths_N: tokens up to and including EOS.
-        prompt_LT: P^t for every position of the context; cut to L.
+        prompt_LT: P^t for every position of the context; cut to the first L.
     """
     L = embeddings_NLT.shape[1]
     position_L = torch.arange(L, device=mask_NL.device)

@@ -1,8 +1,8 @@
 """SC-CLIP's last block (Bai et al., 2024): the outputs of every block in, patch tokens out.
 
-Outlier tokens are repaired, patches are averaged with those that a middle block finds similar, and
-the features of earlier blocks are added. The method was published for twelve blocks; other depths
-use the blocks at the same relative depth.
+The method repairs outlier tokens, averages patches that are similar in a middle block, and adds the
+features of earlier blocks. It was published for twelve blocks; models of other depths use the
+blocks at the same relative depth.
 
 Letters: B images, P = 1 + Q tokens (class token first), Q = h·w patches, D width, H heads, d width
 of a head, N neighbors.
@@ -18,28 +18,17 @@ from torch import Tensor
 from codeseg.model.clip.blocks import heads, join
 
 NEIGHBORS = 30
-CONTAMINATION = 0.05
-"""Share of the patches that are repaired."""
-SIMILAR = 0.4
-"""Cosine from which two patches are averaged."""
+CONTAMINATION = 0.05  # share of the patches that are repaired
+SIMILAR = 0.4  # cosine from which two patches are averaged
 SHARPNESS = 3.0
-CLASS_TOKEN = 0.3
-"""Share of the class token that is added to every patch."""
-FEWEST_BLOCKS = 6  # of a CLIP; `Segmenter` refuses others
+CLASS_TOKEN = 0.3  # share of the class token that is added to every patch
+FEWEST_BLOCKS = 6  # of a CLIP; `Segmenter` refuses smaller ones
 
 
 def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: int) -> Tensor:
-    """Run the last block.
+    """Run the last block on `FrozenClip.states`, the tokens (B, P, D) of an h×w patch grid.
 
-    Args:
-        block: the last block.
-        states: tokens (B, P, D) that entered the first block, then the output of every block but
-            the last.
-        h: rows of patches.
-        w: columns of patches.
-
-    Returns:
-        Tokens (B, P, D) before ln_post; no residual, no MLP.
+    Return the tokens (B, P, D) before ln_post, without the residual and the MLP.
     """
     blocks = len(states)
     early, middle, late = (round(twelfths * blocks / 12) for twelfths in (4, 9, 10))
@@ -67,7 +56,7 @@ def sc_clip(block: ResidualAttentionBlock, states: Sequence[Tensor], h: int, w: 
 def outlier_scores(x_QD: Tensor) -> Tensor:
     """Return local outlier scores (Q,): about 1 for a patch as dense as its neighbors.
 
-    Unlike the textbook's local outlier factor, the reach distance uses the patch's own k-distance.
+    Unlike in the standard local outlier factor, the reach distance is the patch's own k-distance.
     """
     squared_QQ = torch.cdist(x_QD, x_QD, compute_mode="donot_use_mm_for_euclid_dist").square()
     squared_QQ.fill_diagonal_(torch.inf)
@@ -86,7 +75,7 @@ def outliers(x_QD: Tensor) -> Tensor:
 
 
 def repair(x_BQD: Tensor, flagged_BQ: Tensor, h: int, w: int) -> Tensor:
-    """Replace flagged patches by the mean of their unflagged ones of 8 neighbors, if any."""
+    """Replace flagged patches by the mean of their 8 neighbors that are not flagged, if any."""
     D = x_BQD.shape[-1]
     good_BQ1 = (~flagged_BQ).to(x_BQD)[..., None]
     both_BQE = torch.cat([x_BQD * good_BQ1, good_BQ1], dim=2)  # sums and counts together
@@ -106,6 +95,6 @@ def cosines(x_BQD: Tensor) -> Tensor:
 
 
 def average_similar(cosines_BQQ: Tensor) -> Tensor:
-    """Return weights (B, Q, Q) of a mean over the patches that are similar enough."""
+    """Return the weights (B, Q, Q) of each patch's mean over sufficiently similar patches."""
     kept_BQQ = cosines_BQQ.where(cosines_BQQ >= SIMILAR, 0.0)
     return kept_BQQ / (kept_BQQ.sum(-1, keepdim=True) + 1e-6)

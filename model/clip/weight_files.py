@@ -1,7 +1,7 @@
-"""A file of weights -> its tensors by name, and whether they fit a model. No code in it is run.
+"""A weight file -> its tensors by name, and whether they fit a model. No code in the file runs.
 
-Reads .safetensors, .pt/.bin/.pth with only tensors, and TorchScript archives such as OpenAI's, from
-which an unpickler that knows nothing else takes only the tensors.
+It reads .safetensors files, .pt/.bin/.pth files that hold only tensors, and TorchScript archives
+such as OpenAI's. From the latter, a restricted unpickler takes only the tensors.
 """
 
 import math
@@ -29,15 +29,11 @@ STORAGES = {
     "ByteStorage": torch.uint8,
 }
 ATTRIBUTES = ("attn_mask",)  # tensors of OpenAI's archives that are not weights
-DEEPEST = 50  # modules inside of modules
+DEEPEST = 50  # nesting of modules
 
 
 def read_weights(path: Path) -> State:
-    """Return the tensors of a file by name.
-
-    Raises:
-        ValueError: it is not a file of weights, or holds more than tensors.
-    """
+    """Return a file's tensors by name; refuse a damaged file and one with more than tensors."""
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
@@ -45,20 +41,19 @@ def read_weights(path: Path) -> State:
             found = _read_torchscript(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        # torch's advice, to turn its safety off, is not passed on
+    except Exception as error:  # torch raises many kinds; its advice to turn safety off is hidden
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign is None:
-            raise ValueError(f"{path} is not a file of weights, or is damaged") from None
+            raise ValueError(f"{path} is not a weight file, or is damaged") from None
         raise ValueError(
             f"{path} holds more than tensors ({foreign[1]}), which is not read: "
-            "save its state_dict alone, best as .safetensors"
+            "save only its state_dict, preferably as .safetensors"
         ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     is_state = isinstance(found, dict) and found
     if not is_state or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path} holds no tensors by name: save a model's state_dict")
+        raise ValueError(f"{path} holds no named tensors: save a model's state_dict")
     others = [name for name, value in found.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{path}: {others[0]!r} is not a tensor: save only a model's state_dict")
@@ -66,10 +61,9 @@ def read_weights(path: Path) -> State:
 
 
 def check_fit(model: nn.Module, state: State) -> None:
-    """Refuse weights that are not the model's, or not finite.
+    """Refuse weights that do not fit the model or are not finite.
 
-    Raises:
-        ValueError: names the first missing, unexpected and misshapen tensor, and one with NaN.
+    The ValueError names the first missing, unexpected and misshapen tensor, or one with NaN.
     """
     wanted = model.state_dict()
     shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
@@ -77,18 +71,18 @@ def check_fit(model: nn.Module, state: State) -> None:
         "missing": [name for name in wanted if name not in state],
         "unexpected": [name for name in state if name not in wanted],
     }
-    said = [
+    lines = [
         f"{kind} {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
         for kind, names in faults.items()
         if names
     ]
     if shapes:
         ours, theirs = (tuple(tensors[shapes[0]].shape) for tensors in (wanted, state))
-        said.append(f"{shapes[0]} is {theirs} and should be {ours}")
+        lines.append(f"{shapes[0]} is {theirs} and should be {ours}")
     if any(name.startswith(("vision_model.", "text_model.")) for name in state):
-        said.append("these are Hugging Face's names: take the file that open_clip publishes")
-    if said:
-        raise ValueError("; ".join(said))
+        lines.append("these are Hugging Face's names: use the file that open_clip publishes")
+    if lines:
+        raise ValueError("; ".join(lines))
     for name, value in state.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} holds NaN or infinite numbers: the file is damaged")
@@ -102,7 +96,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 class _Object:
-    """A placeholder for objects of the archive's own classes; it only keeps their attributes."""
+    """A placeholder for objects of the archive's own classes that keeps only their attributes."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -145,7 +139,7 @@ class _Unpickler(pickle.Unpickler):
 def _view(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     if math.prod(size) > storage.numel():
         raise pickle.UnpicklingError("a tensor larger than its file")
-    return storage.as_strided(tuple(size), tuple(stride), offset)  # refuses what is out of bounds
+    return storage.as_strided(tuple(size), tuple(stride), offset)  # checks the bounds itself
 
 
 def _read_torchscript(path: Path) -> State:

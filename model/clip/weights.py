@@ -1,7 +1,4 @@
-"""A CLIP by name: model name and weights in, a supported open_clip model out.
-
-Takes hub tags, files and random weights; refuses in one line what the method cannot use.
-"""
+"""A model name and a hub tag, weight file or seed -> an open_clip model, if it is supported."""
 
 import hashlib
 import json
@@ -22,16 +19,12 @@ from codeseg.model.clip.hub import announce, hub_or_cache
 from codeseg.model.clip.weight_files import check_fit, read_weights
 
 BPE_VOCABULARY = 49408  # CLIP's byte-pair tokens, SOS and EOS the last two
-MOST_LAYERS = 256  # of a tower; the largest CLIP has 56
+MOST_LAYERS = 256  # per tower; the largest CLIP has 56
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
-    """Build a CLIP and fill it; the arguments are those of `FrozenClip.load`.
-
-    Raises:
-        ValueError: the model or the weights are unknown, unsupported or not available.
-    """
+    """Build a CLIP and load its weights; arguments and errors are those of `FrozenClip.load`."""
     config = read_config(model)
     if pretrained.split(":")[0] == "random":
         seed = pretrained.partition(":")[2] or "0"
@@ -44,7 +37,7 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
     if Path(pretrained).is_file() and not config["quick_gelu"] and other in open_clip.list_models():
         warnings.warn(
             f"{pretrained} runs with GELU; if it was trained with QuickGELU, as OpenAI's, "
-            f"MetaCLIP's and DFN's CLIPs were, name the model {other}",
+            f"MetaCLIP's and DFN's CLIPs were, use the model name {other}",
             stacklevel=2,
         )
     clip = _build(config, model, 0)
@@ -53,11 +46,7 @@ def build_clip(model: str, pretrained: str) -> open_clip.CLIP:
 
 
 def read_config(model: str) -> dict[str, Any]:
-    """Return an open_clip config by name or JSON path, or "storybook".
-
-    Raises:
-        ValueError: the name is unknown, or the file is not an open_clip config.
-    """
+    """Return an open_clip config by name, JSON path or "storybook"; refuse any other name."""
     path = WEIGHTS / "storybook.json" if model == "storybook" else Path(model)
     if path.suffix == ".json":
         if not path.is_file():
@@ -80,7 +69,7 @@ def read_config(model: str) -> dict[str, Any]:
 
 
 def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
-    """Return the weights' file and whether, by its tag, they were trained with QuickGELU."""
+    """Return the weight file and whether, according to its tag, QuickGELU was used in training."""
     if pretrained == "storybook":
         return WEIGHTS / "storybook.safetensors", False
     if Path(pretrained).is_file():
@@ -91,7 +80,7 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
         raise ValueError(
             f"weights {pretrained!r} of {model} are neither a file nor a known tag ({known})"
         )
-    # The hub's client logs every retry; a user without a network gets only our line.
+    # The hub's client logs every retry; without a network, the user should see only our error.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         with hub_or_cache():
@@ -107,7 +96,7 @@ def find_weights(model: str, pretrained: str) -> tuple[Path, bool]:
 
 
 def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
-    """Build a random CLIP from a config, the same for the same seed."""
+    """Build a CLIP with random weights from a config, the same for the same seed."""
     layers = [config[tower].get("layers") for tower in ("vision_cfg", "text_cfg")]
     unsupported = {
         f"more than {MOST_LAYERS} layers": any(
@@ -133,8 +122,6 @@ def _build(config: dict[str, Any], model: str, seed: int) -> open_clip.CLIP:
 
 def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
     """Load a file's weights as open_clip does, converting other names and grid sizes."""
-    if not path.is_file():
-        raise ValueError(f"CLIP weights {path} do not exist")
     state = read_weights(path)
     try:
         state = convert_state_dict(clip, state)
@@ -150,10 +137,9 @@ def _fill(clip: open_clip.CLIP, path: Path, model: str) -> None:
 
 
 def refuse_unsupported(clip: Any, name: str) -> None:
-    """Refuse, in one line, a CLIP that the method cannot use.
+    """Refuse a CLIP other than a plain ViT with a class token and a causal text tower read at EOS.
 
-    Raises:
-        ValueError: not a plain ViT with a class token, or not a causal transformer read at EOS.
+    The ValueError names the reason.
     """
     visual = getattr(clip, "visual", None)
     if type(clip) is not open_clip.CLIP or not isinstance(visual, VisionTransformer):
@@ -175,14 +161,14 @@ def refuse_unsupported(clip: Any, name: str) -> None:
 
 def _unsupported(name: str, why: str) -> ValueError:
     return ValueError(
-        f"CLIP {name!r} is not supported ({why}): take a plain ViT with CLIP's own text encoder"
+        f"CLIP {name!r} is not supported ({why}): use a plain ViT with CLIP's own text encoder"
     )
 
 
 def hash_weights(clip: open_clip.CLIP) -> str:
-    """Return the SHA-256 over the names, shapes and fp32 bytes of all weights, and QuickGELU.
+    """Return the SHA-256 of all weights' names, shapes and fp32 bytes, and of QuickGELU.
 
-    The activation is not a weight, and no file of weights names it, but it changes the model.
+    The activation is not a weight, and no weight file names it, but it changes the model.
     """
     digest = hashlib.sha256()
     if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The input of `CoDe.forward`; None fields are computed, or not needed by the model."""
+    """The input of `CoDe.forward`; fields that are None are computed or not needed."""
 
     pixels_BCHW: Tensor
     """uint8 RGB 0..255, or float already normalized."""
@@ -53,7 +53,7 @@ class Batch:
         return Batch(**values)
 
     def varying(self) -> list[tuple[Tensor, int]]:
-        """Return tensors with the dimensions (L, M, U) whose size is another in each batch."""
+        """Return tensors with the dimensions (L, M, U) whose size differs from batch to batch."""
         return [
             (value, dim)
             for name, value in vars(self).items()

@@ -38,10 +38,8 @@ from codeseg.model.code.image_segmenter import MASK_PIXELS, ImageSegmenter
 from codeseg.model.code.text_segmenter import TextSegmenter
 from codeseg.model.regions.recognition import RegionRecognizer, noun_keys
 
-__all__ = ["CoDe", "CoDeConfig", "Losses"]
-
 LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
-MAP_PIXELS = 2**28  # most mask pixels of images with nouns at a time: 1 GiB in fp32
+MAP_PIXELS = 2**28  # maximum number of mask pixels (images × nouns) at a time: 1 GiB in fp32
 
 
 class CoDe(nn.Module):
@@ -56,7 +54,7 @@ class CoDe(nn.Module):
             )
         if not config.masks and (config.co_decomposition or not config.region_weight):
             raise ValueError(
-                "without masks there are only regions to learn from: set model.region_weight "
+                "without masks, the model can only learn from regions: set model.region_weight "
                 "above 0 and model.co_decomposition=false"
             )
         self.clip = clip
@@ -83,7 +81,7 @@ class CoDe(nn.Module):
     # -- what is trained --------------------------------------------------------------------------
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
-        """Freeze the last block's copy in phase 1, train it too in phase 2 (METHOD §7).
+        """Freeze the last block's copy in phase 1, train it in phase 2 (METHOD §7).
 
         The region recognizer has no decoder to warm up: its copy trains from the start.
         """
@@ -96,16 +94,12 @@ class CoDe(nn.Module):
         return {name: state[name] for name in state if not name.startswith("clip.")}
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the result of `trainable_state_dict`.
-
-        Raises:
-            ValueError: a weight is missing, unknown or of another shape.
-        """
+        """Load the result of `trainable_state_dict`; refuse weights that are not this model's."""
         own = self.trainable_state_dict()
         for name in sorted(own.keys() | state.keys()):
             if name not in state or name not in own:
-                where = "lacks" if name in own else "has an unknown"
-                raise ValueError(f"the checkpoint {where} weight {name}: it is of another model")
+                fault = "lacks" if name in own else "has an unknown"
+                raise ValueError(f"the checkpoint {fault} weight {name}: it is of another model")
             if own[name].shape != state[name].shape:
                 raise ValueError(
                     f"the checkpoint's weight {name} has shape {tuple(state[name].shape)}, "
@@ -131,18 +125,16 @@ class CoDe(nn.Module):
     # -- training ---------------------------------------------------------------------------------
 
     def mask_noise(self, seed: int, images: int, size: tuple[int, int]) -> Tensor:
-        """Draw the Gumbel noise of one step for this rank's pairs.
+        """Draw one step's Gumbel noise for this rank's pairs: (J, B, H, W).
 
-        The same (seed, pair of the global batch) gets the same noise on any number of ranks of the
-        same kind of device.
+        Each value is the difference of two Gumbel draws, that is, a logistic draw. It depends only
+        on the seed (of run, step and micro-batch) and on the pair's place in the global batch, not
+        on the number of ranks (of the same kind of device).
 
         Args:
-            seed: of the run, the step and the micro-batch.
-            images: of this rank.
+            seed: from `step_seed`.
+            images: number of this rank's images.
             size: the images' rows and columns.
-
-        Returns:
-            Difference of two Gumbel draws (a logistic draw), (J, B, H, W).
         """
         device = self.clip.mean.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -167,11 +159,11 @@ class CoDe(nn.Module):
 
         Args:
             batch: this rank's share, on the model's device.
-            noise_JBHW: from `mask_noise`; None is no noise (evaluation, reference test).
+            noise_JBHW: from `mask_noise`; None means no noise (evaluation, reference test).
             template_N: from `draw_templates`, if the config has random_template.
 
         Raises:
-            ValueError: random_template without templates, region_weight without region maps.
+            ValueError: random_template without templates, or region_weight without region maps.
         """
         if self.config.masks:
             composition = self.decompose(batch, noise_JBHW, template_N)
@@ -224,7 +216,7 @@ class CoDe(nn.Module):
     def decompose(
         self, batch: Batch, noise_JBHW: Tensor | None = None, template_N: Tensor | None = None
     ) -> Composition:
-        """Decompose this rank's share of a batch into regions and words; as in `forward`."""
+        """Decompose this rank's share of a batch into regions and words; inputs as in `forward`."""
         images = batch.pixels_BCHW
         if not images.is_floating_point():
             images = self.clip.normalize(images)
@@ -258,7 +250,7 @@ class CoDe(nn.Module):
     def _masks(self, pixels_BCHW: Tensor, nouns_AC: Tensor) -> Masks:
         """Mask every image with the nouns of all ranks, as many images at a time as memory allows.
 
-        With more than one chunk each is made again for its gradient, and its maps are not kept.
+        If there is more than one chunk, each is recomputed for its gradient instead of kept.
         """
         B, _, H, W = pixels_BCHW.shape
         most = max(1, MAP_PIXELS // (len(nouns_AC) * H * W))
@@ -288,7 +280,7 @@ class CoDe(nn.Module):
         )
 
     def _decompose_captions(self, batch: Batch, nouns_NC: Tensor) -> CaptionParts:
-        """Segment the captions with their own nouns, and encode what each mask highlights."""
+        """Segment the captions by their own nouns, and encode what each mask highlights."""
         clip, J = self.clip, self.config.nouns_per_image
         tokens_BL, labels_BL = batch.caption_tokens_BL, batch.labels_BL
         lengths_B, states_BLT = batch.caption_lengths_B, batch.caption_states_BLT
@@ -354,6 +346,6 @@ class CoDe(nn.Module):
         return terms
 
     def _gather_pairs(self, x_NC: Tensor) -> Tensor:
-        """Gather (N, C) of this rank to (A, C) of all, keeping the noun-major order."""
+        """Gather (N, C) of this rank into (A, C) of all ranks; keep the noun-major order."""
         J = self.config.nouns_per_image
         return distributed.gather(x_NC.float().view(J, -1, x_NC.shape[1]), dim=1).flatten(0, 1)

@@ -15,18 +15,18 @@ class CoDeConfig:
     """Learnable context vectors in front of a noun."""
 
     co_decomposition: bool = True
-    """Ablation switch C: also segment the caption and contrast both highlights (L_seg^t, L_hcl)."""
+    """Ablation switch C: also segment captions and contrast both highlights (L_seg^t, L_hcl)."""
     word_prompt: bool = True
     """Ablation switch W: learn P^t; off keeps it at zero."""
     region_prompt: bool = True
     """Ablation switch R: learn P^v; off keeps it at zero."""
 
     masks: bool = True
-    """Learn masks (CoDe, or its baseline); off: only region recognition is learned (SCG)."""
+    """Learn masks (CoDe, or its baseline); off: learn only region recognition (SCG)."""
     region_weight: float = 0.0
     """Weight of the one-way loss between nouns and regions (SCG); 0 turns it off."""
     region_pool: Pool = "max"
-    """A noun's score in a picture: its best region's, or a softmax-weighted mean over all."""
+    """A noun's score in a picture: max (its best region's) or soft (softmax-weighted mean)."""
 
     knowledge_weight: float = 8.0
     """Weight of L_kg."""
@@ -39,9 +39,9 @@ class CoDeConfig:
     tv_mask_weight: float = 1.0
     """Weight of the masks' total variation."""
     area_positive_weight: float = 0.5
-    """Weight of the area prior on masks of an image's own nouns."""
+    """Weight of the area prior for masks of an image's own nouns."""
     area_negative_weight: float = 0.05
-    """Weight of the empty-mask prior on masks of all other nouns."""
+    """Weight of the empty-mask prior for masks of all other nouns."""
     word_weight: float = 1.0
     """Weight of L_seg^t."""
     hcl_weight: float = 0.5
@@ -52,13 +52,13 @@ class CoDeConfig:
     """Weight of the class "none" in L_seg^t; a noun's is 1."""
 
     squared_knowledge: bool = False
-    """Paper's form of L_kg: squared distance, twice the reference's."""
+    """The paper's L_kg: squared distance, twice the reference's."""
     argmax_labels: bool = False
-    """Paper's pseudo labels of words: the argmax of the probabilities themselves."""
+    """The paper's pseudo labels of words: the argmax of the probabilities themselves."""
     random_template: bool = False
-    """Reference's L_kg: a template drawn for each noun of a step, instead of the expectation."""
+    """The reference's L_kg: a template drawn for each noun of a step, not the expectation."""
     attend_padding: bool = False
-    """Reference's text segmenter: all positions of the context attend and are attended to."""
+    """The reference's text segmenter: all positions of the context attend and are attended to."""
     clip_start: bool = False
     """Initialize the text segmenter like CLIP's text transformer; off, as in the reference: by
     PyTorch's default initialization, which adds half as much to the states."""

@@ -2,7 +2,7 @@
 
 Letters: B images, P = 1 + h*w trunk tokens (class token first), D vision width, C joint width,
 h w patch grid, H = 4h and W = 4w the mask's rows and columns, N texts.
-Everything in between is channels-last, (B, rows, columns, D), so that a 1x1 convolution is a matrix
+Intermediate maps are channels-last, (B, rows, columns, D), so that a 1x1 convolution is a matrix
 product and a LayerNorm over channels needs no transposition.
 """
 
@@ -18,7 +18,7 @@ from codeseg.model import device
 from codeseg.model.clip.blocks import run_dense_block
 from codeseg.model.clip.encoder import FrozenClip
 
-BAND_ROWS = 8  # rows that the last stage predicts at a time, half as many as it makes
+BAND_ROWS = 8  # rows that the last stage reads at a time; it makes twice as many
 STAGES = 2  # each doubles the resolution
 MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels per patch
 
@@ -26,12 +26,12 @@ MASK_PIXELS = 2**STAGES  # rows, and columns, of mask pixels per patch
 class GatedUpsampling(nn.Module):
     """One decoder stage: y = up(x); y + tanh(gate) * Conv3x3(GELU(LayerNorm(y))) (METHOD §2.3).
 
-    Computed at the low resolution. LayerNorm and GELU are per pixel and commute with nearest
+    It is computed at the low resolution. LayerNorm and GELU are per pixel and commute with nearest
     upsampling. A row of Conv3 over the doubled rows (.. a a b b c c ..) is, for the two copies of
     b, `w0 a + (w1+w2) b` and `(w0+w1) b + w2 c`, that is `k b - w0 (b - a)` and `k b + w2 (c - b)`
-    with k = w0 + w1 + w2: three products for two rows. In two dimensions 9 products give the 4
-    output pixels that a plain convolution makes with 36 (and four 2x2 convolutions with 16).
-    On a GPU memory is the bottleneck, not products: there the 16 run in one convolution.
+    with k = w0 + w1 + w2: three products for two rows. In two dimensions, 9 products give the 4
+    output pixels for which a plain convolution needs 36 (and four 2x2 convolutions 16).
+    On a GPU, memory is the bottleneck, not products: there the 16 run in one convolution.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,7 +45,7 @@ class GatedUpsampling(nn.Module):
         return self.upsample(x_BhwD, self.kernels())
 
     def kernels(self) -> tuple[Tensor, ...]:
-        """Return the kernels for `upsample`; the same for every band of a map."""
+        """Return the kernels for `upsample`, which are the same for every band of a map."""
         kernel = torch.tanh(self.gate) * self.conv.weight
         return (_phase_kernels(kernel),) if device.is_gpu(kernel) else _sub_pixel_kernels(kernel)
 
@@ -88,7 +88,7 @@ class GatedUpsampling(nn.Module):
 class _Interleave(torch.autograd.Function):
     """(B, h + 1, w + 1, 4·D) to (B, h, 2, w, 2, D): r, c of i, j is phase (r, c) of i + r, j + c.
 
-    One view and one copy; autograd's gradient of such a view would be summed with atomics.
+    This is one view and one copy; autograd would sum the gradient of such a view with atomics.
     """
 
     @staticmethod
@@ -111,7 +111,7 @@ class _Interleave(torch.autograd.Function):
 
 
 def _phase_kernels(kernel_OI33: Tensor) -> Tensor:
-    """Turn a 3x3 kernel into (4·O, I, 2, 2): by output row, then column, even before odd."""
+    """Turn a 3x3 kernel into (4·O, I, 2, 2), ordered by output row, then column, even first."""
     k = kernel_OI33
     rows = (torch.stack([k[:, :, 0], k[:, :, 1] + k[:, :, 2]], 2),
             torch.stack([k[:, :, 0] + k[:, :, 1], k[:, :, 2]], 2))  # fmt: skip
@@ -124,11 +124,10 @@ def _phase_kernels(kernel_OI33: Tensor) -> Tensor:
 
 
 def _sub_pixel_kernels(kernel_OI33: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn a 3x3 kernel into matrices for the map, its row, column and mixed differences.
+    """Turn a 3x3 kernel into matrices for the map and its row, column and mixed differences.
 
-    Returns:
-        (O, I), (2·O, I), (2·O, I), (4·O, I): for the map itself; for row differences, even then
-        odd output rows; for column differences; for mixed ones, (even, even), (even, odd) …
+    Return (O, I), (2·O, I), (2·O, I), (4·O, I). Row differences have even, then odd output rows;
+    column differences likewise; mixed ones (even, even), (even, odd), (odd, even), (odd, odd).
     """
     k = kernel_OI33
     whole, even, odd = k.sum(2), -k[:, :, 0], k[:, :, 2]  # by rows, (O, I, 3)
@@ -154,11 +153,9 @@ class ImageSegmenter(nn.Module):
         self.mask_bias = nn.Parameter(torch.tensor(-2.5))
 
     def forward(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the pixel embedding x^v (B, C, H, W), unit over C.
+        """Return the pixel embedding x^v (B, C, H, W), unit over C, from the frozen trunk's output.
 
-        Args:
-            tokens_BPD: the frozen trunk's output, class token first.
-            grid: (h, w).
+        `grid` is (h, w).
         """
         x_BhwD = self._patches(tokens_BPD, grid)
         for stage in self.stages:
@@ -167,10 +164,10 @@ class ImageSegmenter(nn.Module):
 
     @torch.no_grad()
     def bands(self, tokens_BPD: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
-        """Yield x^v from top to bottom, (B, C, some rows, W), for prediction without a full map.
+        """Yield x^v in bands from top to bottom, (B, C, some rows, W): no full map is needed.
 
-        The last stage takes most of the memory and reads one row around a pixel: run on a band
-        with one more row at each inner edge, it gives the same numbers.
+        The last stage needs most of the memory and reads one row around a pixel: on a band with
+        one more row at each inner edge, it gives the same numbers.
         """
         x_BhwD = self._patches(tokens_BPD, grid)
         for stage in self.stages[:-1]:

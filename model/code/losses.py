@@ -1,8 +1,8 @@
 """The losses of METHOD §6, one function each: embeddings, masks or logits in, a scalar out.
 
-Letters: N image–noun pairs of the global batch (noun-major), B images, J nouns per image, L tokens,
-C joint width, H W mask rows and columns. "Global" tensors are gathered from all ranks (in
-`codeseg.model.distributed`), so that every rank returns the same value.
+Letters: N image-noun pairs of the global batch (noun-major), B images, J nouns per image, L tokens,
+C joint width, H W mask rows and columns. "Global" tensors are gathered from all ranks (by
+model/distributed.py), so that every rank returns the same value.
 """
 
 from collections.abc import Iterator
@@ -19,29 +19,29 @@ MAX_SCALE = 100.0
 
 
 def knowledge_distance(nouns_NC: Tensor, knowledge_NC: Tensor, *, squared: bool = False) -> Tensor:
-    """Return L_kg (METHOD §3): mean of 1 − <n, n'>, or in the paper's form of ‖n − n'‖².
+    """Return L_kg (METHOD §3): the mean of 1 − <n, n'>, or the paper's ‖n − n'‖² (`squared`).
 
     Args:
         nouns_NC: learned-prompt embeddings, unit.
         knowledge_NC: template embeddings, or their un-normalized mean over templates, which gives
             the expectation over templates exactly in both forms.
-        squared: the paper's form.
+        squared: whether to use the paper's form.
     """
     distance = (1 - (nouns_NC * knowledge_NC).sum(-1)).mean()
     return 2 * distance if squared else distance
 
 
 def info_nce(similarity_NN: Tensor, log_scale: Tensor) -> Tensor:
-    """Return symmetric InfoNCE: mean of both directions, positive diagonal, scale at most 100."""
+    """Return symmetric InfoNCE: the mean of both directions, positives on the diagonal."""
     logits_NN = similarity_NN * log_scale.exp().clamp(max=MAX_SCALE)
     target_N = torch.arange(len(logits_NN), device=logits_NN.device)
     return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.T, target_N)) / 2
 
 
 def pooled_similarity(pixels_BCHW: Tensor, soft_BNHW: Tensor, nouns_NC: Tensor) -> Tensor:
-    """Compare each noun with the embedding that its soft mask pools from each image: s (B, N).
+    """Return TCL-feature's similarity s (B, N) of nouns and the embeddings that their masks pool.
 
-    For TCL-feature: s_ij = <pool(x_i, mask_ij), n_j> with a unit pooled pixel embedding.
+    s_ij = <pool(x_i, mask_ij), n_j> with a unit pooled pixel embedding.
     """
     mask_BNP = soft_BNHW.flatten(2)
     pooled_BNC = mask_BNP @ pixels_BCHW.flatten(2).transpose(1, 2)
@@ -60,7 +60,7 @@ def total_variation(x_BNHW: Tensor) -> Tensor:
 
 
 class _Variation(torch.autograd.Function):
-    """The same with less memory: differences are recomputed for the gradient, in place."""
+    """`total_variation` with less memory: differences are recomputed for the gradient, in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _Variation(torch.autograd.Function):
 
     @staticmethod
     def _ways(x: Tensor) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield the differences along rows, then columns, with the dimension and their number."""
+        """Yield the differences of rows, then columns, each with its dimension and their number."""
         for dim in (2, 3):
             length = x.shape[dim] - 1
             yield x.narrow(dim, 1, length) - x.narrow(dim, 0, length), dim, length
@@ -94,10 +94,10 @@ def areas(
     """Return |mean(M^v) − prior| over positives and |mean| over negatives of the global batch.
 
     Args:
-        sum_all: of the soft masks of this rank's images with all nouns; an image counts once for
-            each of its J nouns, so its mask with noun i is a negative of every pair except pair i.
+        sum_all: sum of the soft masks of this rank's images with all nouns. An image counts once
+            for each of its J nouns, so its mask with noun i is a negative of every other pair.
         positive_JBHW: the soft masks of this rank's own pairs.
-        nouns: N, all of them.
+        nouns: N.
         prior: the share of an image that a noun is expected to cover.
     """
     J, _, H, W = positive_JBHW.shape
@@ -110,10 +110,8 @@ def areas(
 def word_segmentation(logits_BKL: Tensor, labels_BL: Tensor, none_weight: float) -> Tensor:
     """Return l^t_seg (METHOD §4): class-weighted cross-entropy averaged over the global batch.
 
-    Args:
-        logits_BKL: class 0 is "none", classes 1..J the selected nouns.
-        labels_BL: −1 is ignored.
-        none_weight: class 0's weight; the nouns' is 1.
+    Class 0 is "none" and has `none_weight`; classes 1..J are the selected nouns, of weight 1.
+    Label −1 is ignored.
     """
     weight_K = torch.ones_like(logits_BKL[0, :, 0])
     weight_K[0] = none_weight

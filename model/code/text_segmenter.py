@@ -17,9 +17,7 @@ BLOCKS = 2
 class TextSegmenter(nn.Module):
     """Two more transformer blocks on the frozen text encoder's last hidden states.
 
-    Args:
-        clip: gives their shapes and activation.
-        clip_start: initialize their weights like CLIP's own, not by PyTorch's default.
+    With `clip_start` their weights are initialized like CLIP's own, not by PyTorch's default.
     """
 
     def __init__(self, clip: FrozenClip, *, clip_start: bool = False) -> None:
@@ -34,7 +32,7 @@ class TextSegmenter(nn.Module):
         self.mask_scale = nn.Parameter(torch.tensor(10.0))
         self.mask_bias = nn.Parameter(torch.tensor(0.0))
         for block in self.blocks if clip_start else ():
-            _initialize(block, clip.text_width, BLOCKS)
+            _initialize(block, clip.text_width)
 
     def forward(
         self, states_BLT: Tensor, lengths_B: Tensor | None, projection_TC: Tensor | None
@@ -45,9 +43,8 @@ class TextSegmenter(nn.Module):
             states_BLT: hidden states before ln_final.
             lengths_B: tokens up to and including EOS; later tokens are masked. None: all tokens
                 are attended to, padding included (the reference's form).
-            projection_TC: the CLIP's frozen text projection if text and joint width differ (words
-                are compared with noun embeddings); None if they are equal, as in the paper's CLIP,
-                whose word features are not projected.
+            projection_TC: the CLIP's frozen text projection if text and joint width differ; None
+                if they are equal, as in the paper's CLIP, whose word features are not projected.
         """
         mask = None
         if lengths_B is not None:
@@ -65,10 +62,10 @@ class TextSegmenter(nn.Module):
         return F.pad(self.mask_scale * similarity_BJL + self.mask_bias, (0, 0, 1, 0))
 
 
-def _initialize(block: ResidualAttentionBlock, width: int, layers: int) -> None:
+def _initialize(block: ResidualAttentionBlock, width: int) -> None:
     """Initialize weights like CLIP's text transformer."""
     std = width**-0.5
     nn.init.normal_(block.attn.in_proj_weight, std=std)
-    nn.init.normal_(block.attn.out_proj.weight, std=std * (2 * layers) ** -0.5)
+    nn.init.normal_(block.attn.out_proj.weight, std=std * (2 * BLOCKS) ** -0.5)
     nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-    nn.init.normal_(block.mlp.c_proj.weight, std=std * (2 * layers) ** -0.5)
+    nn.init.normal_(block.mlp.c_proj.weight, std=std * (2 * BLOCKS) ** -0.5)

@@ -1,15 +1,14 @@
 """Embeddings of words and of classes -> the words that represent the background (VABS).
 
-Uses only text: words that nearly name a class are left out, and of the others those few are chosen
-that together are closest to all. Letters: L words, K classes, C joint width.
+Only text is used. Words that nearly name a class are left out; among the others, the few that are
+together closest to all are chosen. Letters: L words, K classes, C joint width.
 """
 
 import torch
 from torch import Tensor
 
 WORDS = 64
-SAME = 0.9
-"""Cosine above which a word counts as another name of a class."""
+SAME = 0.9  # cosine above which a word counts as another name of a class
 
 
 def choose_background(words_LC: Tensor, classes_KC: Tensor, count: int = WORDS) -> list[int]:
@@ -17,19 +16,19 @@ def choose_background(words_LC: Tensor, classes_KC: Tensor, count: int = WORDS) 
 
     Args:
         words_LC: the lexicon, unit.
-        classes_KC: the classes that are looked for, unit.
+        classes_KC: the classes to find, unit.
         count: maximum number of words.
 
     Returns:
-        Indices into the lexicon: each word adds most to the sum, over the kept words, of the
-        cosine with the closest chosen one; of equals the first.
+        Indices into the lexicon. Each word adds most to the sum, over the kept words, of the
+        cosine with the closest chosen one; ties go to the first.
 
     Raises:
         ValueError: every word nearly names a class.
     """
     kept = torch.nonzero((words_LC @ classes_KC.T).amax(1) < SAME).flatten()
     if not len(kept):
-        raise ValueError("every word of the lexicon names a class: give a lexicon of other words")
+        raise ValueError("every word of the lexicon names a class: use a lexicon of other words")
     cosines_LL = words_LC[kept] @ words_LC[kept].T
     covered_L = torch.full_like(cosines_LL[0], -1.0)
     chosen: list[int] = []

@@ -1,7 +1,7 @@
-"""Cosines of every name, a few at a time -> a label map: softmax over all names (EVALUATION §2).
+"""Cosines of every name, a few at a time -> a label map by softmax over all names (EVALUATION §2).
 
-A class may have several names; its score is the best probability of any of them. The memory of a
-result does not grow with the number of names. Letters: Q names, H W rows and columns.
+A class may have several names; its score is the best probability of any of them. Memory does not
+grow with the number of names. Letters: Q names, H W rows and columns.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ def decide(
     probability_threshold: float = 0.0,
     area_threshold: float = 0.0,
 ) -> Tensor:
-    """Return the class of every pixel, int64 (H, W), the first of equal ones.
+    """Return the class of every pixel, int64 (H, W); ties go to the first class.
 
     Args:
         maps: makes the cosines; called a second time if a class is dropped.
         owners_Q: int64, the class of each name; with thresholds, class 0 is the background.
         scale: τ of softmax(τ·cosine) over all names.
         probability_threshold: pixels whose best class is less probable become class 0.
-        area_threshold: classes 1… with no larger share of the foreground's pixels are dropped.
+        area_threshold: classes above 0 that cover no larger share of the foreground are dropped.
     """
     owners_Q, none = owners_Q.to(torch.int64), torch.zeros(len(owners_Q), dtype=torch.bool)
     label_HW, best_HW = _best(maps(), owners_Q, none, scale)

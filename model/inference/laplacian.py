@@ -1,10 +1,10 @@
 """Soft masks and an image -> masks that follow the image's edges: a sparse linear system on a grid.
 
-A cheaper refinement than PAMR: every mask is resized to a grid of at most 80 × 80, where
+This refinement is cheaper than PAMR: every mask is resized to a grid of at most 80 × 80, where
 (1 + L) x = m is solved; L is the Laplacian of the grid's 8-neighborhood, weighted by the
 similarity of two neighbors' colors. All masks of an image share the matrix, so it is eliminated
-once, row of the grid by row. Our implementation of the idea of PEARL's propagation, not its code:
-weights and constants are our own.
+once, one row of the grid after another. The idea is PEARL's propagation; code, weights and
+constants are our own.
 
 Letters: B images, K classes, H W mask rows and columns, h w rows and columns of the grid.
 """
@@ -13,24 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRID = 80
-"""Most rows, and columns, of the grid."""
-STRENGTH = 16.0
-"""Weight of two neighbors of the same color; a pixel's own mask has weight 1."""
-CONTRAST = 0.1
-"""Difference of normalized colors (mean over channels) at which that weight falls to 1/e."""
+GRID = 80  # maximum number of rows, and columns, of the grid
+STRENGTH = 16.0  # weight of two neighbors of the same color; a pixel's own mask has weight 1
+CONTRAST = 0.1  # difference of normalized colors (mean of channels) where that weight is 1/e
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def propagate(masks_BKHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Spread the masks between similar neighbors.
+    """Spread soft masks, or cosines, between neighbors of similar color: (B, K, H, W).
 
-    Args:
-        masks_BKHW: soft masks or cosines.
-        images_BCHW: normalized images of any size.
-
-    Returns:
-        (B, K, H, W), within the range of each mask.
+    The normalized images may have any size. Values remain within the range of each mask.
     """
     H, W = masks_BKHW.shape[-2:]
     grid = (min(H, GRID), min(W, GRID))

@@ -15,7 +15,7 @@ KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
 def segmenter_masks(
     code: CoDe, images_BCHW: Tensor, class_KC: Tensor, *, tokens_BPD: Tensor, cosines: bool = False
 ) -> Tensor:
-    """Return the trained segmenter's masks (B, K, 4h, 4w), 0..1.
+    """Return the trained segmenter's masks (B, K, 4h, 4w), 0..1, or with `cosines` its cosines.
 
     Args:
         code: the trained model.
@@ -40,17 +40,15 @@ def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshol
 
 
 def cut_to_patches(images_BCHW: Tensor, patch: int) -> Tensor:
-    """Drop the last rows and columns that fill no patch, as a convolution does."""
+    """Drop the last rows and columns that do not fill a patch, as a strided convolution does."""
     H, W = images_BCHW.shape[-2:]
     return images_BCHW[..., : H // patch * patch, : W // patch * patch]
 
 
 def pad_to_patches(images_BCHW: Tensor, patch: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Zero-pad both sides symmetrically to a multiple of the patch size.
+    """Zero-pad images symmetrically to multiples of the patch size.
 
-    Returns:
-        The padded images, and the padding (left, right, top, bottom); an odd pixel goes right or
-        bottom.
+    Return the images and the padding (left, right, top, bottom); an odd pixel goes right or down.
     """
     missing_rows, missing_columns = (-side % patch for side in images_BCHW.shape[-2:])
     top, left = missing_rows // 2, missing_columns // 2

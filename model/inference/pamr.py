@@ -21,22 +21,18 @@ def refine(
     iterations: int = ITERATIONS,
     dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
-    """Fit the masks to the image's edges.
+    """Fit soft masks to the image's edges: (B, K, H, W).
 
     Args:
         masks_BKHW: soft masks.
         images_BCHW: images, resized (bilinear, align_corners) to the masks' size.
         iterations: how often every mask pixel becomes the affinity-weighted sum of its neighbors.
         dilations: of the 3 x 3 neighborhoods.
-
-    Returns:
-        (B, K, H, W). The affinity is computed once; a pass adds one shifted view at a time, so
-        memory stays at a few masks whatever K is.
     """
     size = masks_BKHW.shape[-2:]
     images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", align_corners=True)
     weights_BSHW = affinity(images_BCHW, dilations)
-    for _ in range(iterations):
+    for _ in range(iterations):  # one shifted view at a time: memory for a few masks, whatever K is
         padded = _pad(masks_BKHW, dilations)
         refined = torch.zeros_like(masks_BKHW)
         for s, (row, column) in enumerate(_offsets(dilations)):
@@ -48,8 +44,8 @@ def refine(
 def affinity(images_BCHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """Return the similarity of every pixel to its neighbors: (B, S, H, W), summing to 1 over S.
 
-    softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is the
-    unbiased deviation of all the 3 x 3 neighborhoods' values, 54 of six.
+    It is the softmax over S of the channels' mean of −|I_i − I_j| / (1e-8 + 0.1 σ_i), where σ_i is
+    the unbiased deviation of the values of all 3 x 3 neighborhoods (54 values for six dilations).
     """
     padded = _pad(images_BCHW, dilations)
     offsets = _offsets(dilations)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.image_segmenter import MASK_PIXELS
 from codeseg.model.inference.masks import resize
 from codeseg.model.inference.pamr import refine
 from codeseg.model.regions.config import Grouping
@@ -19,17 +20,13 @@ from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.patch_features import clip_keys
 from codeseg.model.regions.recognition import RegionRecognizer, members, recognize
 
-MASK_PIXELS = 4  # rows, and columns, of a refined membership per patch, as in the segmenter's masks
-
 
 @dataclass(frozen=True)
 class Regions:
     """The regions of some windows."""
 
-    patches_WRQ: Tensor
-    """bool, which patches belong to which region; none: padding."""
-    shares_WRHW: Tensor
-    """The share of each pixel that belongs to each region, 0..1, summing to 1 over R."""
+    patches_WRQ: Tensor  # bool, which patches belong to which region; a region without is padding
+    shares_WRHW: Tensor  # share of each pixel that belongs to each region, summing to 1 over R
 
 
 def find_regions(
@@ -46,9 +43,9 @@ def find_regions(
         clip: the frozen CLIP.
         tokens_WPD: its trunk's output for the windows.
         windows_WCHW: normalized, sides multiples of the patch size.
-        grouping: its settings.
-        follow_edges: refine the regions by the picture's colors (PAMR), four rows per patch; if
-            off, they consist of whole patches.
+        grouping: the settings.
+        follow_edges: refine the regions by the picture's colors (PAMR), with as many mask pixels
+            per patch as the segmenter; if off, regions consist of whole patches.
     """
     grid = clip.grid(windows_WCHW)
     maps = [group_patches(keys_QD, grid, grouping) for keys_QD in clip_keys(clip, tokens_WPD)]
@@ -64,7 +61,7 @@ def find_regions(
 def embed_regions(
     clip: FrozenClip, recognizer: RegionRecognizer | None, tokens_WPD: Tensor, regions: Regions
 ) -> Tensor:
-    """Return region embeddings (W, R, C), unit, by the trained recognizer or the frozen CLIP."""
+    """Embed regions with the trained recognizer, or else the frozen CLIP: (W, R, C), unit."""
     if recognizer is not None:
         trained: Tensor = recognizer(tokens_WPD, regions.patches_WRQ)
         return trained
@@ -83,7 +80,7 @@ def label_regions(
 ) -> Tensor:
     """Return masks (W, K, H, W') with each region's score, sigmoid(scale · (cosine − threshold)).
 
-    With `cosines` the score is the cosine.
+    With `cosines`, the score is the cosine itself.
     """
     cosines_WRK = embeddings_WRC @ texts_KC.T
     scores_WRK = cosines_WRK if cosines else torch.sigmoid(scale * (cosines_WRK - threshold))

@@ -64,14 +64,11 @@ from codeseg.model.results.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Unit embeddings of the things that are looked for."""
+    """Unit embeddings of the things to find."""
 
-    words_KC: Tensor
-    """For the segmenter's own masks: the learned prompt's, or again the templates'."""
-    templates_KC: Tensor
-    """For dense CLIP masks: the mean over the templates."""
-    names: tuple[int, ...] = ()
-    """Number of names of each thing, in order; (): every name is its own thing."""
+    words_KC: Tensor  # for the segmenter's own masks: the learned prompt's, or `templates_KC` again
+    templates_KC: Tensor  # for dense CLIP masks: the mean over the templates
+    names: tuple[int, ...] = ()  # number of names of each thing; (): every name is its own thing
 
     @property
     def owners_K(self) -> Tensor:
@@ -89,7 +86,7 @@ class TextEmbeddings:
 
 
 class Segmenter:
-    """A segmenter of pictures by any words.
+    """Segments pictures by any words.
 
     Examples:
         >>> import numpy as np
@@ -108,15 +105,15 @@ class Segmenter:
 
         Args:
             clip: the frozen CLIP.
-            code: the trained parts; None allows the training-free methods only.
-            settings: None: the CLIP's own, with method code if `code` is given.
+            code: the trained parts; None allows only training-free methods.
+            settings: None uses the CLIP's defaults, with method code if `code` is given.
 
         Raises:
             ValueError: invalid settings, or method code without `code`.
         """
         self.clip = clip
         self.code = code
-        self.recorded: Mapping[str, Any] = {}  # for the run, as `open` found them
+        self.recorded: Mapping[str, Any] = {}  # the run's settings, set by `open`
         method = "code" if code else default_method(None, clip.name)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
@@ -125,7 +122,7 @@ class Segmenter:
         if "scclip" in dense and clip.layers < FEWEST_BLOCKS:
             raise ValueError(
                 f"scclip needs a CLIP of at least {FEWEST_BLOCKS} blocks, {clip.name} has "
-                f"{clip.layers}: name another method, such as naclip"
+                f"{clip.layers}: use another method, such as naclip"
             )
 
     @classmethod
@@ -146,17 +143,17 @@ class Segmenter:
                 None: a CLIP alone.
             settings: fields of PredictionSettings that override those recorded for the CLIP or, in
                 settings.toml, for the run.
-            protocol: fields of a protocol, for a CLIP of 224 pixels (see `for_clip`).
-            clip: without a run, the CLIP (see `FrozenClip.load`); None: ViT-B-16, fetched once from
-                the hub; "storybook": the embedded one, for drawings.
+            protocol: a protocol's settings, for a CLIP of 224 pixels (see `for_clip`).
+            clip: without a run, the CLIP (see `FrozenClip.load`). None: ViT-B-16, downloaded once
+                from the hub; "storybook": the embedded CLIP for drawings.
             pretrained: the CLIP's weights; with a run, their new location if they have moved.
-            device: "auto" (cuda, else mps, else cpu) or a device of torch.
+            device: "auto" (cuda, else mps, else cpu) or a torch device.
 
         Raises:
-            ValueError: there is no checkpoint, its CLIP is not available, or a setting is invalid.
+            ValueError: there is no checkpoint, its CLIP is unavailable, or a setting is invalid.
         """
         if run is not None and clip is not None:
-            raise ValueError(f"{run} names its own CLIP: leave --clip {clip} out")
+            raise ValueError(f"{run} has its own CLIP: leave out --clip {clip}")
         name = clip or PHOTOGRAPHS
         changes = {"method": default_method(run, name), **(settings or {})}
         wanted = override(PredictionSettings(), changes)  # refused before anything is loaded
@@ -190,7 +187,7 @@ class Segmenter:
 
         Args:
             picture: a path, a file's bytes, a PIL image, an array or a tensor (see `rgb_pixels`).
-            words: things to look for: "dog, red car, sofa/couch", or a list (see `read_words`).
+            words: the things to find: "dog, red car, sofa/couch", or a list (see `read_words`).
             background: whether pixels where no word scores above the threshold are background.
 
         Raises:
@@ -201,21 +198,19 @@ class Segmenter:
     def segment_many(
         self, pictures: Iterable[Picture], words: Words, *, background: bool = True, batch: int = 1
     ) -> Iterator[Segmentation]:
-        """Segment pictures in order; the words are encoded once.
+        """Segment pictures in order, encoding the words once.
 
         Args:
             pictures: as in `segment`; a tensor B×C×H×W is B pictures.
             words: as in `segment`.
             background: as in `segment`.
-            batch: at most this many consecutive pictures of one size go through the network
-                together: faster on a GPU, the masks equal up to rounding.
+            batch: maximum number of consecutive pictures of one size that go through the network
+                together: faster on a GPU, with equal masks up to rounding.
         """
         things = read_words(words, background)
         names = (*[BACKGROUND] * background, *(thing[0] for thing in things))
         if len(names) > 256:
-            raise ValueError(
-                f"{len(things)} things to find: at most 255 at a time, in several runs"
-            )
+            raise ValueError(f"{len(things)} things to find: find at most 255 in one run")
         settings = self.settings
         named = background and settings.background == "vabs"  # the background has its own words
         if named:
@@ -237,7 +232,7 @@ class Segmenter:
     def _soft_masks(
         self, masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings
     ) -> Tensor:
-        """Return a mask of each thing (K, H, W), 0..1."""
+        """Return each thing's mask (K, H, W), 0..1."""
         if self.settings.score == "sigmoid":
             return torch.cat([maps for _, maps in _things(masks, finish, embeddings)])
         names_QHW = torch.cat([maps for _, maps in finish(masks)])
@@ -246,14 +241,10 @@ class Segmenter:
         return torch.stack([names.amax(0) for names in torch.split(shares_QHW, counts)])
 
     def word_segments(self, caption: str, nouns: Sequence[str]) -> WordSegments:
-        """Return which words of a caption belong to which noun.
-
-        Args:
-            caption: a sentence.
-            nouns: the nouns, in any words.
+        """Return which words of a caption belong to which of the given nouns.
 
         Raises:
-            ValueError: the segmenter is training-free, or a caption or noun is invalid.
+            ValueError: the segmenter is training-free, or the caption or a noun is invalid.
         """
         if self.code is None or self.settings.masks_by != "code":
             raise ValueError("word segments need a trained model: give a RUN")
@@ -268,10 +259,10 @@ class Segmenter:
             pixels: uint8 H×W×3.
             embeddings: from `embed_texts`.
             background: whether class 0 is the background. With a sigmoid it has no name and
-                precedes the things; with a softmax the first thing's names are the background's.
+                precedes the things; with a softmax, the first thing is the background.
 
         Returns:
-            uint8 H×W; with more than 254 classes, uint16.
+            uint8 H×W, or uint16 if there are more than 254 classes.
         """
         settings = self.settings
         owners_K = embeddings.owners_K
@@ -296,7 +287,7 @@ class Segmenter:
         """Encode things once for many pictures; warn about words that the CLIP does not know.
 
         Args:
-            things: a text or several names each, not split any further.
+            things: one text or several names each, which are not split any further.
 
         Raises:
             ValueError: there is no text, or one is blank or too long.
@@ -317,22 +308,17 @@ class Segmenter:
         return TextEmbeddings(self.code.noun_embeddings(tokens, lengths), templates, counts)
 
     def background_words(self, names: Sequence[str], lexicon: Sequence[str]) -> tuple[str, ...]:
-        """Choose words for the background of `names`, from text alone (VABS).
-
-        Args:
-            names: of the things that are looked for.
-            lexicon: words to choose from; those that nearly name a class are left out.
-        """
+        """Choose the background's words from a lexicon, given the names of the things (VABS)."""
         words = [word for word in dict.fromkeys(lexicon) if word not in names]
         if not words:
-            raise ValueError("every word of the lexicon is one that is looked for")
+            raise ValueError("every word of the lexicon is a thing to find: use another lexicon")
         distinct = list(dict.fromkeys(names))
         words_LC, names_KC = (self.embed_texts(texts).templates_KC for texts in (words, distinct))
         return tuple(words[index] for index in choose_background(words_LC, names_KC))
 
     def _check_texts(self, texts: Sequence[str]) -> None:
         if not texts:
-            raise ValueError("give a list of at least one text to look for")
+            raise ValueError("give at least one text to find")
         prompt = self.code.config.context_tokens if self.code else 16
         room = self.clip.context_length - prompt - 2
         for text in texts:
@@ -347,20 +333,20 @@ class Segmenter:
         if new := [text for text in texts if self.clip.is_new(text)]:
             warnings.warn(
                 f"the CLIP {self.clip.name} was never trained on: {', '.join(new)}; their masks "
-                "mean nothing: take a CLIP of photographs, such as --clip ViT-B-16",
+                "are meaningless: use a CLIP of photographs, such as --clip ViT-B-16",
                 stacklevel=3,
             )
 
     # -- METHOD §8 --------------------------------------------------------------------------------
 
     def maps(self, pixels: Pixels, embeddings: TextEmbeddings) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (range of things, their maps (k, H, W)) of one picture."""
+        """Yield ranges of things and their maps (k, H, W) for one picture."""
         return _things(*self.stitching(pixels, embeddings), embeddings)
 
     def stitching(
         self, pixels: Pixels, embeddings: TextEmbeddings
     ) -> tuple[Tensor, Callable[[Tensor], Maps]]:
-        """Return the masks of every window, and a function that turns them into maps."""
+        """Return the masks of one picture's windows, and a function that turns them into maps."""
         return self._stitchings([pixels], embeddings)[0]
 
     @torch.no_grad()
@@ -370,8 +356,8 @@ class Segmenter:
         """Do so for pictures of one size, whose windows go through the network together."""
         windows, finishes = zip(*map(self._windows, pictures), strict=True)
         crops = torch.cat(windows)
-        # One window at a time takes the least memory and, on a CPU in fp32, is as fast; in bf16
-        # the weights are cast for every call.
+        # On a CPU, one window at a time needs the least memory and, in fp32, is as fast; in bf16
+        # every call casts the weights.
         on_cpu = 1 if self.settings.precision == "fp32" else 2
         together = on_cpu if self.device.type == "cpu" else len(crops)
         parts = torch.split(crops, together)
@@ -413,15 +399,10 @@ class Segmenter:
 
     @torch.no_grad()
     def window_masks(self, windows_WCHW: Tensor, embeddings: TextEmbeddings) -> Tensor:
-        """Run the networks on padded windows.
+        """Run the networks on normalized windows whose sides are multiples of the patch size.
 
-        Args:
-            windows_WCHW: normalized, sides multiples of the patch size.
-            embeddings: of the things.
-
-        Returns:
-            Masks (W, K, rows, columns), 0..1, at the segmenter's resolution (4 rows per patch)
-            or, for a training-free method without refinement, of the patches.
+        Return masks (W, K, rows, columns), 0..1 (for a softmax: cosines), at the segmenter's
+        resolution (4 rows per patch); for a training-free method without refinement, per patch.
         """
         settings, by_factor = self.settings, self.settings.positions == "factor"
         with torch.autocast(self.device.type, torch.bfloat16, settings.precision == "bf16"):
@@ -439,7 +420,7 @@ class Segmenter:
     def _masks(
         self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Return masks (W, K, rows, columns) of a method without regions."""
+        """Return a method's masks (W, K, rows, columns) without regions."""
         settings = self.settings
         refined = settings.refinement != "none" and settings.refine_at == "mask"
         if method != "code":
@@ -470,7 +451,7 @@ class Segmenter:
         tokens_WPD: Tensor,
         embeddings: TextEmbeddings,
     ) -> Tensor:
-        """Label regions and, if the method has masks, mix in their means inside regions (§9)."""
+        """Label regions and mix in the means of the method's masks inside regions, if any (§9)."""
         settings, code = self.settings, self.code
         regions = find_regions(
             self.clip,
@@ -515,7 +496,7 @@ def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:
 
 
 def _things(masks: Tensor, finish: Callable[[Tensor], Maps], embeddings: TextEmbeddings) -> Maps:
-    """Yield the maps of things from the masks of names: a thing is wherever any name is."""
+    """Yield the maps of things from the masks of names: each is the maximum over its names."""
     if all(count == 1 for count in embeddings.names):
         yield from finish(masks)
         return

@@ -19,8 +19,7 @@ from codeseg.model.regions.config import Grouping, Method
 
 SCG = "scg"
 METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
-EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"
-"""The tiny CLIP that comes with codeseg, for drawings; and the default CLIP."""
+EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"  # the tiny CLIP in the package; the default CLIP
 SENTENCES = {
     "custom": CUSTOM_TEMPLATES,
     "imagenet": TEMPLATES,
@@ -28,8 +27,7 @@ SENTENCES = {
     "plain": ("{}",),
 }
 """Sets of templates by name."""
-SIDES = ("short_side", "long_side", "window", "stride")
-"""Settings in pixels; a protocol gives them for a CLIP of 224 pixels."""
+SIDES = ("short_side", "long_side", "window", "stride")  # in pixels
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,20 @@ class PredictionSettings:
     """Everything that affects a label map except weights, picture and words; recorded with it."""
 
     method: str = "code"
-    """code (the trained segmenter), or a training-free one: maskclip, sclip, clearclip, naclip,
-    scclip; scg labels regions (METHOD §9); code+scg, naclip+scg … do both."""
+    """code (the trained segmenter); training-free: maskclip, sclip, clearclip, naclip, scclip; scg
+    labels regions (METHOD §9); code+scg, naclip+scg … combine both."""
     protocol: str = "code"
-    """The protocol that the settings below come from: data_manifests/protocols."""
+    """The protocol from which the settings below come: data_manifests/protocols."""
     normalisation: str = "imagenet"
     """Source of the pixels' mean and deviation: imagenet or clip."""
     resize: str = "opencv"
-    """Rule of resizing the picture: opencv (bilinear, as published) or antialiased."""
+    """How to resize the picture: opencv (bilinear, as published) or antialiased."""
     positions: str = "size"
-    """Position embeddings for another grid: by size, or by factor (h + 0.1)/n as in SCLIP."""
+    """How to resize position embeddings: by size, or by factor (h + 0.1)/n as in SCLIP."""
     edges: str = "pad"
-    """Windows that are no multiple of the patch: pad with zeros, or cut off and stretch the map."""
+    """Windows that do not fill their last patches: pad with zeros, or cut and stretch the map."""
     short_side: int = 448
-    """The picture is resized to this short side, pixels …"""
+    """Resize the picture to this short side, pixels, …"""
     long_side: int = 2048
     """… unless its long side would exceed this one."""
     window: int = 448
@@ -58,17 +56,17 @@ class PredictionSettings:
     stride: int = 224
     """Step of the sliding window, pixels."""
     precision: str = "fp32"
-    """Of the networks' products: fp32, or bf16 (autocast), faster where the processor has it."""
+    """Precision of matrix products: fp32, or bf16 (autocast), faster where hardware supports it."""
     refinement: str = "pamr"
-    """Refinement of maps by the picture's colors: pamr, laplacian (far cheaper) or none; under
-    protocol code none for training-free methods, as published."""
+    """Refinement of maps by the picture's colors: pamr, laplacian (far cheaper) or none. Under
+    protocol code, the default for training-free methods is none, as published."""
     refine_at: str = "mask"
     """What to refine: mask (each window's, before mixing) or picture (the stitched maps)."""
     dilations: tuple[int, ...] = DILATIONS
     """pamr: dilations of its neighborhoods, pixels."""
     score: str = "sigmoid"
-    """sigmoid (each text on its own, averaged over windows) or softmax (of averaged cosines, over
-    all names of all classes)."""
+    """sigmoid (each text independently, averaged over windows) or softmax (of averaged cosines,
+    over all names of all classes)."""
     logit_scale: float = 40.0
     """softmax: scale of the cosines."""
     background: str = "constant"
@@ -77,16 +75,17 @@ class PredictionSettings:
     probability_threshold: float = 0.0
     """softmax: less probable pixels become background, if there is one."""
     area_threshold: float = 0.0
-    """softmax: classes with no larger share of the foreground are dropped, if there is one."""
+    """softmax: classes that cover no larger share of the foreground are dropped, if there is a
+    background."""
     prompts: str = "learned"
-    """code: learned (the trained prompt) or templates (the text side of the knowledge branch)."""
+    """code: learned (the trained prompt) or templates (those of the knowledge branch)."""
     templates: str = "custom"
     """Sentences for dense CLIP masks: custom (the reference's 9), imagenet (CLIP's 80), photo
     (one) or plain (the word)."""
     knowledge_weight: float = 0.3
     """code: share of the dense CLIP's mask in the mix; other methods use only dense CLIP."""
     knowledge_dense: str = "maskclip"
-    """code: the dense form of the knowledge branch."""
+    """code: dense method of the knowledge branch."""
     knowledge_scale: float = KNOWLEDGE_SCALE
     """Dense mask = sigmoid(scale · (cosine − threshold))."""
     knowledge_threshold: float = KNOWLEDGE_THRESHOLD
@@ -109,17 +108,17 @@ class PredictionSettings:
 
     @property
     def masks_by(self) -> str | None:
-        """The method that makes masks, without regions: code, a dense form, or None for scg."""
+        """The method that makes masks, without regions: code, a dense method, or None for scg."""
         return None if self.method == SCG else self.method.removesuffix(f"+{SCG}")
 
     @property
     def by_regions(self) -> bool:
-        """Return whether the method uses regions."""
+        """Whether the method uses regions."""
         return self.method == SCG or self.method.endswith(f"+{SCG}")
 
     @property
     def least(self) -> float:
-        """The score that a pixel's best word must exceed, or the pixel is background."""
+        """The score that a pixel's best word must exceed; otherwise the pixel is background."""
         by_softmax = self.score == "softmax"
         return self.probability_threshold if by_softmax else self.background_threshold
 
@@ -138,14 +137,14 @@ class PredictionSettings:
     ) -> Self:
         """Return a CLIP's defaults, overridden by the protocol, the recorded best, the changes.
 
-        The defaults are a picture and window of twice the CLIP's native size and a stride of half
-        the window; a protocol's pixels are for a CLIP of 224 and are scaled to this one. The best
+        By default, picture and window have twice the CLIP's native size and the stride is half the
+        window. A protocol's pixels are for a CLIP of 224 and are scaled to this one. The best
         settings of the embedded CLIP, then a run's (`recorded`, from `read_settings`), apply only
-        under protocol code, those of CLIPs of photographs (weights/photographs.toml) only if no
+        under protocol code; those of CLIPs of photographs (weights/photographs.toml) only if no
         protocol is named.
 
         Raises:
-            ValueError: a change names no setting, or its value has another type.
+            ValueError: a change names no setting, or its value has the wrong type.
         """
         method, side = changes.get("method", cls.method), 2 * clip.image_size
         defaults = cls(
@@ -168,7 +167,7 @@ class PredictionSettings:
         return override(defaults, chosen | changes)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings that matter for this method, to be recorded with a score."""
+        """Return the settings that affect this method, to be recorded with a score."""
         values = asdict(self)
         if self.masks_by != "code":
             for name in ("knowledge_weight", "knowledge_dense"):
@@ -188,11 +187,7 @@ class PredictionSettings:
         return values
 
     def check(self) -> None:
-        """Refuse invalid settings.
-
-        Raises:
-            ValueError: names the setting.
-        """
+        """Refuse invalid settings; the ValueError names the first."""
         choices = {
             "method": METHODS,
             "knowledge_dense": tuple(VARIANTS),
@@ -213,8 +208,8 @@ class PredictionSettings:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         if (self.score == "sigmoid") != (self.background == "constant"):
             raise ValueError(
-                f"score {self.score} does not go with background {self.background}: sigmoid wants "
-                "constant, softmax wants names or vabs"
+                f"score {self.score} does not go with background {self.background}: sigmoid needs "
+                "constant, softmax needs names or vabs"
             )
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be at least 1 pixel, not {self.dilations}")
@@ -233,11 +228,7 @@ class PredictionSettings:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return recorded settings: a TOML file of settings, and of tables that hold for one method.
-
-    Raises:
-        ValueError: it is no TOML, or names what is no setting or no method.
-    """
+    """Read a TOML file of settings and of tables that apply to one method; refuse unknown names."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         named = [key for key, value in table.items() if isinstance(value, Mapping)]
@@ -251,16 +242,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def lexicon() -> list[str]:
-    """Return the words from which those of the background are chosen."""
+    """Return the words from which the background's are chosen by default."""
     return (WEIGHTS / "lexicon.txt").read_text().splitlines()
 
 
 def run_settings(run: str | Path) -> dict[str, Any]:
-    """Return the settings chosen for a run: settings.toml in RUN or its checkpoint; {}: none.
-
-    Raises:
-        ValueError: there is no checkpoint, or the file is wrong.
-    """
+    """Return the settings chosen for a run (settings.toml in RUN or its checkpoint), or {}."""
     path = find_settings(locate(run))
     return {} if path is None else read_settings(path)
 

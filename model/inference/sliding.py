@@ -1,8 +1,8 @@
 """The windows of a picture, and the stitching of their masks into one map (METHOD §8).
 
 Letters: K classes, W windows of one picture, H W rows and columns of pixels, h w of a mask.
-Everything here is per class, so maps are made a few classes at a time: the memory does not grow
-with the number of classes, and the numbers do not change.
+Every operation is per class, so maps are made for a few classes at a time: memory does not grow
+with the number of classes, and the results are the same.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_FLOATS = 1 << 22
-"""Floats of the largest temporary map: 16 MiB, a few classes of an ordinary photo."""
+CHUNK_FLOATS = 1 << 22  # size of the largest temporary map: 16 MiB, a few classes of a photo
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class Layout:
     width: int
     window_height: int
     window_width: int
-    corners: tuple[tuple[int, int], ...]
-    """(top, left) of each window."""
+    corners: tuple[tuple[int, int], ...]  # (top, left) of each window
 
     def crops(self, image_CHW: Tensor) -> Tensor:
         """Cut the windows out: (W, C, window_height, window_width)."""
@@ -34,7 +32,7 @@ class Layout:
 
 
 def layout(height: int, width: int, window: int, stride: int) -> Layout:
-    """Cover height×width with windows; the last row and column are shifted inward to fit."""
+    """Cover height×width with windows; shift the last row and column inward to fit."""
     h, w = min(window, height), min(window, width)
     corners = [(y, x) for y in _starts(height, h, stride) for x in _starts(width, w, stride)]
     return Layout(height, width, h, w, tuple(corners))
@@ -46,7 +44,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def working_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Return rows and columns with the given short side, or less if the long side exceeds its."""
+    """Return (rows, columns) with the given short side, or smaller to respect `long_side`."""
     scale = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -61,15 +59,15 @@ def stitched(
     """Yield maps of the picture's own size from window masks, a few classes at a time.
 
     Args:
-        masks_WKhw: of every window, at any resolution.
+        masks_WKhw: every window's masks, at any resolution.
         windows: their layout on the resized picture.
         padded: (rows, columns) of a padded window, which the masks cover.
         offset: (top, left) padding.
         size: (H, W) of the result.
 
     Yields:
-        A range of classes and their maps (k, H, W): bilinear to the padded window, padding cut off,
-        averaged where windows overlap, bilinear to (H, W).
+        A range of classes and their maps (k, H, W): resized to the padded window (bilinear),
+        cropped to the window, averaged where windows overlap, and resized to (H, W) (bilinear).
     """
     classes = masks_WKhw.shape[1]
     largest = max(size[0] * size[1], windows.height * windows.width)
@@ -101,15 +99,10 @@ def _merge(
 def best_class(
     maps: Iterator[tuple[slice, Tensor]], size: tuple[int, int], background: float | None
 ) -> Tensor:
-    """Return the argmax over maps that come a few classes at a time; of equals the first.
+    """Return the argmax, int64 (H, W), of maps that come a few classes at a time.
 
-    Args:
-        maps: from `stitched`.
-        size: (H, W).
-        background: constant score of an extra class 0 in front, or None.
-
-    Returns:
-        int64 (H, W): class numbers, shifted by one if there is a background.
+    Ties go to the first class. `background` is the constant score of an extra class 0, which
+    shifts the other classes by one, or None.
     """
     best = label = None
     shift = 0 if background is None else 1

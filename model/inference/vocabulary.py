@@ -5,13 +5,10 @@ A comma separates things, a slash joins the names of one thing: "dog, red car, s
 
 from collections.abc import Iterable, Iterator, Sequence
 
-BACKGROUND = "background"
-"""The name of pixels that no word fits; no thing may have it."""
-
-Thing = tuple[str, ...]
-"""The names of one thing; results use the first."""
+BACKGROUND = "background"  # the name of pixels that no word fits; no thing may have it
+Thing = tuple[str, ...]  # the names of one thing; results use the first
 Words = str | Iterable[str | Sequence[str]]
-"""A text in the grammar above, or a list of such texts and of lists of names, used unchanged."""
+"""A text in the syntax above, or a list of such texts and of lists of names, used unchanged."""
 
 
 def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
@@ -19,7 +16,7 @@ def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
 
     Args:
         words: see `Words`; white space around names and empty parts are ignored.
-        background: pixels may also be background, which then is not allowed as a name.
+        background: whether pixels may be background; then that word is no valid name.
 
     Raises:
         ValueError: there is no thing, or a name occurs twice.
@@ -30,7 +27,7 @@ def read_words(words: Words, background: bool = False) -> tuple[Thing, ...]:
         raise ValueError('name the things to find, for example "dog, red car, sofa/couch"')
     typed = _things(entry for entry in entries if isinstance(entry, str))
     if background and any(BACKGROUND in map(str.casefold, thing) for thing in typed):
-        raise ValueError(f"{BACKGROUND!r} means pixels that no word fits: leave the word out")
+        raise ValueError(f"{BACKGROUND!r} means pixels that no word fits: leave out the word")
     seen = set()
     for name in (name for thing in things for name in thing):
         if name.casefold() in seen:

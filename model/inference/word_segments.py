@@ -1,4 +1,4 @@
-"""A caption and its nouns -> which words belong to which noun (METHOD §4), by the text segmenter.
+"""A caption and its nouns -> the noun that each word belongs to (METHOD §4), by the text segmenter.
 
 Letters: L tokens, J nouns, C joint width.
 """
@@ -31,13 +31,7 @@ class WordSegments:
 def segment_words(
     code: CoDe, caption: str, nouns_JC: Tensor, nouns: tuple[str, ...]
 ) -> WordSegments:
-    """Segment one caption.
-
-    Args:
-        code: a model trained with co-decomposition.
-        caption: any sentence that fits the CLIP's context.
-        nouns_JC: the nouns' learned-prompt embeddings.
-        nouns: their texts.
+    """Segment one caption by nouns, given as texts and as learned-prompt embeddings.
 
     Raises:
         ValueError: the model has no text segmenter, or the caption is empty or too long.

@@ -1,10 +1,10 @@
-"""A picture file's bytes -> what its header claims: format, size, depth. Nothing is decoded.
+"""A picture file's bytes -> the format, size and depth in its header. Nothing is decoded.
 
 Libraries read more than the header on opening: Pillow loads every tag of a TIFF or EXIF block, so a
-file of 1 MB takes 1.5 GB, and its time for a GIF's comments is quadratic. This module reads JPEG,
-PNG, GIF, BMP and WebP in one pass without copying bytes, and counts what makes decoders slow; a
-large PNG is unpacked to count its data. TIFF is left out: no website serves it, and its tags may
-point anywhere.
+file of 1 MB needs 1.5 GB of memory, and its time for a GIF's comments is quadratic. This module
+reads JPEG, PNG, GIF, BMP and WebP in one pass without copying bytes, and counts what slows decoders
+down; it decompresses a large PNG to count its data. TIFF is left out: no website serves it, and
+its tags may point anywhere.
 """
 
 import re
@@ -21,11 +21,9 @@ ENDINGS = {
     ".gif": "GIF",
     ".bmp": "BMP",
 }
-"""Extensions of untrusted files -> Pillow's name of the format: the only list of them."""
-
+"""Extensions of untrusted files -> Pillow's format name; the only such list."""
 OWN_ENDINGS = (*ENDINGS, ".tif", ".tiff", ".avif")
 """Extensions of a user's own files: also formats that only Pillow opens."""
-
 OTHER_PICTURES = re.compile(
     rb"....ftyp(avi|hei|mif)|II\*\0|MM\0\*|\xff\x0a|\0\0\0\x0cJXL", re.DOTALL
 )
@@ -33,9 +31,9 @@ OTHER_PICTURES = re.compile(
 
 MAX_SCANS = 100  # of a progressive JPEG, each a pass over all pixels; encoders make about ten
 MAX_SEGMENTS = 10_000  # of a JPEG, chunks of a PNG, or data blocks of a GIF before its picture
-MAX_EXIF_BYTES = 128 << 10  # Pillow takes their square / 48 to open them; a JPEG's has 64 KB
-PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by color type
-HARMLESS_PNG_BYTES = 1 << 20  # unpack to 1.1 GB at most, in 2 s: a large picture takes as long
+MAX_EXIF_BYTES = 128 << 10  # to open n bytes, Pillow needs n² / 48; a JPEG has at most 64 KB
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by color type
+HARMLESS_PNG_BYTES = 1 << 20  # decompress to at most 1.1 GB in 2 s, no more than a large picture
 UNPACKED_AT_ONCE = 1 << 20  # bytes
 MAX_COMPRESSED_CHUNKS = 20  # of text in a PNG, each up to 8 MB and 0.1 s
 
@@ -46,7 +44,7 @@ ARITHMETIC, START_OF_SCAN, END_OF_IMAGE, APP1 = 0xC8, 0xDA, 0xD9, 0xE1
 
 
 class HeaderError(ValueError):
-    """The bytes do not begin like a picture; with `bomb`, they do but only cost time or memory."""
+    """The bytes do not begin like a picture, or (`bomb`) would only cost time or memory."""
 
     def __init__(self, message: str, bomb: bool = False) -> None:
         super().__init__(message)
@@ -55,7 +53,7 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The content that a file's header claims."""
+    """The contents of a file according to its header."""
 
     format: str  # Pillow's name
     width: int  # of the canvas, pixels, at least 1
@@ -70,7 +68,7 @@ def read_header(content: bytes) -> ImageHeader:
     """Read the header of a JPEG, PNG, GIF, BMP or WebP file.
 
     Raises:
-        HeaderError: it is none of them, ends inside its header, is empty, or is a bomb.
+        HeaderError: it is none of them, is truncated in its header, is empty, or is a bomb.
     """
     read = next((read for magic, read in READERS if magic.match(content)), None)
     if read is None:
@@ -85,7 +83,7 @@ def read_header(content: bytes) -> ImageHeader:
 
 
 def _jpeg(content: bytes) -> ImageHeader:
-    """Follow the markers to the end: frame, scans, EXIF (ITU-T T.81, B.1.1)."""
+    """Follow the markers to the end: frame, scans and EXIF (ITU-T T.81, B.1.1)."""
     frame: ImageHeader | None = None
     position, scans, exif, tags, least = 2, 0, 0, False, 0
     for _ in range(MAX_SEGMENTS):
@@ -146,15 +144,11 @@ def _png(content: bytes) -> ImageHeader:
 
 
 def _refuse_excess(pixels: list[memoryview], needed: int) -> None:
-    """Refuse data that unpack to far more than the picture: libpng unpacks to their end.
-
-    Raises:
-        HeaderError: a bomb.
-    """
+    """Refuse data that decompress to far more than the picture: libpng decompresses all of it."""
     if sum(map(len, pixels)) < HARMLESS_PNG_BYTES:
         return
     unpacker, unpacked = zlib.decompressobj(), 0
-    with suppress(zlib.error):  # damaged: a decoder says so
+    with suppress(zlib.error):  # damaged: the decoder will refuse it
         for packed in pixels:
             rest: bytes | memoryview = packed
             while rest and not unpacker.eof:

@@ -1,7 +1,7 @@
-"""Label maps -> readable pictures: colors, outlines, a legend. Pillow and NumPy only.
+"""Label maps -> readable pictures: colors, outlines and a legend. Pillow and NumPy only.
 
-The first colors are Okabe and Ito's, which color-blind people can distinguish; further ones
-alternate in lightness. Outlines are drawn too, so no region is visible by its color alone.
+The first colors are Okabe and Ito's, which color-blind people can distinguish; further colors
+alternate in lightness. Outlines are drawn too, so no region depends on its color alone.
 """
 
 import colorsys
@@ -45,13 +45,9 @@ def overlay(
     palette: Sequence[Color | None],
     opacity: float = OPACITY,
 ) -> Image.Image:
-    """Blend a label map's colors over a picture and outline its regions.
+    """Blend a label map's colors over a picture (opacity 0..1) and outline its regions.
 
-    Args:
-        pixels_HW3: the picture.
-        label_HW: class numbers; those without a palette entry are left as they are.
-        palette: a color per class, None for one that is not painted (background).
-        opacity: of the colors, 0..1.
+    `palette` has a color per class; classes beyond it, or with None (background), are not painted.
     """
     painted = pixels_HW3.astype(np.float32)
     for k, color in enumerate(palette):
@@ -63,7 +59,7 @@ def overlay(
 
 
 def edges(label_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Return pixels whose right or lower neighbor has another label."""
+    """Return the pixels whose right or lower neighbor has another label."""
     edge = np.zeros(label_HW.shape, bool)
     edge[:, :-1] |= label_HW[:, 1:] != label_HW[:, :-1]
     edge[:-1] |= label_HW[1:] != label_HW[:-1]

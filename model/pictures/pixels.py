@@ -1,7 +1,7 @@
 """A picture in any form that a user may give -> RGB pixels, uint8 H×W×3. The only such place.
 
-Pictures are turned upright by their EXIF tag; gray, palette, CMYK and 16-bit ones become 8-bit RGB;
-transparency becomes white. Damaged, empty and huge pictures are refused with one line.
+Pictures are turned upright by their EXIF tag; gray, palette, CMYK and 16-bit pictures become 8-bit
+RGB; transparency becomes white. Damaged, empty and huge pictures are refused with a one-line error.
 """
 
 import io
@@ -16,9 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from codeseg.model.pictures.header import ENDINGS, MAX_EXIF_BYTES, read_header
 
-MAX_PIXELS = 100_000_000
-"""8000×6000 is 48 million; a larger picture is more likely an attack than a photo."""
-
+MAX_PIXELS = 100_000_000  # 8000×6000 is 48 million; a larger picture is probably an attack
 EXIF_KEYS = ("exif", "Raw profile type exif")  # where Pillow looks for a picture's orientation
 TURN = Image.Transpose
 UPRIGHT = {
@@ -33,8 +31,8 @@ if TYPE_CHECKING:
 Picture = Union[str, Path, bytes, Image.Image, npt.NDArray[Any], "Tensor"]
 
 SENT_FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
-"""Formats accepted from strangers; some of Pillow's others start another program (EPS), or
-take a thousand times their size to open (TIFF)."""
+"""Formats accepted from strangers; some of Pillow's others start another program (EPS) or need a
+thousand times their size to open (TIFF)."""
 
 
 def rgb_pixels(
@@ -57,7 +55,7 @@ def rgb_pixels(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, is damaged, empty or over the limit.
+        ValueError: it is not a picture, or is damaged, empty or too large.
     """
     if hasattr(picture, "detach"):  # a tensor; torch need not be loaded to check
         picture = _from_tensor(picture)
@@ -102,11 +100,8 @@ def _named(name: str, max_pixels: int) -> Iterator[None]:
 def is_plain(content: bytes) -> bool:
     """Return whether any decoder gives the same pixels of an untrusted file as rgb_pixels.
 
-    False if the file asks for a rotation, may be transparent or is of a kind that decoders treat
-    differently.
-
-    Raises:
-        HeaderError: the bytes are not a picture.
+    That is false if the file asks for a rotation, may be transparent or is of a kind that decoders
+    treat differently. Bytes that are not a picture raise HeaderError.
     """
     header = read_header(content)
     if header.alpha or header.odd or not header.tags:
@@ -152,7 +147,7 @@ def _from_image(
 
 
 def _sixteen_bits(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Convert PIL's 32-bit modes, which hold 16-bit files; refuse other values."""
+    """Convert PIL's 32-bit modes, which hold 16-bit files; refuse values beyond 16 bits."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{name}: pixel values outside 0..65535; convert it to 8 or 16 bits first")
     return values.astype(np.uint16)

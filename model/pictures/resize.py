@@ -11,13 +11,10 @@ RESIZES = ("opencv", "antialiased")
 
 
 def resize_pixels(pixels: Pixels, size: tuple[int, int], how: str = "opencv") -> Pixels:
-    """Resize to (H, W), bilinear, in 8 bits.
+    """Resize uint8 H×W×3 pixels to `size`, (rows, columns), bilinearly.
 
-    Args:
-        pixels: uint8 H×W×3.
-        size: rows and columns wanted.
-        how: opencv (bit for bit cv2.INTER_LINEAR, what the published numbers used: each pixel is a
-            mixture of four, however much the picture shrinks) or antialiased.
+    `how` is opencv (bit for bit cv2.INTER_LINEAR, as used for published numbers: each pixel mixes
+    four, however much the picture shrinks) or antialiased.
     """
     if pixels.shape[:2] == size:
         return pixels
@@ -30,7 +27,7 @@ def resize_pixels(pixels: Pixels, size: tuple[int, int], how: str = "opencv") ->
 
 
 def _opencv(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """OpenCV's integer arithmetic: weights of 11 bits, rows mixed with 4 and 16 bits dropped."""
+    """Resize in OpenCV's integer arithmetic: 11-bit weights; mixing rows drops 4 and 16 bits."""
     columns, weights = _places(pixels.shape[1], size[1])
     outside = (columns < 0) | (columns >= pixels.shape[1] - 1)
     weights = np.where(outside, np.array([[2048], [0]]), weights)
@@ -47,7 +44,7 @@ def _opencv(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _places(before: int, after: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return each pixel's place on the source, and the weights (2, after) of it and the next."""
+    """Return each pixel's source position, and the weights (2, after) of it and the next."""
     middles = np.arange(after, dtype=np.float64) + 0.5
     places = (middles * (before / after) - 0.5).astype(np.float32)
     first = np.floor(places)

@@ -13,21 +13,17 @@ MOST_REGIONS = 256  # region numbers are uint8
 
 @dataclass(frozen=True)
 class Grouping:
-    """The settings that divide a picture into regions.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
+    """The settings that divide a picture into regions; refuses values that are out of range."""
 
     method: Method = "kmeans"
-    regions: int = 16  # K: clusters at the start, and maximum number of regions at the end
+    regions: int = 16  # K: number of initial clusters and maximum number of final regions
     min_patches: int = 2  # smaller regions are merged into the most similar neighbor
     seed: int = 0  # of the initial centers of k-means
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             known = ", ".join(get_args(Method))
-            raise ValueError(f"unknown grouping method {self.method!r}: take one of {known}")
+            raise ValueError(f"unknown grouping method {self.method!r}: use one of {known}")
         if not 1 <= self.regions <= MOST_REGIONS:
             raise ValueError(f"regions must be 1 to {MOST_REGIONS}, not {self.regions}")
         if self.min_patches < 1:

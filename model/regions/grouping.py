@@ -18,7 +18,7 @@ from torch import Tensor
 from codeseg.model.regions.config import Grouping
 
 SAME = 1e-4  # squared distance of unit features below which two patches are the same (0.6 degrees)
-LEAST_DEVIATION = 1e-3  # from the mean; shorter ones are not stretched to unit length
+LEAST_DEVIATION = 1e-3  # shorter deviations from the mean are not stretched to unit length
 FAR = 1e3  # a coordinate far from any unit feature
 RESTARTS = 3
 ITERATIONS = 30
@@ -31,7 +31,7 @@ def group_patches(
     """Divide one picture into regions.
 
     Args:
-        features_PD: one feature per patch, scan order, any float type and device.
+        features_PD: one feature per patch in scan order, of any float type and on any device.
         grid: (h, w) with h*w = P.
         grouping: the settings.
 
@@ -41,7 +41,7 @@ def group_patches(
         are at most `regions`. A picture whose patches are all the same is one region.
 
     Raises:
-        ValueError: features are not h*w rows, or not finite.
+        ValueError: there are not h*w features, or they are not finite.
     """
     h, w = grid
     if features_PD.ndim != 2 or len(features_PD) != h * w or h * w == 0:
@@ -61,22 +61,17 @@ def group_patches(
 def deviations(features_PD: Tensor) -> Tensor:
     """Return unit vectors (P, D) along each feature's deviation from the mean; fp32, on the CPU.
 
-    Deviations below `LEAST_DEVIATION` (of unit features) are rounding, and stay short.
+    Deviations below `LEAST_DEVIATION` (of unit features) are rounding errors and remain short.
     """
     unit_PD = F.normalize(features_PD.detach().float().cpu(), dim=-1)
     return F.normalize(unit_PD - unit_PD.mean(dim=0), dim=-1, eps=LEAST_DEVIATION)
 
 
 def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return Lloyd's k-means from k-means++ centers, the best of `RESTARTS`.
+    """Run Lloyd's k-means from k-means++ centers on fp32 points; keep the best of `RESTARTS`.
 
-    Args:
-        points_PD: fp32, on the CPU.
-        clusters: K, at most P. Fewer are found if fewer points differ.
-        seed: of the initial centers.
-
-    Returns:
-        Cluster numbers (P,) int64 in 0..K-1; numbers may be missing.
+    Return cluster numbers (P,), int64 in 0..K-1 with K = `clusters`, at most P. Numbers are missing
+    if fewer points differ.
     """
     generator = torch.Generator().manual_seed(seed)
     starts = [_first_centers(points_PD, clusters, generator) for _ in range(RESTARTS)]
@@ -95,12 +90,12 @@ def kmeans(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _first_centers(points_PD: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Return k-means++ centers (K, D), each drawn by squared distance to the earlier ones."""
+    """Draw k-means++ centers (K, D), each by its squared distance to the earlier ones."""
     first = torch.randint(len(points_PD), (), generator=generator)
     centers = [points_PD[first]]
     distance_P = (points_PD - centers[0]).square().sum(dim=-1)
     while len(centers) < clusters:
-        if distance_P.max() <= SAME:  # no patch left that differs: this cluster stays empty
+        if distance_P.max() <= SAME:  # no other patch differs: this cluster remains empty
             centers.append(torch.full_like(centers[0], FAR))
             continue
         drawn = torch.multinomial(distance_P, 1, generator=generator)[0]
@@ -123,7 +118,7 @@ def normalized_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
     """Run spectral clustering: k-means on leading eigenvectors of the normalized cosine affinity.
 
     Eigenvectors are weighted by their eigenvalues, so that meaningless directions (identical
-    patches leave many) cannot separate equal patches. Arguments and result are those of `kmeans`.
+    patches cause many) cannot separate equal patches. Arguments and result are those of `kmeans`.
     """
     if bool((points_PD - points_PD[0]).square().sum(dim=-1).max() <= SAME):
         return torch.zeros(len(points_PD), dtype=torch.int64)
@@ -137,8 +132,8 @@ def normalized_cut(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
 def connected_components(labels_HW: NDArray[Any]) -> NDArray[np.int64]:
     """Number the 4-connected components of equal labels from 0, in order of first occurrence.
 
-    Every patch starts with its own index and takes the smallest of its equal neighbors' and of
-    the patch with that number (pointer jumping), until nothing changes.
+    Every patch starts with its own index, then takes the smallest number among its equal neighbors
+    and of the patch with that number (pointer jumping), until nothing changes.
     """
     h, w = labels_HW.shape
     same_across = labels_HW[:, 1:] == labels_HW[:, :-1]
@@ -166,9 +161,9 @@ def merge_small(
 
     Args:
         components_HW: 4-connected components, numbered from 0.
-        points_PD: feature of each patch; a component's is the mean of its patches.
-        min_patches: fewest patches of a component.
-        at_most: maximum number of components that remain.
+        points_PD: each patch's feature; a component's feature is the mean of its patches'.
+        min_patches: minimum size of a remaining component.
+        at_most: maximum number of remaining components.
 
     Returns:
         Region numbers (h, w), contiguous from 0 in order of first occurrence.
@@ -196,14 +191,14 @@ def merge_small(
 
 
 def _similarity(sums_RD: NDArray[np.float32], sum_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return cosine (R,) between summed features; 0 where one has no direction."""
+    """Return the cosines (R,) of summed features with another; 0 where one has no direction."""
     norms = np.linalg.norm(sums_RD, axis=1) * np.linalg.norm(sum_D)
     cosines: NDArray[np.float32] = sums_RD @ sum_D / np.maximum(norms, 1e-12)
     return cosines
 
 
 def _touching(components_HW: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Return which components are adjacent, (R, R), symmetric, false on the diagonal."""
+    """Return which components are adjacent: (R, R), symmetric, false on the diagonal."""
     touching_RR = np.zeros((count, count), dtype=bool)
     touching_RR[components_HW[:, 1:], components_HW[:, :-1]] = True
     touching_RR[components_HW[1:], components_HW[:-1]] = True

@@ -11,33 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeseg.model.clip.blocks import project
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.hub import hub_or_cache
 
 
 def clip_keys(clip: FrozenClip, tokens_BPD: Tensor) -> Tensor:
-    """Return the keys (B, Q, D) of the last block.
-
-    Args:
-        clip: the frozen CLIP.
-        tokens_BPD: output of `clip.trunk`, class token first.
-    """
-    D, block = clip.width, clip.last_block
-    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-    keys = slice(D, 2 * D)  # rows of the joint projection: queries, keys, values
-    patches_BQD = block.ln_1(tokens_BPD[:, 1:])
-    return F.linear(patches_BQD, weight[keys], None if bias is None else bias[keys])
+    """Return the last block's keys (B, Q, D) for the output of `clip.trunk`."""
+    block = clip.last_block
+    return project(block.attn, block.ln_1(tokens_BPD[:, 1:]), 1, 2)
 
 
 class SelfSupervisedVit(nn.Module):
-    """A frozen ViT of timm (DINO, DINOv2, DINOv3 …): its last layer's patch tokens.
+    """A frozen ViT of timm (DINO, DINOv2, DINOv3 …) that returns its last layer's patch tokens.
 
     Args:
-        name: timm's, with its tag: "vit_small_patch14_dinov2.lvd142m".
-        weights: a file of weights in timm's or the authors' format; None takes them from the hub.
+        name: timm's model name with a tag, such as "vit_small_patch14_dinov2.lvd142m".
+        weights: a weight file in timm's or the authors' format; None downloads it from the hub.
 
     Raises:
-        ValueError: the model is unknown or not a ViT, or its weights are not available.
+        ValueError: the model is unknown or not a ViT, or its weights are unavailable.
     """
 
     mean: Tensor
@@ -53,12 +46,9 @@ class SelfSupervisedVit(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return patch tokens (B, Q, D).
+        """Return patch tokens (B, Q, D) of uint8 RGB pixels.
 
-        Args:
-            pixels_BCHW: uint8 RGB; resized (bilinear, antialiased) so that the ViT's patches match
-                the grid.
-            grid: (h, w).
+        The pixels are resized (bilinear, antialiased) so that the ViT's patches match the h×w grid.
         """
         size = [side * self.patch_size for side in grid]
         images = F.interpolate(
@@ -74,8 +64,8 @@ def _create(name: str, weights: str | None) -> Any:
 
     if not timm.is_model(name):
         raise ValueError(
-            f"unknown model {name!r} to group by: take clip or a ViT of timm, for example "
-            "vit_small_patch16_dinov3.lvd1689m (timm.list_models('*dino*') names more)"
+            f"unknown model {name!r} to group by: use clip or a ViT of timm, for example "
+            "vit_small_patch16_dinov3.lvd1689m (timm.list_models('*dino*') lists more)"
         )
     overlay = {} if weights is None else {"file": weights}
     try:
@@ -94,9 +84,8 @@ def _create(name: str, weights: str | None) -> Any:
         source = f"in {weights}" if weights else "on the hub"
         raise ValueError(
             f"the weights of {name} were not found {source} ({reason}): check its tag "
-            "and the network, or give --weights FILE, or group by clip"
+            "and the network, use --weights FILE, or group by clip"
         ) from error
     if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
-        line = f"{name} has no patch tokens on one grid: take clip or a plain ViT of timm"
-        raise ValueError(line)
+        raise ValueError(f"{name} has no single grid of patch tokens: use clip or a plain ViT")
     return vit

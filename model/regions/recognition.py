@@ -5,7 +5,7 @@
 Letters: B images, P = 1 + h*w image tokens (class token first), D width, R largest number of
 regions of a picture, C joint width, N nouns (noun-major).
 Every region has its own copy of the class token, which sees the region's patches and itself;
-regions do not see each other. A region that covers the picture gives the image embedding.
+regions do not see each other. A region that covers the picture yields the image embedding.
 """
 
 import copy
@@ -26,11 +26,9 @@ NO_REGION = -1e4  # score of a picture without regions: finite, so that no gradi
 
 
 class RegionRecognizer(nn.Module):
-    """Trainable copies of CLIP's last block and projection that read regions, not pictures.
+    """Trainable copies of CLIP's last block and projection that embed regions, not pictures.
 
-    Args:
-        clip: gives their initial weights.
-        pool: combines a noun's scores with a picture's regions into one.
+    `pool` combines a noun's scores with a picture's regions into one (see `noun_region_scores`).
     """
 
     def __init__(self, clip: FrozenClip, pool: Pool = "max") -> None:
@@ -54,9 +52,9 @@ class RegionRecognizer(nn.Module):
         noun_N: Tensor,
         count: int | None = None,
     ) -> Tensor:
-        """Return the one-way loss over the pictures of all ranks; equal on every rank.
+        """Return the one-way loss over the pictures of all ranks, equal on every rank.
 
-        Nouns are sent to every rank and scores come back: N·B numbers, whatever R is.
+        Ranks exchange nouns, then scores: N·B numbers, regardless of R.
 
         Args:
             tokens_BPD: trunk tokens of this rank's pictures.
@@ -85,20 +83,16 @@ class RegionRecognizer(nn.Module):
 
 
 def noun_keys(tokens_UM: Tensor) -> Tensor:
-    """Return one int64 for each noun's zero-padded BPE ids, independent of the padding."""
+    """Return an int64 hash of each noun's zero-padded BPE ids, independent of the padding."""
     powers_M = torch.full_like(tokens_UM[0], 1_000_003).cumprod(dim=0)
-    return (tokens_UM * powers_M).sum(dim=-1)  # wraps around, as a hash may
+    return (tokens_UM * powers_M).sum(dim=-1)  # may wrap around
 
 
 def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
-    """Return which patches belong to which region.
+    """Return which of the Q = h*w patches belong to which region: bool (B, R, Q).
 
-    Args:
-        regions_BQ: region numbers of the Q = h*w patches, int64; negative is no region.
-        count: R; None: the largest number that occurs.
-
-    Returns:
-        (B, R, Q) bool. A region without patches is padding.
+    `regions_BQ` holds region numbers, int64; negative is no region. R is `count`, by default the
+    largest number plus 1. A region without patches is padding.
     """
     count = int(regions_BQ.max()) + 1 if count is None else count
     numbers_R1 = torch.arange(count, device=regions_BQ.device)[:, None]
@@ -106,17 +100,11 @@ def members(regions_BQ: Tensor, count: int | None = None) -> Tensor:
 
 
 def recognize(block: ResidualAttentionBlock, tokens_BPD: Tensor, members_BRQ: Tensor) -> Tensor:
-    """Run every region's copy of the class token through the last block.
+    """Run every region's copy of the class token through the last block, for `members_BRQ`.
 
-    Args:
-        block: the last vision block.
-        tokens_BPD: tokens that enter it, class token first.
-        members_BRQ: bool, the patches of each region.
-
-    Returns:
-        The copies (B, R, D) after the block, before ln_post: each attended to its region's patches
-        and to itself. In a region without patches the class token attends only to itself: finite,
-        and to be masked by the caller.
+    Return the copies (B, R, D) after the block, before ln_post: each attended to its region's
+    patches and to itself. In a region without patches it attended only to itself: the result is
+    finite, and the caller must mask it.
     """
     R = members_BRQ.shape[1]
     normed_BPD = block.ln_1(tokens_BPD)
@@ -136,7 +124,7 @@ def noun_region_scores(
     pool: Pool = "max",
     temperature: float | Tensor = 0.07,
 ) -> Tensor:
-    """Return how well each noun finds a region in each picture.
+    """Return how well each noun matches a region of each picture.
 
     Args:
         nouns_NC: unit noun embeddings.
@@ -160,19 +148,16 @@ def noun_region_scores(
 def noun_region_loss(
     scores_NB: Tensor, image_N: Tensor, noun_N: Tensor, scale: Tensor | float
 ) -> Tensor:
-    """Return one-way InfoNCE: each noun must find its own picture; regions need no noun.
+    """Return one-way InfoNCE, the mean over nouns: each must find its own picture.
 
-    A picture that names the same noun is not used as a negative: with few distinct nouns it would
-    be the most common one.
+    Regions need no noun. A picture that names the same noun is not used as a negative: with few
+    distinct nouns it would be the most common one.
 
     Args:
         scores_NB: of all nouns and all pictures of the (global) batch.
         image_N: int64, the picture each noun comes from.
         noun_N: int64, equal for equal nouns.
         scale: inverse temperature of the logits.
-
-    Returns:
-        Scalar, the mean over nouns.
     """
     own_NB = (image_N[:, None] == torch.arange(scores_NB.shape[1], device=image_N.device)).float()
     same_NN = (noun_N[:, None] == noun_N).float()

@@ -1,11 +1,11 @@
-"""Results -> a folder of files that other programs read.
+"""Results -> a folder of files that other programs can read.
 
-OUT/segments.json            text, area (share), score and box of every segment, always
+OUT/segments.json            always: text, area (share), score and box of every segment
 OUT/NAME/overlay.png         png: the picture with painted and outlined segments and a legend
 OUT/NAME/label.png           png: 8-bit palette PNG, index into [background and] the things
 OUT/NAME/mask-001-TEXT.png   png: a soft mask, gray 0..255
 OUT/coco.json                coco: run-length masks and boxes of all pictures
-OUT/labels/NAME.txt          yolo: polygons, one for each connected piece; OUT/data.yaml the names
+OUT/labels/NAME.txt          yolo: one polygon for each connected piece; OUT/data.yaml: the names
 
 Every file appears whole or not at all; segments.json comes last.
 """
@@ -30,7 +30,7 @@ PACKAGES = {"png": (), "coco": ("pycocotools",), "yolo": ("cv2",)}
 
 
 class ResultFolder:
-    """A folder of results, filled picture by picture; complete when its context ends."""
+    """A folder of results that is filled picture by picture and complete when its context ends."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class ResultFolder:
 
         Args:
             root: OUT.
-            things: the things that were looked for; their order numbers them in coco and yolo.
-            formats: of png, coco, yolo.
-            places: the folders in OUT that `add` will name.
+            things: the things to find; their order numbers them in coco and yolo.
+            formats: of png, coco and yolo.
+            places: the folders in OUT to which `add` will write.
             overwrite: replace the results of an earlier run, and delete its files in these places.
 
         Raises:
@@ -63,15 +63,16 @@ class ResultFolder:
             raise ValueError(f"format {min(unknown)!r} is none of {', '.join(PACKAGES)}")
         for package in (name for chosen in formats for name in PACKAGES[chosen]):
             if importlib.util.find_spec(package) is None:
-                line = f"{package} is missing: install it with `pip install 'codeseg[coco]'`"
-                raise ModuleNotFoundError(line)
+                raise ModuleNotFoundError(
+                    f"{package} is missing: install it with `pip install 'codeseg[coco]'`"
+                )
         patterns = ["segments.json", "coco.json", "data.yaml", "labels/*.txt"]
         for place in places:
             patterns += [str(Path(place, name)) for name in ("overlay.png", "label.png", "mask-*")]
         earlier = [path for pattern in patterns for path in self.root.glob(pattern)]
         if earlier and not overwrite:
             raise ValueError(
-                f"{earlier[0]} is of an earlier run: give another --out, or --overwrite"
+                f"{earlier[0]} is from an earlier run: use another --out, or --overwrite"
             )
         for path in earlier:
             path.unlink()
@@ -129,7 +130,7 @@ class ResultFolder:
 
 
 def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str | None]:
-    """Write overlay, label map and soft masks; return each segment's mask file, or None."""
+    """Write the overlay, label map and soft masks; return each segment's mask file, or None."""
     write_whole(folder / "overlay.png", _png(result.overlay()))
     label = Image.fromarray(result.label_map)
     label.putpalette([channel for color in result.palette for channel in color or BLACK])
@@ -146,7 +147,7 @@ def write_pictures(folder: Path, result: Segmentation, every: bool) -> list[str 
 
 
 def coco_annotations(result: Segmentation) -> Iterator[dict[str, Any]]:
-    """Yield the COCO annotation of each thing with pixels: its whole region, run-length encoded."""
+    """Yield a COCO annotation of each thing with pixels: its whole region, run-length encoded."""
     from pycocotools import mask as coco
 
     for k, region in _regions(result):
@@ -164,11 +165,11 @@ def coco_annotations(result: Segmentation) -> Iterator[dict[str, Any]]:
 
 
 def yolo_lines(result: Segmentation) -> Iterator[str]:
-    """Yield a line for each connected piece of a thing: its number, then x y of a polygon, 0..1."""
+    """Yield a line per connected piece of each thing: its number, then a polygon's x y, 0..1."""
     height, width = result.label_map.shape
     for k, region in _regions(result):
         for points in polygons(region):
-            # A quarter inside the pixel: rounding and truncating readers find the same pixel.
+            # A quarter inside the pixel, so that rounding and truncating readers find the same one.
             shares = (points + 0.25) / (width, height)
             yield f"{k} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n"
 

@@ -1,4 +1,4 @@
-"""One picture's result: its segments by word, the label map, an overlay; files by files.py.
+"""One picture's result: its segments by word, the label map and an overlay; files.py writes it.
 
 Letters: K things, H W rows and columns of the picture.
 """

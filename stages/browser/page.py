@@ -1,7 +1,7 @@
-"""A segmenter -> the Gradio page: its stock components, and the action of each click.
+"""A segmenter -> the Gradio page: its stock components and the action of each click.
 
 In: pictures as files in the page's own folder (serve.py), words as text. Out: masks, shares and
-files. Values arrive unprocessed, since Gradio would open a picture before its header is checked.
+files. Values arrive unprocessed: Gradio would open a picture before its header is checked.
 """
 
 import shutil
@@ -32,16 +32,16 @@ from codeseg.pipeline.storybook.scenes import DEV_SEED, draw_scene
 from codeseg.stages.browser.serve import FOLDER, PageBlocks
 from codeseg.stages.pages.figures import css
 
-MAX_PIXELS, MAX_SIDE = 50_000_000, 1024  # a phone's 48 megapixels pass; larger sides are shrunk
-MAX_WORDS, MAX_TEXT = 20, 500  # words at a time; characters of all of them, or of a caption
-EXAMPLES, EXAMPLE_SIDE = (17, 196, 96, 9, 260), 560  # held-out, not the hardest; pixels
+MAX_PIXELS, MAX_SIDE = 50_000_000, 1024  # a phone's 48 megapixels pass; longer sides are shrunk
+MAX_WORDS, MAX_TEXT = 20, 500  # number of words; characters of all of them, or of a caption
+EXAMPLES, EXAMPLE_SIDE = (17, 196, 96, 9, 260), 560  # easy held-out scenes; pixels
 load_tagger = cache(NounTagger)
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one request at a time
-SHOW = "() => innerWidth < 768 && setTimeout(() => window.{}.scrollIntoView(), 400)"  # on a phone
+SHOW = "() => innerWidth < 768 && setTimeout(() => window.{}.scrollIntoView(), 400)"  # on phones
 
 
-def told(action: Callable[..., Any], *sent: Any) -> Any:
-    """Run an action; show a user's mistake as a message that changes nothing else on the page."""
+def run_action(action: Callable[..., Any], *sent: Any) -> Any:
+    """Run an action; show a user's mistake, and warnings, as messages on an unchanged page."""
     with catch_warnings(record=True, action="always", category=UserWarning) as warned:
         try:
             made = action(*sent)
@@ -53,7 +53,7 @@ def told(action: Callable[..., Any], *sent: Any) -> Any:
 
 
 def read(picture: Any) -> Pixels:
-    """Return an upload's pixels, the longer side at most MAX_SIDE; PageBlocks checked its path."""
+    """Read an upload, whose path PageBlocks has checked; shrink its longer side to MAX_SIDE."""
     path = Path(str(picture.get("path")) if isinstance(picture, dict) else FOLDER)
     if not path.is_file():
         raise ValueError("choose a picture or an example first")
@@ -63,7 +63,7 @@ def read(picture: Any) -> Pixels:
 
 
 def split(sent: Any) -> tuple[Thing, ...]:
-    """Return the things that a text names; refuse more than the limits allow."""
+    """Return the things that a text names; refuse texts beyond the limits."""
     things = read_words(str(sent or "")[: MAX_TEXT + 1])
     if len(str(sent)) > MAX_TEXT or sum(map(len, things)) > MAX_WORDS:
         raise ValueError(f"at most {MAX_WORDS} words and {MAX_TEXT} characters: remove some")
@@ -81,7 +81,7 @@ def painted(result: Segmentation, title: str) -> Any:
 
 
 def propose(caption: Any, nouns: Any) -> str:
-    """Return the typed nouns; if there are none, those that the tagger finds in a caption."""
+    """Return the typed nouns, or else those that the tagger finds in the caption."""
     with suppress(ImportError, ValueError):  # spaCy, or its English model, is not installed
         if not nouns:
             text = str(caption or "")[:MAX_TEXT].lower()
@@ -89,14 +89,14 @@ def propose(caption: Any, nouns: Any) -> str:
     return str(nouns)
 
 
-def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation:
-    """Segment the picture by a method, with that method's own settings."""
+def segment_by(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation:
+    """Segment the picture by a method with its own settings."""
     picture, typed, background, threshold = sent
     pixels, things, settings = read(picture), split(typed), segmenter.settings
     if method != settings.method:
         recorded = segmenter.recorded
         settings = PredictionSettings.for_clip(segmenter.clip, recorded=recorded, method=method)
-    if settings.score == segmenter.settings.score:  # the slider is for this kind of score
+    if settings.score == segmenter.settings.score:  # the slider applies only to this kind of score
         least = float(threshold)
         settings = replace(settings, background_threshold=least, probability_threshold=least)
     by = Segmenter(segmenter.clip, segmenter.code, settings)
@@ -105,7 +105,7 @@ def look(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmentation
 
 def segment(segmenter: Segmenter, *sent: Any) -> tuple[Any, Any]:
     """Return the painted picture, and a zip of its files in every available format."""
-    result = look(segmenter, sent, segmenter.settings.method)
+    result = segment_by(segmenter, sent, segmenter.settings.method)
     folder = Path(mkdtemp(dir=FOLDER), "segments")
     result.save(folder, [name for name, needed in PACKAGES.items() if all(map(find_spec, needed))])
     packed = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
@@ -114,13 +114,13 @@ def segment(segmenter: Segmenter, *sent: Any) -> tuple[Any, Any]:
 
 
 def compare(segmenter: Segmenter, left: Any, right: Any, *sent: Any) -> list[Any]:
-    """Return two methods' painted pictures."""
+    """Return the painted pictures of two methods."""
     sides = (("Left", str(left)), ("Right", str(right)))
-    return [painted(look(segmenter, sent, how), f"{side}: {how}") for side, how in sides]
+    return [painted(segment_by(segmenter, sent, how), f"{side}: {how}") for side, how in sides]
 
 
 def decompose(segmenter: Segmenter, picture: Any, caption: Any, nouns: Any) -> tuple[Any, ...]:
-    """Return a caption's nouns, and its words and the picture's regions by noun."""
+    """Return a caption's nouns, its words by noun, and the picture's regions by noun."""
     pixels = read(picture)
     if not isinstance(caption, str) or not 0 < len(caption.strip()) <= MAX_TEXT:
         raise ValueError(f"type a caption of the picture, at most {MAX_TEXT} characters")
@@ -151,9 +151,7 @@ def build(segmenter: Segmenter) -> PageBlocks:
     methods = [name for name in METHODS if trained or not name.startswith("code")]
     model = f"{clip}, {'trained' if code else 'untrained'}, method {settings.method}"
     model += ": it knows drawn things only" if clip == "storybook" else ""
-    page = PageBlocks(
-        title="codeseg", delete_cache=(60, 3600)
-    )  # each minute, files older than an hour
+    page = PageBlocks(title="codeseg", delete_cache=(60, 3600))  # every 60 s, files older than 1 h
     with page:
         gr.Markdown(f"# codeseg\nSegment a picture by any words. Model: {escape(model)}.")
         with gr.Row():
@@ -187,14 +185,14 @@ def build(segmenter: Segmenter) -> PageBlocks:
             inputs = [picture, words, caption, nouns]
             gr.Examples([*map(example, EXAMPLES)], inputs, visible_columns=[0], elem_id="examples")
         wanted, taken = [picture, words, background, threshold], [picture, caption, nouns]
-        for triggers, action, sent, shown, seen in (
+        for triggers, action, sent, shown, target in (
             ([go.click, words.submit], segment, wanted, [view, save], "view"),
             ([both.click], compare, [left, right, *wanted], [one, two], "left"),
             ([cut.click], decompose, taken, [nouns, sentence, regions], "sentence"),
         ):
-            run = partial(told, action, segmenter)
+            run = partial(run_action, action, segmenter)
             done = gr.on(triggers, run, sent, shown, preprocess=False, **MODEL)
-            done.success(None, js=SHOW.format(seen))
+            done.success(None, js=SHOW.format(target))
         caption.blur(propose, [caption, nouns], nouns, **MODEL)
     page.queue(max_size=32, api_open=False)  # further requests are refused
     return page

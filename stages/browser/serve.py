@@ -1,7 +1,7 @@
-"""A page -> a server that limits what a visitor may send, read and load. On loopback by default.
+"""A page -> a server that limits what a visitor may send, read and load; on loopback by default.
 
-Gradio limits uploads and serves one folder, here a private one that is deleted at the end. It would
-also fetch an address that a request names, and open any path as a picture: both are refused here.
+Gradio limits uploads and serves one folder, here a private one that is deleted at exit. It would
+also fetch a URL that a request names, and open any path as a picture; this module refuses both.
 """
 
 import os
@@ -24,9 +24,9 @@ TEMPORARY = TemporaryDirectory(prefix="codeseg-app-")
 FOLDER = Path(TEMPORARY.name).resolve()  # uploads, results; no other file is opened or served
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)
 LOOPBACK = ("127.0.0.1", "localhost")  # hosts that only this machine reaches
-MAX_BYTES = 20_000_000  # of a picture's file
+MAX_BYTES = 20_000_000  # of a picture file
 MAX_EVENT = 64 << 10  # bytes of any other request: words, a caption, the name of an upload
-# Addresses that a browser may post to, and how many bytes; Gradio's others are closed.
+# Paths that a browser may post to, and the maximum number of bytes; Gradio's others are closed.
 BODIES = {f"/gradio_api/{to}": MAX_EVENT for to in ("queue/join", "run/predict", "cancel", "reset")}
 BODIES["/gradio_api/upload"] = MAX_BYTES + MAX_EVENT
 HEADERS = {  # a browser loads nothing from elsewhere
@@ -36,7 +36,7 @@ HEADERS = {  # a browser loads nothing from elsewhere
 
 
 def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
-    """Check each request's host, address and size before Gradio, `app`, sees it."""
+    """Check each request's host, path and size before Gradio, `app`, receives it."""
 
     async def judged(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -44,11 +44,12 @@ def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
         headers, path, arrived = Headers(scope=scope), scope["path"], 0
         host = headers.get("host", "")
         origin = urlsplit(headers.get("origin", f"//{host}")).netloc
-        refused = ""  # on loopback: other names (DNS rebinding) and other sites' scripts
+        refused = ""
+        # On loopback, refuse other host names (DNS rebinding) and other sites' scripts.
         if loopback and (re.sub(r":\d+$", "", host) not in LOOPBACK or origin != host):
             refused = "this page answers only this machine"
         elif "//" in path or b"deep_link" in path.encode() + scope["query_string"]:
-            refused = "addresses are not fetched, and pages are not stored"  # Gradio would
+            refused = "URLs are not fetched, and pages are not stored"  # Gradio would do both
         elif scope.get("method") == "POST" and path not in BODIES:
             refused = "there is nothing here"
         if refused:
@@ -73,12 +74,12 @@ def guard(app: ASGIApp, loopback: bool) -> ASGIApp:
 
 
 class PageBlocks(gr.Blocks):
-    """Blocks whose inputs name files of FOLDER only."""
+    """Blocks whose inputs may name only files in FOLDER."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **kw: Any) -> Any:
-        """Refuse other paths and addresses before Gradio opens or fetches them."""
+        """Refuse other paths and URLs before Gradio opens or fetches them."""
         if _names_another_file(inputs):
-            raise gr.Error("this page takes no paths or addresses", print_exception=False)
+            raise gr.Error("this page accepts no paths or URLs", print_exception=False)
         return await super().preprocess_data(block_fn, inputs, *rest, **kw)
 
 
@@ -91,10 +92,9 @@ def _names_another_file(sent: Any) -> bool:
 
 
 def serve(page: gr.Blocks, host: str, port: int) -> str:
-    """Serve the page from a thread; return its address. `page.block_thread()` waits for Ctrl-C.
+    """Serve the page from a thread and return its URL; `page.block_thread()` waits for Ctrl-C.
 
-    Raises:
-        ValueError: the port is taken, or the host is not this machine's.
+    Refuse a port that is taken, or a host that is not this machine's.
     """
     try:
         _, address, _ = page.launch(

@@ -1,7 +1,7 @@
 """The audit's findings and figures -> sections of a page: failures first, passed checks folded.
 
 findings + (question, rows, pictures) of an open Audit    ->  `codeseg audit --report`
-the findings in audit.json, as `codeseg audit --json` wrote them  ->  `codeseg report`
+findings in audit.json, as `codeseg audit --json` wrote them  ->  `codeseg report`
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from codeseg.model.pictures.pixels import rgb_pixels
 from codeseg.pipeline.audit.questions import VERDICTS, Finding, Question, questions
 from codeseg.stages.pages import figures
-from codeseg.stages.pages.html import Html, fill, join, said
+from codeseg.stages.pages.html import Html, fill, join, readable
 from codeseg.stages.pages.page import Section, folded, grid
 
 THUMBNAIL = 320  # pixels, shown half as wide
@@ -25,18 +25,18 @@ Answer = tuple[Question, Rows, Mapping[str, bytes]]
 
 
 def in_words(finding: Finding) -> str:
-    """Return a finding's figures in its question's sentence, or name by name."""
+    """Return a finding's figures in its question's sentence, or else as "name: value"."""
 
     def value(found: re.Match[str]) -> str:
         name, share, noun = found.groups()
         number = finding.figures[name]
         one = number == 1 and not share  # 1 host, not 1 hosts
-        return said(number, share=bool(share)) + (noun.removesuffix("s") if one else noun)
+        return readable(number, share=bool(share)) + (noun.removesuffix("s") if one else noun)
 
     try:
         return re.sub(r"\{(\w+)(%?)\}((?: \w+)?)", value, questions()[finding.check].figures)
-    except KeyError:  # no rows, an error, or findings of another version
-        return ", ".join(f"{k}: {said(v)}" for k, v in finding.figures.items())
+    except KeyError:  # no rows, an error, or findings from another version
+        return ", ".join(f"{k}: {readable(v)}" for k, v in finding.figures.items())
 
 
 def checks_section(findings: Sequence[Finding], title: str = "Checks") -> Section:
@@ -47,9 +47,9 @@ def checks_section(findings: Sequence[Finding], title: str = "Checks") -> Sectio
     parts = [fill('<p class="counts">{}</p>', join(counts))]
     if wrong := groups["fail"] + groups["warn"]:
         parts.append(_findings(wrong))
-    for verdict, told in (("skip", "had no rows to check"), ("pass", "passed")):
+    for verdict, outcome in (("skip", "had no rows to check"), ("pass", "passed")):
         if found := groups[verdict]:
-            parts.append(folded(f"{len(found)} checks {told}", _findings(found)))
+            parts.append(folded(f"{len(found)} checks {outcome}", _findings(found)))
     return Section(title, join(parts))
 
 
@@ -70,11 +70,7 @@ def _findings(findings: Sequence[Finding]) -> Html:
 
 
 def audit_json_section(path: Path) -> Section:
-    """Return the findings of an audit.json.
-
-    Raises:
-        ValueError: the file is not what `codeseg audit --json` writes.
-    """
+    """Return the findings of an audit.json; refuse a file not written by `codeseg audit --json`."""
     try:
         checks = json.loads(path.read_text())["checks"]
         findings = [Finding(check=name, **found) for name, found in checks.items()]
@@ -109,11 +105,11 @@ def audit_sections(findings: Sequence[Finding], answers: Iterable[Answer]) -> li
 
 
 def _charts(question: Question, rows: Rows) -> list[Html]:
-    """Return a question's chart: `bar`, `line [log]`, or `lines`, one chart per series."""
+    """Return a question's charts: one for `bar` and `line [log]`, one per series for `lines`."""
     kind, *options = question.chart.split()
     fields = dict(option.split("=") for option in options if "=" in option)
     x, y = fields["x"], fields["y"]
-    if kind == "bar" and isinstance(rows[0][y], str):  # named bars lie, numbered ones stand
+    if kind == "bar" and isinstance(rows[0][y], str):  # named bars are horizontal
         return [figures.bars([row[y] for row in rows], {x: [row[x] for row in rows]}, x)]
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:

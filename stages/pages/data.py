@@ -18,7 +18,7 @@ SMOOTHED = 0.02  # share of a run's rows that a loss curve averages over
 
 
 def stage_sections(folder: Path) -> list[Section]:
-    """Return the rows kept and rejected in every dataset root, stage by stage."""
+    """Return a table per dataset root of the rows that each stage kept and rejected."""
     header = ["stage", "shards", "rows in", "rows out", "rejected, by reason"]
     note = "Rows in = rows out + rows rejected; a rejected row keeps its key and its reason."
     sections = []
@@ -43,7 +43,7 @@ def _stage_rows(folder: Path, stage: str) -> list[list[Any]]:
 
 
 def loss_section(folder: Path) -> Section | None:
-    """Return loss curves of every run, in total and by term."""
+    """Return all runs' curves of the total loss, its terms, learning rate and gradient norm."""
     paths = sorted(folder.glob("**/metrics.parquet"))
     if not paths:
         return None
@@ -65,7 +65,7 @@ def loss_section(folder: Path) -> Section | None:
 
 
 def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return means over a centered window, shorter at the ends; NaN where it has no value."""
+    """Return means over a centered window, shorter at the ends; NaN where it holds no value."""
     width = max(1, round(len(values) * SMOOTHED))
     known = np.isfinite(values)
     kernel = np.ones(width)

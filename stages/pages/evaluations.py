@@ -1,8 +1,8 @@
 """FOLDER/**/scores.json -> evaluations by name, in groups of comparable scores.
 
-Scores are comparable if benchmark, class list, protocol and scored images are the same; the page
-never puts others into one table. A protocol is identified by its name, its file and the settings
-that `--set` may change.
+Scores are comparable if benchmark, class list, protocol and scored images are the same; no table
+of the page mixes others. A protocol is identified by its name, its file and the settings that
+`--set` may change.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from codeseg.pipeline.benchmark.manifest import Benchmark, load_benchmark
-from codeseg.stages.pages.html import said
+from codeseg.stages.pages.html import readable
 
 METHODS = {
     "code": "CoDe", "scg": "SCG", "maskclip": "MaskCLIP", "sclip": "SCLIP", "naclip": "NACLIP",
@@ -28,21 +28,16 @@ PLAYED = ("short_side", "window", "stride", "score", "background")  # that `--se
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One method on one benchmark, as written by `codeseg evaluate` or `codeseg score`."""
+    """One method's score on one benchmark, as written by `codeseg evaluate` or `codeseg score`."""
 
     folder: Path
     summary: dict[str, Any]
     manifest: Benchmark
-    images: tuple[str, ...]
-    """Ids of the scored images, sorted."""
-    miou: float | None
-    """Percent; None where no pixel was scored."""
-    shown: str
-    """The same as text, with its 95 % interval if one was recorded."""
-    compared: str
-    """The paired difference that `codeseg score --against` recorded; empty without."""
-    name: str = ""
-    """The name on the page: the method and, in a group, what distinguishes it."""
+    images: tuple[str, ...]  # ids of the scored images, sorted
+    miou: float | None  # percent; None where no pixel was scored
+    shown: str  # mIoU as text, with its 95 % interval if one was recorded
+    compared: str  # the paired difference that `codeseg score --against` recorded, or ""
+    name: str = ""  # the name on the page: the method and, in a group, what distinguishes it
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,9 +57,9 @@ class Evaluation:
         """The protocol's name and those of its settings that `--set` may change."""
         recorded = self.summary.get("protocol") or self.settings.get("protocol")
         known = [k for k in PLAYED if k in self.settings]
-        told = [f"{k.replace('_', ' ')} {said(self.settings[k])}" for k in known]
-        name = "no protocol recorded" if recorded is None else f"protocol {said(recorded)}"
-        return f"{name} ({', '.join(told)})" if told else name
+        settings = [f"{k.replace('_', ' ')} {readable(self.settings[k])}" for k in known]
+        name = "no protocol recorded" if recorded is None else f"protocol {readable(recorded)}"
+        return f"{name} ({', '.join(settings)})" if settings else name
 
     @property
     def data(self) -> Path | None:
@@ -85,28 +80,26 @@ class Evaluation:
 def find_evaluations(folder: Path) -> list[list[Evaluation]]:
     """Return groups of comparable evaluations, each from the lowest mIoU to the highest.
 
-    Raises:
-        ValueError: a scores.json that is not what `codeseg evaluate` or `codeseg score` writes.
+    Refuse a scores.json that neither `codeseg evaluate` nor `codeseg score` wrote.
     """
     found = [_read(path) for path in sorted(folder.glob("**/scores.json"))]
-    found.sort(key=_game)
+    found.sort(key=_comparability)
     groups = []
-    for _, same in groupby(found, key=_game):
+    for _, same in groupby(found, key=_comparability):
         group = sorted(same, key=lambda e: -1 if e.miou is None else e.miou)
         apart = names_apart([e.folder for e in group])
         methods = [e.method for e in group]
-        told = zip(methods, apart, strict=True)
-        names = [m if methods.count(m) == 1 else f"{m} ({more})" for m, more in told]
+        pairs = zip(methods, apart, strict=True)
+        names = [m if methods.count(m) == 1 else f"{m} ({more})" for m, more in pairs]
         groups.append([replace(e, name=name) for e, name in zip(group, names, strict=True)])
     return groups
 
 
-def _game(evaluation: Evaluation) -> tuple[Any, ...]:
+def _comparability(evaluation: Evaluation) -> tuple[Any, ...]:
     """Return a key that is equal for evaluations with comparable scores."""
     manifest = evaluation.manifest
-    names = str(evaluation.settings.get("protocol_sha256"))  # of the classes, too
-    played = (evaluation.protocol, names, evaluation.images)
-    return manifest.title, manifest.name, manifest.sha256, *played
+    protocol = (evaluation.protocol, str(evaluation.settings.get("protocol_sha256")))
+    return manifest.title, manifest.name, manifest.sha256, *protocol, evaluation.images
 
 
 def _read(path: Path) -> Evaluation:
@@ -140,9 +133,8 @@ def _bounds(interval: dict[str, float] | None) -> str:
 def names_apart(folders: Sequence[Path]) -> list[str]:
     """Return distinguishing names of folders: their paths without the common beginning and end.
 
-    Args:
-        folders: all different; runs/a/evaluations/voc/code and runs/b/evaluations/voc/code become
-            a and b; a single one becomes its own name.
+    runs/a/evaluations/voc/code and runs/b/evaluations/voc/code become a and b; a single folder
+    keeps its own name.
     """
 
     def shared(parts: Sequence[tuple[str, ...]]) -> int:

@@ -1,8 +1,8 @@
-"""Numbers and pictures -> parts of an offline page: tables, SVG charts, embedded pictures.
+"""Numbers and pictures -> parts of an offline page: tables, SVG charts and embedded pictures.
 
-No plotting library: a page must open anywhere, years later, from one file. The colors are Okabe and
-Ito's and a single-hue scale, which color-blind people can read; every axis has a name, and every
-mark has its value as text or as a tooltip.
+There is no plotting library: a page must open anywhere, years later, from one file. The colors are
+Okabe and Ito's and a single-hue scale, which color-blind people can read; every axis has a name,
+and every mark shows its value as text or as a tooltip.
 """
 
 import base64
@@ -17,17 +17,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from codeseg.model.pictures.overlay import Color, colors
-from codeseg.stages.pages.html import Html, fill, join, said
+from codeseg.stages.pages.html import Html, fill, join, readable
 
 WIDTH, HEIGHT = 430, 250  # of a chart, pixels: as wide as a phone
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 40  # margins of a plot, for its axes
 BAR = 15  # height of a bar, pixels
-NAMES = 150  # width left for the names of bars, pixels
-WIDEST = 60  # a column, pixels
-ALONE: Color = (0, 114, 178)  # a single series
+NAMES = 150  # width for the names of bars, pixels
+WIDEST = 60  # maximum width of a column, pixels
+ALONE: Color = (0, 114, 178)  # of a single series
 GRID: Color = (226, 230, 235)
-MOST_LETTERS = 34  # of a name beside a chart; the tooltip has all of them
-MOST_POINTED = 60  # values of a line that get a point with a tooltip
+MOST_LETTERS = 34  # of a name beside a chart; the tooltip shows all of them
+MOST_POINTED = 60  # a line with more values has no points with tooltips
 MOST_SHADED = 32  # classes of a heat map
 CELL = 18  # of a heat map, pixels
 
@@ -40,11 +40,11 @@ def css(color: Color) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], best: int | None = None) -> Html:
-    """Return a table that sorts by its headings; the row `best` is emphasized."""
+    """Return a table that can be sorted by its headings; emphasize row `best`."""
     head = join(fill("<th>{}</th>", name) for name in header)
     body = []
     for i, row in enumerate(rows):
-        texts = [value if isinstance(value, Html) else said(value) for value in row]
+        texts = [value if isinstance(value, Html) else readable(value) for value in row]
         cells = [fill('<td class="{}">{}</td>', _kind(text), text) for text in texts]
         body.append(fill('<tr class="{}">{}</tr>', "best" if i == best else "", join(cells)))
     form = '<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
@@ -65,18 +65,17 @@ def legend(names: Sequence[str], palette: Sequence[Color]) -> Html:
 
 
 def _key(names: Sequence[str]) -> tuple[Sequence[Color], Html]:
-    """Return a color per series and their legend, which a single series does not need."""
-    palette = colors(len(names)) if len(names) > 1 else [ALONE]
-    return palette, legend(names, palette) if len(names) > 1 else Html()
+    """Return a color per series, and their legend if there are several."""
+    if len(names) == 1:
+        return [ALONE], Html()
+    palette = colors(len(names))
+    return palette, legend(names, palette)
 
 
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_name: str) -> Html:
-    """Return horizontal bars, a group of them (one per series) for each name.
+    """Return horizontal bars: from top to bottom, a group with one bar per series for each name.
 
-    Args:
-        groups: the groups' names, top to bottom.
-        series: name -> a value per group; None draws nothing.
-        x_name: the name of the values.
+    `series` maps names to a value per group; None draws no bar. `x_name` names the values.
     """
     palette, key = _key(list(series))
     step = BAR * len(series) + 8
@@ -88,10 +87,10 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_
         parts.append(_text(NAMES - 6, top + BAR * len(series) / 2 + 4, group, "end"))
         for s, (name, values) in enumerate(series.items()):
             if (value := values[g]) is not None:
-                y, width, told = top + s * BAR, max(1.0, value * scale), said(value)
-                text = f"{group}, {name}: {told}"
+                y, width, number = top + s * BAR, max(1.0, value * scale), readable(value)
+                text = f"{group}, {name}: {number}"
                 parts.append(_box(NAMES, y, width, BAR - 2, palette[s], text))
-                parts.append(_text(NAMES + width + 4, y + BAR - 4, told, "start"))
+                parts.append(_text(NAMES + width + 4, y + BAR - 4, number, "start"))
     height = step * len(groups) + 24
     parts.append(_text(NAMES, height - 6, x_name, "start"))
     return join([key, _svg(WIDTH, height, parts, f"bars: {x_name}")])
@@ -100,14 +99,10 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x_
 def plot(
     series: Series, x_name: str, y_name: str, *, log: bool = False, columns: bool = False
 ) -> Html:
-    """Return lines over a numbered axis, or columns for one series of counts.
+    """Return lines over a numeric axis, or `columns` from zero for one series of counts.
 
-    Args:
-        series: name -> (x values, y values); values that are not finite are left out.
-        x_name: the name of x.
-        y_name: the name of y.
-        log: both axes logarithmic; values that are not positive are left out.
-        columns: columns from zero instead of lines.
+    `series` maps names to (x values, y values); values that are not finite are left out. With
+    `log`, both axes are logarithmic and values that are not positive are left out.
     """
     points = {name: _drawable(*values, log) for name, values in series.items()}
     xs = sorted({x for values in points.values() for x, _ in values})
@@ -134,7 +129,7 @@ def plot(
     palette, key = _key(list(series))
     for (name, values), color in zip(points.items(), palette, strict=True):
         places = [place(x, y) for x, y in values]
-        told = [f"{name} {_tick(x, log)}: {_tick(y, log)}" for x, y in values]
+        tooltips = [f"{name} {_tick(x, log)}: {_tick(y, log)}" for x, y in values]
         if columns:
             wide, bottom = min(WIDEST, max(1.0, 0.86 * gap * x_scale)), HEIGHT - BOTTOM
             boxes = [(x - wide / 2, y, wide, bottom - y) for x, y in places]
@@ -144,14 +139,14 @@ def plot(
             parts.append(fill(form, path, css(color), name))
             few = len(places) < MOST_POINTED
             boxes = [(x - 2.5, y - 2.5, 5.0, 5.0) for x, y in places] if few else []
-        parts += [_box(*box, color, text) for box, text in zip(boxes, told, strict=False)]
+        parts += [_box(*box, color, text) for box, text in zip(boxes, tooltips, strict=False)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_name, "middle"))
     parts.append(_text(4, 12, y_name, "start"))
     return join([key, _svg(WIDTH, HEIGHT, parts, f"{y_name} over {x_name}")])
 
 
 def _drawable(xs: Sequence[float], ys: Sequence[float], log: bool) -> list[tuple[float, float]]:
-    """Return the points that can be drawn, their logarithms if `log`."""
+    """Return the points that can be drawn, as logarithms if `log`."""
     pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
     if log:
         return [(math.log10(x), math.log10(y)) for x, y in pairs if min(x, y) > 0]
@@ -159,7 +154,7 @@ def _drawable(xs: Sequence[float], ys: Sequence[float], log: bool) -> list[tuple
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """Return round values between two others, about five; whole powers of ten if `log`."""
+    """Return about five round values between two others; whole powers of ten if `log`."""
     if high <= low:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / 5))
@@ -170,13 +165,13 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
 
 
 def _tick(value: float, log: bool) -> str:
-    return said(10**value if log else value)
+    return readable(10**value if log else value)
 
 
 def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
     """Return a confusion matrix, each row in shares of the labeled pixels; darker is more.
 
-    Only classes that occur are drawn; if there are many, those with the most pixels.
+    It shows only classes that occur and, if there are many, only those with the most pixels.
     """
     pixels = matrix.sum(0) + matrix.sum(1)
     shown = sorted(k for k in np.argsort(-pixels, kind="stable")[:MOST_SHADED] if pixels[k])
@@ -191,8 +186,8 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
             share = float(matrix[label, k] / matrix[label].sum())
             shade = 1 - math.sqrt(share)  # the square root makes small confusions visible
             color = (round(255 * shade), round(62 + 193 * shade), round(116 + 139 * shade))
-            told = f"{names[label]} as {names[k]}: {said(share, share=True)}"
-            parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, color, told))
+            tooltip = f"{names[label]} as {names[k]}: {readable(share, share=True)}"
+            parts.append(_box(120 + CELL * j, 122 + CELL * i, CELL - 1, CELL - 1, color, tooltip))
     width, height = 200 + CELL * len(shown), 130 + CELL * len(labelled)
     return _svg(width, height, parts, "confusion matrix", "wide")
 
@@ -200,7 +195,7 @@ def heat_map(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Html:
 def picture(
     pixels: npt.NDArray[np.uint8] | Image.Image, caption: str, width: int = 180, most: int = 640
 ) -> Html:
-    """Return an embedded picture, `width` pixels wide on the page, that a click enlarges."""
+    """Return an embedded picture, `width` pixels wide on the page, which a click enlarges."""
     form = (
         '<figure style="width:{}px"><button type="button" title="enlarge"><img src="{}" '
         'width="{}" alt="{}"></button><figcaption>{}</figcaption></figure>'
@@ -209,7 +204,7 @@ def picture(
 
 
 def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
-    """Return a WebP as a data: URI; a side longer than `most` pixels is reduced."""
+    """Return a WebP as a data: URI, reduced if a side is longer than `most` pixels."""
     image = (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).convert("RGB")
     image.thumbnail((most, most))
     buffer = io.BytesIO()
@@ -218,18 +213,18 @@ def embedded(pixels: npt.NDArray[np.uint8] | Image.Image, most: int) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, transform: str = "") -> Html:
-    """Return a line of text; a long one is cut and has a tooltip with all of it."""
+    """Return a line of text with a tooltip; a long text is cut."""
     short = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
     form = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" transform="{}">{}<title>{}</title></text>'
     return fill(form, x, y, anchor, transform, short, text)
 
 
-def _box(x: float, y: float, width: float, height: float, color: Color, told: str) -> Html:
+def _box(x: float, y: float, width: float, height: float, color: Color, tooltip: str) -> Html:
     form = (
         '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title>'
         "</rect>"
     )
-    return fill(form, x, y, width, height, css(color), told)
+    return fill(form, x, y, width, height, css(color), tooltip)
 
 
 def _svg(width: float, height: float, parts: Sequence[Html], label: str, kind: str = "") -> Html:

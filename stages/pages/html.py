@@ -1,7 +1,7 @@
-"""Templates and values -> HTML: the only place that escapes, and the number format of all pages.
+"""Templates and values -> HTML: the only place that escapes text and formats numbers.
 
 Captions, host names, class names, file names and settings are untrusted text. They become
-HTML only through `fill`, which escapes them; a string is never markup by itself.
+HTML only through `fill`, which escapes them; a plain string is never markup.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ class Html(str):
 
 
 def fill(template: str, *values: object, **named: object) -> Html:
-    """Return a template with its {fields} filled in, escaping all but Html and numbers."""
+    """Fill in a template's {fields}, escaping all values but Html and numbers."""
     return Html(template.format(*map(_safe, values), **{k: _safe(v) for k, v in named.items()}))
 
 
 def join(parts: Iterable[Html], between: str = "") -> Html:
-    """Return the parts in order, with the escaped text `between` them."""
+    """Join parts, with the escaped text `between` them."""
     return Html(escape(between).join(parts))
 
 
@@ -29,10 +29,10 @@ def _safe(value: object) -> Html | int | float:
     return value if isinstance(value, Html | int | float) else Html(escape(str(value)))
 
 
-def said(value: Any, share: bool = False) -> str:
-    """Return a value in readable form: 1,200 · 0.25 · 59.7 % (a share) · a · b (a list)."""
+def readable(value: Any, share: bool = False) -> str:
+    """Return a value as text: 1,200, 0.25, 59.7 % (a share), "a · b" (a list)."""
     if isinstance(value, list | tuple):
-        return " · ".join(said(item) for item in value)
+        return " · ".join(readable(item) for item in value)
     if share and isinstance(value, int | float):
         return f"{100 * value:.3g} %"
     if isinstance(value, float):

@@ -1,7 +1,7 @@
 """Sections -> one HTML page that opens offline, years later, also on a phone.
 
-It contains its styles, charts and pictures, so it can be moved and mailed. The page's own script
-sorts tables and enlarges pictures; its policy allows no other script and loads nothing.
+The page contains its styles, charts and pictures, so it can be moved and mailed. Its script sorts
+tables and enlarges pictures; its security policy allows no other script and loads nothing.
 """
 
 import base64
@@ -18,7 +18,7 @@ from codeseg.stages.pages.html import Html, fill, join
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A section of the page."""
 
     title: str
     html: Html
@@ -26,7 +26,7 @@ class Section:
 
 
 def write_page(path: Path, sections: Sequence[Section], *, title: str, subtitle: str = "") -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     template = (files("codeseg.stages.pages") / "page.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0].encode()
     page = Template(template).substitute(
@@ -46,10 +46,10 @@ def _section(number: int, section: Section) -> Html:
 
 
 def grid(cells: Sequence[Html]) -> Html:
-    """Return charts side by side if there is room."""
+    """Return charts that stand side by side if there is room."""
     return fill('<div class="charts">{}</div>', join(fill("<div>{}</div>", c) for c in cells))
 
 
 def folded(summary: str, content: Html) -> Html:
-    """Return content folded behind a summary line."""
+    """Return content that is folded behind a summary line."""
     return fill("<details><summary>{}</summary>{}</details>", summary, content)

@@ -1,7 +1,7 @@
-"""Stored label maps and segmented pictures -> pictures of the report.
+"""Stored label maps and segmented pictures -> picture sections of the report.
 
-Best, median and worst images with every method beside the ground truth, in the benchmark's own
-colors; the results of `codeseg segment` (FOLDER/**/segments.json).
+They show the best, median and worst images with every method beside the ground truth, in the
+benchmark's own colors, and the results of `codeseg segment` (FOLDER/**/segments.json).
 """
 
 import json
@@ -20,12 +20,12 @@ from codeseg.stages.pages import figures
 from codeseg.stages.pages.evaluations import Evaluation
 from codeseg.stages.pages.html import Html, fill, join
 from codeseg.stages.pages.page import Section
-from codeseg.stages.pages.results import game, heading
+from codeseg.stages.pages.results import conditions, heading
 
-TELLING = 3  # labeled classes that make a picture worth showing
+FEWEST_CLASSES = 3  # labeled classes that make a picture worth showing
 EACH = 2  # pictures of each kind: best, median, worst
-MOST_LISTED = 12  # classes of a picture that its legend names, the largest first
-MOST_PICTURES = 12  # of one segments.json
+MOST_LISTED = 12  # classes that a picture's legend names, the largest first
+MOST_PICTURES = 12  # pictures of one segments.json
 IGNORED: Color = (224, 224, 192)  # as in VOC's own label maps
 
 
@@ -37,8 +37,8 @@ def picture_section(group: Sequence[Evaluation]) -> Section | None:
     data = best.manifest.open(best.data)
     table = pq.read_table(best.folder / "images.parquet").to_pylist()
     scored = [row for row in table if row["miou"] is not None]
-    telling = [row for row in scored if row["classes"] >= TELLING]
-    order = sorted(telling or scored, key=lambda row: -row["miou"])
+    varied = [row for row in scored if row["classes"] >= FEWEST_CLASSES]
+    order = sorted(varied or scored, key=lambda row: -row["miou"])
     if not order:
         return None
     starts = {"best": 0, "median": max(0, len(order) // 2 - 1), "worst": max(0, len(order) - EACH)}
@@ -50,8 +50,8 @@ def picture_section(group: Sequence[Evaluation]) -> Section | None:
                 title = f"{kind}: {row['id']}, mIoU {100 * row['miou']:.1f} %"
                 parts += [fill("<h3>{}</h3>", title), _side_by_side(data, group, row["id"])]
     note = (
-        f"Chosen by {best.name}'s mIoU over the classes of the image ({game(best)}). Colors are "
-        "the benchmark's own; the background is unpainted, beige pixels are not scored."
+        f"Chosen by {best.name}'s mIoU over the classes of the image ({conditions(best)}). Colors "
+        "are the benchmark's own; the background is unpainted; beige pixels are not scored."
     )
     return Section(f"{heading(best)}: pictures", join(parts), note)
 
@@ -92,11 +92,7 @@ def words_section(folder: Path) -> Section | None:
 
 
 def _words(path: Path) -> Html:
-    """Return one call's pictures.
-
-    Raises:
-        ValueError: the file is not what `codeseg segment` writes.
-    """
+    """Return the pictures of a segments.json; refuse a file not written by `codeseg segment`."""
     try:
         found = json.loads(path.read_text())
         rows = [row for row in found["images"] if "error" not in row][:MOST_PICTURES]

@@ -6,19 +6,14 @@ from itertools import groupby
 
 from codeseg.stages.pages import figures
 from codeseg.stages.pages.evaluations import Evaluation
-from codeseg.stages.pages.html import Html, fill, join, said
+from codeseg.stages.pages.html import Html, fill, join, readable
 from codeseg.stages.pages.page import Section, folded
 
-MOST_BARS = 24  # classes of the chart; if there are more, those that differ most
+MOST_BARS = 24  # classes in the chart; if there are more, those that differ most
 SCORES = (
-    "method",
-    "mIoU, % (95 % interval)",
-    "pixel accuracy, %",
-    "CLIP",
-    "checkpoint",
-    "refinement",
+    "method", "mIoU, % (95 % interval)", "pixel accuracy, %", "CLIP", "checkpoint", "refinement",
     "failed",
-)
+)  # fmt: skip
 
 
 def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
@@ -28,12 +23,12 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
         tables = list(same)
         parts.append(fill("<h3>{}</h3>", title))
         if len(tables) > 1:
-            told = "Scores of different tables do not compare: protocol, images or classes differ."
-            parts.append(fill('<p class="note">{}</p>', told))
+            note = "Scores of different tables do not compare: protocol, images or classes differ."
+            parts.append(fill('<p class="note">{}</p>', note))
         for group in tables:
             best = len(group) - 1 if len(group) > 1 else None
             table = figures.table(SCORES, [_scores(e) for e in group], best)
-            parts += [fill("<p>{}</p>", game(group[0])), table]
+            parts += [fill("<p>{}</p>", conditions(group[0])), table]
             parts += [fill("<p>{}: {}</p>", e.name, e.compared) for e in group if e.compared]
             parts.append(_settings(group))
         if published := tables[0][0].manifest.published:
@@ -45,17 +40,17 @@ def results_section(groups: Sequence[Sequence[Evaluation]]) -> Section:
     return Section("Results", join(parts), note)
 
 
-def game(evaluation: Evaluation) -> str:
-    """Return the protocol and the images of a score."""
+def conditions(evaluation: Evaluation) -> str:
+    """Return a description of a score's protocol and images."""
     official, scored = evaluation.manifest.images, len(evaluation.images)
     if scored == official:
-        return f"{evaluation.protocol}, all {said(scored)} images"
-    images = f"{said(scored)} of {said(official)} images"
+        return f"{evaluation.protocol}, all {readable(scored)} images"
+    images = f"{readable(scored)} of {readable(official)} images"
     return f"{evaluation.protocol}, {images}: does not compare with published scores"
 
 
 def heading(evaluation: Evaluation) -> str:
-    """Return the benchmark and the protocol, by which a section is found."""
+    """Return the benchmark and the protocol, for a section's heading."""
     protocol = evaluation.settings.get("protocol")
     return f"{evaluation.manifest.name}, {protocol}" if protocol else evaluation.manifest.name
 
@@ -81,7 +76,7 @@ def _short(value: object) -> object:
 
 
 def class_section(group: Sequence[Evaluation]) -> Section:
-    """Return IoU of the classes that occur, for all methods, and the best one's confusions."""
+    """Return the IoU of the classes that occur, for all methods, and the best one's confusions."""
     best, scores = group[-1], [e.per_class() for e in group]
     rows = {n: [s[n] for s in scores] for n in best.manifest.classes}
     rows = {n: row for n, row in rows.items() if any(value is not None for value in row)}
@@ -100,7 +95,7 @@ def class_section(group: Sequence[Evaluation]) -> Section:
         fill("<h3>What {} confuses</h3>", best.name),
         figures.heat_map(best.confusion(), best.manifest.classes),
     ]
-    return Section(f"{heading(best)}: classes", join(parts), game(best))
+    return Section(f"{heading(best)}: classes", join(parts), conditions(best))
 
 
 def _difference(one: object, other: object) -> str | None:

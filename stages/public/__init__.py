@@ -1,14 +1,14 @@
-"""The import name: `from codeseg import Segmenter`; public names, loaded on first use.
+"""The import name: `from codeseg import Segmenter`; public names are loaded on first use.
 
-In: a name that docs/api.md documents. Out: the object; importing codeseg alone loads no torch.
+In: a name that docs/api.md documents. Out: the object. Importing codeseg alone loads no torch.
 """
 
 import importlib
 import os
 from typing import Any
 
-# Read when torch loads, which is later in every command, Ray worker and user's program.
-# Threads that spin while they wait for each other are 10 to 20 times slower under load.
+# Torch reads these when it loads, which is later in every command, Ray worker and user's program.
+# Under load, threads that spin while they wait for each other are 10 to 20 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 

@@ -1,6 +1,6 @@
-"""Configuration files as settings by dotted key, and the differences between two of them.
+"""Configuration files -> settings by dotted key, and the differences between two of them.
 
-In: a JSON or TOML file, nested settings. Out: dotted keys with values; a line for each difference.
+In: a JSON or TOML file; nested settings. Out: dotted keys with values; a line for each difference.
 """
 
 import json
@@ -11,11 +11,7 @@ from typing import Any
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read a JSON or TOML configuration file into nested dictionaries.
-
-    Raises:
-        ValueError: the file is missing, is neither JSON nor TOML, or does not parse.
-    """
+    """Read a JSON or TOML configuration file into nested dictionaries; refuse any other file."""
     try:
         if path.suffix == ".toml":
             values = tomllib.loads(path.read_text())
@@ -48,9 +44,6 @@ def differences(
 ) -> list[str]:
     """Return one line "key: old -> new" for each dotted key whose values differ, sorted by key."""
     before, after = flatten(old), flatten(new)
-    missing = "(absent)"
-    return [
-        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
-        for key in sorted(before.keys() | after.keys())
-        if key not in set(ignore) and before.get(key, missing) != after.get(key, missing)
-    ]
+    keys = sorted((before.keys() | after.keys()).difference(ignore))
+    pairs = [(key, before.get(key, "(absent)"), after.get(key, "(absent)")) for key in keys]
+    return [f"{key}: {one} -> {other}" for key, one, other in pairs if one != other]

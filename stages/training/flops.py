@@ -1,6 +1,6 @@
-"""Model FLOP utilization: the FLOPs of a step and the peak rate of the device.
+"""A step to run -> its floating-point operations; a device -> its peak rate in FLOP/s.
 
-In: a step to run, a device. Out: floating-point operations; FLOP/s.
+The two give the model FLOP utilization (MFU).
 """
 
 import re
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 and fp16 tensor-core rates from the vendor's data sheets, FLOP/s, by the driver's name
-# of the device, matched whole: "H100" alone is three devices.
+# Dense bf16 and fp16 tensor-core rates from the vendor's data sheets, FLOP/s, by the driver's full
+# name of the device: "H100" alone is three devices.
 DATA_SHEET = {
     r"NVIDIA A100[ -].*": 312e12,
     r"NVIDIA H100 80GB HBM3": 989e12,
@@ -26,19 +26,17 @@ DATA_SHEET = {
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    """Return the FLOPs of the products and convolutions of `step` (a multiply-add counts two)."""
-    counter = FlopCounterMode(display=False)
-    with counter:
+    """Count the FLOPs of a step's matrix products and convolutions (a multiply-add counts two)."""
+    with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the device's peak rate, FLOP/s; None for a GPU that is not listed here.
+    """Return a device's peak rate, FLOP/s; None for a GPU that is not listed here.
 
-    Args:
-        device: the model's device; a CPU's rate is measured with a large matrix product.
-        precision: "fp32" (TF32 on a GPU), "bf16" or "fp16".
+    `precision` is "fp32" (TF32 on a GPU), "bf16" or "fp16". A CPU's rate is measured with a large
+    matrix product.
     """
     if device.type == "cuda":
         rate = data_sheet(torch.cuda.get_device_name(device))
@@ -48,7 +46,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def data_sheet(name: str) -> float | None:
-    """Return a GPU's dense bf16 rate by its driver's name; None for one that is not listed."""
+    """Return a GPU's dense bf16 rate by its driver's name, or None if it is not listed."""
     return next((rate for one, rate in DATA_SHEET.items() if re.fullmatch(one, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""A row of training figures -> a live table on a terminal, or else one plain line."""
+"""A row of training figures -> a live table on a terminal, or one plain line."""
 
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -29,7 +29,7 @@ def plain_line(row: Row, total: int) -> str:
 
 
 class LiveTable(Live):
-    """A progress bar below the last row's figures: loss terms left, all others right."""
+    """The last row's figures, with loss terms on the left, above a progress bar."""
 
     def __init__(self, console: Console, step: int, total: int) -> None:
         self._progress = Progress(

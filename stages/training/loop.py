@@ -2,7 +2,7 @@
 
 Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
 that was killed resumes from its last checkpoint and ends with the same bits (on a CPU, with the
-same number of threads) as one that was not. Under torchrun every process reads its part of each
+same number of threads) as one that was not. Under torchrun, every process reads its part of each
 batch (stages/training/processes.py).
 """
 
@@ -30,11 +30,11 @@ from codeseg.stages.training.run import (
     CONFIG,
     State,
     check_run,
+    folder_digest,
     load_clip,
     resume,
     save,
     saved_progress,
-    seen,
     write_config,
 )
 from codeseg.stages.training.runlog import Meter, RunLog
@@ -51,15 +51,15 @@ class Stop:
 
 @contextmanager
 def stop_when_asked() -> Iterator[Stop]:
-    """Let SIGTERM and a first Ctrl-C end the loop after the current step, once it is saved."""
+    """Let SIGTERM and a first Ctrl-C end the loop after saving the current step."""
     stop = Stop()
 
     def ask(number: int, frame: Any) -> None:
         if number == signal.SIGINT:
             if stop.by_keyboard:
                 raise KeyboardInterrupt
-            # the interrupted call may be print itself
-            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
+            # Not print, which may be the very call that is interrupted.
+            os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
             stop.by_keyboard = True
         stop.asked = True
 
@@ -80,17 +80,17 @@ def fit(
     """Train until the recipe's last step or until SIGTERM or Ctrl-C.
 
     Args:
-        root: dataset root with features, or several.
-        run: the run's folder; an existing one is resumed.
+        root: one or more dataset roots with features.
+        run: the run's folder; an existing run is resumed.
         recipe: all settings.
-        start_from: a RUN or checkpoint with whose weights a new run begins.
+        start_from: a RUN or checkpoint whose weights a new run starts with.
 
     Returns:
         Whether the run is finished; False after SIGTERM, with the last step saved.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, with the last step saved; immediately after a second one.
-        ValueError: settings, data or folder do not fit; the message names them.
+        KeyboardInterrupt: after Ctrl-C, with the last step saved; after a second one, at once.
+        ValueError: settings, data or folder do not match; the message names them.
         FloatingPointError: a loss or gradient was not finite.
         OSError: a checkpoint could not be written; earlier ones survive.
     """
@@ -106,9 +106,9 @@ def fit(
             }
             if start_from is not None:
                 data["from"] = str(start_from)
-            shared = {"RUN": seen(run), "settings": asdict(recipe), "data": data["contents"]}
-        processes.refuse_differences(shared)
-        with processes.together():  # all look at the folder before it changes
+            shared = {"RUN": folder_digest(run), "settings": asdict(recipe)}
+        processes.refuse_differences(shared | {"data": data["contents"]})
+        with processes.together():  # all check the folder before it changes
             check_run(run, recipe, data)
             if step < recipe.train.steps:
                 state = prepare(run, recipe, stream, processes.device, start_from)
@@ -122,7 +122,7 @@ def fit(
         processes.refuse_differences({"RUN": (run / CONFIG).is_file()})
         with RunLog(run, recipe, state.step, processes.is_main) as log:
             for shard, reason in stream.skipped.items():
-                log.say(f"shard {shard} is skipped: {reason}")
+                log.say(f"skipping shard {shard}: {reason}")
             finished = train_steps(run, recipe, state, iter(stream), processes, log, stop)
         if not finished and processes.is_main:
             typer.echo(f"{run} was stopped and saved; rerun the same command to resume")
@@ -134,7 +134,7 @@ def fit(
 def prepare(
     run: Path, recipe: Recipe, stream: FeatureStream, device: torch.device, start_from: Path | None
 ) -> State:
-    """Make the model and bring it to where the run, or the one it starts from, stopped."""
+    """Build the model and restore the state in which the run, or its starting run, stopped."""
     torch.manual_seed(recipe.train.seed)
     clip = load_clip(stream.name, recipe, stream.settings.clip)
     code = CoDe(clip, recipe.model).to(device)
@@ -146,7 +146,7 @@ def prepare(
 
 
 def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
-    """Return the state at step 0 of everything that is trained in phase 1 or 2."""
+    """Return the state at step 0 of everything that is trained in either phase."""
     code.set_phase(2)
     parameters = {name: p for name, p in code.named_parameters() if p.requires_grad}
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -158,8 +158,7 @@ def open_stream(
 ) -> FeatureStream:
     """Return this process's part of the batches, from where the run stopped.
 
-    Raises:
-        ValueError: a micro-batch does not divide among the processes, or the data does not fit.
+    Refuse a batch size that cannot be divided among processes and micro-batches.
     """
     train = recipe.train
     parts = train.accumulation * processes.world_size
@@ -196,11 +195,11 @@ def train_steps(
     log: RunLog,
     stop: Stop,
 ) -> bool:
-    """Run the loop; return whether the last step is done, False if it was stopped before."""
+    """Run the loop; return whether the last step is done, False if it was stopped earlier."""
     train = recipe.train
     meter = Meter(processes.device, peak_flops(processes.device, train.precision))
     stepper = Stepper(state, train, processes)
-    keys: dict[int, list[list[str]]] = {}  # of the steps whose figures are not read yet
+    keys: dict[int, list[list[str]]] = {}  # of the steps whose figures have not been read yet
     while state.step < train.steps:
         began = time.perf_counter()
         batches = [next(stream) for _ in range(train.accumulation)]
@@ -216,7 +215,7 @@ def train_steps(
         logs = last or done % train.log_every == 0
         saves = last or done % train.checkpoint_every == 0
         figures: dict[str, float] = {}
-        # Reading waits for the GPU, so it is done only where a row is logged or a state is saved.
+        # Reading waits for the GPU, so it is done only when a row is logged or a state is saved.
         if stepper.reads_each_step or logs or saves or (asked and processes.world_size == 1):
             step, figures = stepper.read()
             refuse_non_finite(run, state, step, figures, keys, processes)
@@ -245,13 +244,10 @@ def refuse_non_finite(
     keys: dict[int, list[list[str]]],
     processes: Processes,
 ) -> None:
-    """Stop before the optimizer updates the weights, and save the batch's keys for inspection.
+    """Save the batch's keys and raise FloatingPointError if a loss or gradient is not finite.
 
     Figures read later are those of the first bad step; the weights have not changed since. With
-    fp16 the loss scaler handles an infinite gradient norm while its scale is above 1.
-
-    Raises:
-        FloatingPointError: names the loss terms, or the gradients, that are not finite.
+    fp16, the loss scaler handles an infinite gradient norm while its scale is above 1.
     """
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if not bad or (

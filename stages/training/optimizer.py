@@ -1,6 +1,6 @@
-"""METHOD §7's optimizer: parameter groups, the learning rate of a step, state without pickle.
+"""METHOD §7's optimizer: parameter groups, a step's learning rate, state without pickle.
 
-In: CoDe and its TrainConfig. Out: AdamW, and its state as named tensors for a safetensors file.
+In: CoDe's parameters and a TrainConfig. Out: AdamW, and its state as named tensors.
 """
 
 import math
@@ -17,14 +17,11 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], train: TrainConfig
 ) -> torch.optim.AdamW:
-    """Return AdamW without weight decay on one-dimensional parameters and layers' biases.
+    """Return AdamW without weight decay for one-dimensional parameters and layers' biases.
 
-    Gates, mask scales, mask biases and log-temperatures have no dimension: the reference decays
-    them, and so does this unless `train.decay_scalars` is off.
-
-    Args:
-        parameters: every parameter that is trained in any phase, by name.
-        train: rates and decay.
+    Gates, mask scales, mask biases and log-temperatures are scalars: the reference decays them,
+    and so does this function unless `train.decay_scalars` is off. `parameters` are all that are
+    trained in either phase.
     """
     decayed = {name: p for name, p in parameters.items() if _decays(name, p, train)}
     plain = [p for name, p in parameters.items() if name not in decayed]
@@ -36,7 +33,7 @@ def build_optimizer(
         lr=train.peak_lr,
         betas=train.betas,
         eps=train.eps,
-        # One kernel for all parameters, and the update can be skipped without waiting for the GPU.
+        # Fused: one kernel for all parameters, and an update can be skipped without GPU sync.
         fused=all(p.device.type == "cuda" for p in parameters.values()),
     )
 
@@ -51,11 +48,8 @@ def learning_rate(step: int, train: TrainConfig) -> float:
     """Return the rate of a step: linear warm-up to the peak, then a cosine to the final rate.
 
     The reference warms up from 0.0001 of the peak at step 0 to the peak at step `warmup_steps`;
-    with `warmup_start` none the first step has 1 / `warmup_steps` of the peak.
-
-    Args:
-        step: 0 for the first.
-        train: the schedule; the last step, `train.steps - 1`, gets exactly `train.final_lr`.
+    without `warmup_start`, the first step has 1 / `warmup_steps` of the peak. The last step,
+    `train.steps - 1`, gets exactly `train.final_lr`.
     """
     if step < train.warmup_steps:
         if train.warmup_start is None:
@@ -70,7 +64,7 @@ def learning_rate(step: int, train: TrainConfig) -> float:
 def optimizer_tensors(
     optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Return the state as "parameter.moment" -> tensor; parameters without gradients have none."""
+    """Return the state as "parameter.moment" -> tensor, of parameters that had gradients."""
     return {
         f"{name}.{moment}": torch.as_tensor(optimizer.state[parameter][moment])
         for name, parameter in parameters.items()
@@ -84,17 +78,13 @@ def restore_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Restore a state from `optimizer_tensors`.
-
-    Raises:
-        ValueError: a tensor belongs to no parameter.
-    """
+    """Restore a state from `optimizer_tensors`; refuse a tensor that belongs to no parameter."""
     for key, value in tensors.items():
         name, _, moment = key.rpartition(".")
         if name not in parameters or moment not in MOMENTS:
             raise ValueError(f"optimizer state {key} belongs to no parameter of this model")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, unless fused; moments are on the parameter's device.
+        # AdamW counts steps on the CPU unless fused; moments are on the parameter's device.
         on_cpu = moment == "step" and not optimizer.defaults["fused"]
         device = torch.device("cpu") if on_cpu else parameter.device
         optimizer.state[parameter][moment] = value.to(device)

@@ -1,7 +1,7 @@
 """The processes that `torchrun` started: rank, device and a few collectives.
 
 In: the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK); without it, one process.
-Out: a `Processes`; its collectives do nothing when there is one process.
+Out: a `Processes`, whose collectives do nothing in a single process.
 """
 
 import os
@@ -21,7 +21,7 @@ from codeseg.model.device import choose_device
 
 @dataclass(frozen=True)
 class Processes:
-    """This process in its group; a context manager that closes the group."""
+    """This process in its group; as a context manager, it closes the group."""
 
     rank: int
     world_size: int
@@ -33,7 +33,7 @@ class Processes:
         chosen = choose_device(device)
         gpu = chosen.type == "cuda"
         if gpu:
-            # A scheduler may show each task only its own GPU, which is then number 0 to all.
+            # If a scheduler shows each task only its own GPU, its number is 0 in every task.
             alone = torch.cuda.device_count() == 1
             local = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
             chosen = torch.device("cuda", local)
@@ -53,15 +53,15 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this process writes the files and the messages."""
+        """Whether this process writes the files and the messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with gradients averaged over processes, for its trainable parameters."""
+        """Return the model with gradients averaged over processes."""
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        # its successor, forward_sync_buffers, is newer than the oldest torch that we take
+        # Its successor, forward_sync_buffers, is newer than the oldest torch that we support.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
         return DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -84,10 +84,9 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Leave the block when all processes do; if one fails in it, all fail, and none waits.
+        """Leave the block when all processes do; if one fails in it, all fail and none waits.
 
-        Raises:
-            ValueError: on the others, with the line of the first that failed.
+        The others raise ValueError with the message of the first that failed.
         """
         failed: Exception | None = None
         try:
@@ -101,21 +100,17 @@ class Processes:
             if line is not None:
                 raise ValueError(f"process {rank} failed: {line}")
 
-    def refuse_differences(self, seen: Mapping[str, Any]) -> None:
-        """Refuse to continue if processes do not see the same.
+    def refuse_differences(self, values: Mapping[str, Any]) -> None:
+        """Refuse to continue if values, named for the message, differ between processes.
 
-        Args:
-            seen: values that must be equal on every process, by their names in the message.
-
-        Raises:
-            ValueError: on every process; names the first process that differs, and the values.
+        Every process raises ValueError, which names the first process that differs.
         """
-        first, *others = self.gather(dict(seen))
+        first, *others = self.gather(dict(values))
         for rank, other in enumerate(others, start=1):
             if differing := [name for name in first if first[name] != other.get(name)]:
                 raise ValueError(
                     f"process {rank} does not see the same {' and '.join(differing)} as process 0: "
-                    "put RUN and ROOT on storage that all nodes share, and give all one command"
+                    "put RUN and ROOT on storage that all nodes share, and run one command on all"
                 )
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Named runs: a recipe's name -> a complete frozen configuration of a training run.
+"""A recipe's name -> the complete, frozen configuration of a training run.
 
 `code_vitb16` has every constant of the paper's run (METHOD §6, §7): the defaults below. The others
 change only what recipes.toml says.
@@ -19,29 +19,29 @@ PAPER_BATCH = 4096  # learning rates of METHOD §7 are given at this global batc
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """The frozen CLIP; must be the one that made the feature table."""
+    """The frozen CLIP, which must be the one that made the features."""
 
     model: str = "ViT-B-16"
-    """Architecture, an open_clip name."""
+    """Architecture: an open_clip model name."""
     pretrained: str = "openai"
     """Weights: an open_clip tag, a path to a file, or random[:SEED]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The run: METHOD §7, and where it is logged and saved."""
+    """The training settings: METHOD §7, data, logging and checkpoints."""
 
     steps: int = 50_001
-    """Optimizer steps (the paper's 50,000; the reference makes one more)."""
+    """Optimizer steps (the paper makes 50,000, the reference one more)."""
     batch_size: int = 64
     """Images per step, over all processes and micro-batches."""
     accumulation: int = 1
-    """Micro-batches per step; the contrastive losses see one micro-batch (of all processes) at a
-    time, so more of them do not equal a larger batch."""
+    """Micro-batches per step. The contrastive losses see one micro-batch (of all processes) at a
+    time, so accumulation does not equal a larger batch."""
     seed: int = 0
     """Seed of sample order, noun choice, initial values and Gumbel noise."""
     base_lr: float = 3.2e-4
-    """Peak learning rate at a global batch of lr_batch; scaled linearly with batch_size."""
+    """Peak learning rate for a global batch of lr_batch; scaled linearly with batch_size."""
     base_final_lr: float = 4e-5
     """Learning rate at the last step, scaled like the peak."""
     lr_batch: int = PAPER_BATCH
@@ -63,29 +63,29 @@ class TrainConfig:
     clip_norm: float = 5.0
     """Gradients are scaled down to this global L2 norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Autocast type of forward and backward; weights and optimizer stay in fp32."""
+    """Autocast type of forward and backward; weights and optimizer remain in fp32."""
     compile: bool | None = None
-    """Compile the model with torch.compile, once a phase; none: on a GPU, not on a CPU."""
+    """Compile the model with torch.compile, once per phase; none: on a GPU, not on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     prefetch: int = 4
-    """Batches read ahead of the step, at least one a thread."""
+    """Batches to read ahead of the step; at least one per thread."""
     threads: int = 2
-    """Threads of a process that make batches; with image_tokens=none each decodes its JPEGs."""
+    """Threads per process that make batches; with image_tokens=none, they also decode JPEGs."""
     weights: tuple[float, ...] | None = None
     """Each root's share of the samples, if there are several; none: in proportion to its rows."""
     selection: str | None = None
-    """Name of a selection by `codeseg select`; only its pairs are trained on."""
+    """Name of a selection made by `codeseg select`; train only on its pairs."""
     skip_corrupt: bool = False
     """Skip and count a shard that cannot be read, instead of stopping."""
     log_every: int = 10
     """Steps between two rows of metrics.parquet."""
     checkpoint_every: int = 1_000
-    """Steps between two checkpoints; one more is written at the end."""
+    """Steps between two checkpoints; another is written at the end."""
     keep_checkpoints: int = 3
-    """Number of checkpoints to keep, the newest."""
+    """Number of newest checkpoints to keep."""
     wandb: str | None = None
-    """Weights & Biases project to log to; none = do not log there."""
+    """Weights & Biases project to log to; none: do not log there."""
 
     @property
     def peak_lr(self) -> float:
@@ -113,7 +113,7 @@ class Recipe:
     """The complete settings of a run, as in `RUN/config.json`."""
 
     name: str
-    """Of recipes.toml, that it started from."""
+    """The recipe in recipes.toml on which the settings are based."""
     clip: ClipConfig
     model: CoDeConfig
     train: TrainConfig
@@ -136,7 +136,7 @@ FRACTIONS = ("warmup_fraction", "phase1_fraction")
 RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")
 )
-"""Recipe's name -> its `base` (none: the defaults above) and the settings that it changes."""
+"""Recipe name -> its `base` (none: the defaults above) and the settings that it changes."""
 
 
 def resolve(
@@ -145,9 +145,9 @@ def resolve(
     """Return the recipe that the command line asks for.
 
     Args:
-        name: of a recipe; `code_vitb16` if neither it nor a file is given.
+        name: a recipe; `code_vitb16` if neither it nor a file is given.
         file: a JSON or TOML file, such as another run's config.json; settings that it leaves out
-            come from the recipe of its `name`.
+            come from the recipe that it names.
         assignments: "key=value" strings that override both.
 
     Raises:
@@ -156,7 +156,7 @@ def resolve(
     if name and file:
         raise ValueError("give --recipe or --config, not both")
     saved = read_file(file) if file else {}
-    for record in ("codeseg", "data"):  # of a config.json: no settings
+    for record in ("codeseg", "data"):  # in a config.json, but not settings
         saved.pop(record, None)
     base = _named(name or str(saved.pop("name", "code_vitb16")))
     try:
@@ -178,7 +178,7 @@ def _named(name: str) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse values of the right type that make no sense."""
+    """Refuse values of the right type that are meaningless."""
     train = recipe.train
     for field in POSITIVE:
         if getattr(train, field) <= 0:

@@ -1,10 +1,10 @@
-"""A run's folder: its settings, its last step, its checkpoints.
+"""A run's folder: its settings, its last step and its checkpoints.
 
-    RUN/config.json                the resolved recipe and its data's identity
-    RUN/checkpoints/step-NNNNNN/   model/checkpoint.py's files, optimizer and data position included
-    RUN/metrics.parquet            stages/training/runlog.py
+    RUN/config.json                the resolved recipe and the data's identity
+    RUN/checkpoints/step-NNNNNN/   the files of model/checkpoint.py, optimizer and position included
+    RUN/metrics.parquet            see stages/training/runlog.py
 
-A RUN is resumed by the same command; one that belongs to other settings or data is refused.
+The same command resumes a RUN; a RUN with other settings or data is refused.
 """
 
 import dataclasses
@@ -41,19 +41,15 @@ from codeseg.stages.training.optimizer import learning_rate, optimizer_tensors, 
 from codeseg.stages.training.recipes import HARMLESS, Recipe
 
 CONFIG = "config.json"
-
-
 SHOWN_DIFFERENCES = 5  # another recipe may differ in dozens of settings
-
-
 LONGER = (
-    "; more steps change the learning rate of those already done: `codeseg train … NEW_RUN "
+    "; more steps would change the learning rate of completed steps: `codeseg train … NEW_RUN "
     "--from {}` starts a new schedule with these weights"
 )
 
 
 class OtherRunError(ValueError):
-    """The run folder belongs to other settings or data; `lines` has the differences."""
+    """The run folder belongs to other settings or data; `lines` are the differences."""
 
     def __init__(self, run: Path, recipe: str, lines: list[str]) -> None:
         self.lines = lines
@@ -74,23 +70,14 @@ class State:
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    step: int = 0
-    """Number of completed steps."""
-    position: Position = START
-    """Where the next batch begins."""
+    step: int = 0  # number of completed steps
+    position: Position = START  # where the next batch begins
 
 
 def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not this run's.
+    """Refuse a folder that belongs to other settings or data (OtherRunError) or is no run.
 
-    Args:
-        run: the folder; need not exist.
-        recipe: the current one.
-        data: the current data's identity.
-
-    Raises:
-        OtherRunError: it belongs to other settings or data.
-        ValueError: it contains something else.
+    `data` is the current data's identity; the folder need not exist.
     """
     if (run / CONFIG).is_file():
         saved, wanted = read_json(run / CONFIG), resolved(recipe, data)
@@ -103,11 +90,11 @@ def check_run(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         if lines := differences(saved, wanted, ignore):
             raise OtherRunError(run, saved.get("name", "(none)"), lines)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(f"{run} exists and is not a run of codeseg: give another RUN folder")
+        raise ValueError(f"{run} exists and is not a run of codeseg: use another RUN folder")
 
 
 def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple[str, ...]:
-    """Return the schedule's settings if the current ones fit the steps that are already done."""
+    """Return the schedule's settings if the current ones agree for all completed steps."""
     before, after = override(recipe, flatten({"train": saved["train"]})).train, recipe.train
     if after.steps < done or any(
         learning_rate(step, before) != learning_rate(step, after)
@@ -119,7 +106,7 @@ def _free_schedule(saved: Mapping[str, Any], recipe: Recipe, done: int) -> tuple
     return tuple(f"train.{name}" for name in names) if done else ()
 
 
-def seen(run: Path) -> str:
+def folder_digest(run: Path) -> str:
     """Return a hash of settings and last checkpoint, which must be equal on all processes."""
     digest = hashlib.sha256()
     folders = [run, *(checkpoints(run)[-1:])]
@@ -136,7 +123,7 @@ def write_config(run: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
 
 
 def resolved(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of RUN/config.json as it is read back (tuples are lists there)."""
+    """Return the content of RUN/config.json as it is read back, with lists for tuples."""
     config = {"codeseg": codeseg_version(), **dataclasses.asdict(recipe), "data": dict(data)}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
@@ -151,11 +138,9 @@ def codeseg_version() -> str:
 
 
 def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
-    """Return the recipe's CLIP, which must be the one that made the features.
+    """Return the recipe's CLIP; refuse one that did not make the features.
 
-    Raises:
-        ValueError: it is not available or is another one; if the name differs, this is raised
-            before any weights are fetched.
+    If the name differs, no weights are downloaded first.
     """
     remedy = (
         f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
@@ -165,7 +150,7 @@ def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
     if made.model != recipe.clip.model:
         raise ValueError(
             f"the features of {root} were made with CLIP {made.model}/{made.pretrained}, "
-            f"the recipe {recipe.name} wants {recipe.clip.model}/{recipe.clip.pretrained}: {remedy}"
+            f"recipe {recipe.name} needs {recipe.clip.model}/{recipe.clip.pretrained}: {remedy}"
         )
     clip = FrozenClip.load(recipe.clip.model, recipe.clip.pretrained)
     try:
@@ -176,10 +161,9 @@ def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
 
 
 def save(run: Path, recipe: Recipe, state: State) -> None:
-    """Write the checkpoint of the current step, unless it is there; drop the oldest.
+    """Write the checkpoint of the current step unless it exists; delete the oldest.
 
-    Raises:
-        OSError: on a full disk; the previous checkpoint survives.
+    On a full disk, raise OSError; the previous checkpoint survives.
     """
     folder = run / "checkpoints" / f"step-{state.step:06d}"
     if folder.exists():
@@ -201,7 +185,7 @@ def save(run: Path, recipe: Recipe, state: State) -> None:
 
 
 def saved_progress(run: Path) -> tuple[int, Position]:
-    """Return the last checkpoint's number of steps and data position; without one, the start."""
+    """Return the last checkpoint's number of steps and data position, or the start."""
     saved = checkpoints(run)
     if not saved:
         return 0, START
@@ -210,15 +194,9 @@ def saved_progress(run: Path) -> tuple[int, Position]:
 
 
 def resume(run: Path, state: State, start_from: Path | None = None) -> None:
-    """Load the run's last checkpoint into the state; without one, another run's weights.
+    """Load the run's last checkpoint into the state; a new run loads the weights of `start_from`.
 
-    Args:
-        run: the folder.
-        state: at step 0.
-        start_from: RUN or checkpoint with the weights of a new run.
-
-    Raises:
-        ValueError: a file of the checkpoint is damaged; names it.
+    A ValueError names a damaged file.
     """
     saved = checkpoints(run)
     if not saved:

@@ -2,10 +2,10 @@
 
 In: one row of figures per logged step. Out, in RUN:
 
-    metrics.parquet   one row per logged step, written whole or not at all with every checkpoint
+    metrics.parquet   one row per logged step, written atomically with every checkpoint
     tensorboard/      the same, if TensorBoard is installed
 
-Columns: step, phase (1 or 2), loss (weighted sum), loss_<term> (weighted terms), lr, grad_norm
+Columns: step, phase (1 or 2), loss (weighted sum), loss_<term> (weighted terms), lr and grad_norm
 (before clipping) depend only on the run; seconds (since the process started),
 samples_per_second, data_wait_share (0..1), memory_bytes (peak) and mfu (achieved share of the
 device's peak FLOP/s) depend on the machine. All refer to the step itself except the rates, which
@@ -34,21 +34,17 @@ INTEGERS = ("step", "phase", "memory_bytes")
 
 
 def read_metrics(run: Path) -> pa.Table:
-    """Return a run's metrics.parquet.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """Return a run's metrics.parquet; raise ValueError if it is missing or damaged."""
     try:
         return pq.read_table(pa.BufferReader((run / METRICS).read_bytes()))
     except FileNotFoundError:
-        raise ValueError(f"{run / METRICS} is missing: has `codeseg train` run there?") from None
+        raise ValueError(f"{run / METRICS} is missing: run `codeseg train` first") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{run / METRICS} is damaged ({error}): delete it") from None
 
 
 class Meter:
-    """Rates since the last row: samples per second, share of time waiting for data, MFU."""
+    """The rates since the last row: samples per second, share of time waiting for data, MFU."""
 
     def __init__(self, device: torch.device, peak_flops: float | None) -> None:
         self._device = device
@@ -57,13 +53,7 @@ class Meter:
         self._waited = self._samples = self._flops = 0.0
 
     def step(self, samples: int, waited: float, flops: float) -> None:
-        """Count a step.
-
-        Args:
-            samples: images of all processes.
-            waited: seconds in which the step had no data to work on.
-            flops: this process's floating-point operations.
-        """
+        """Count a step: images of all processes, seconds of waiting, this process's FLOPs."""
         self._samples += samples
         self._waited += waited
         self._flops += flops
@@ -85,7 +75,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: the GPU's, or without one this process's."""
+    """Return the peak memory in bytes: the GPU's, or without one, this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -93,20 +83,20 @@ def peak_memory(device: torch.device) -> int:
 
 
 class RunLog:
-    """All logs of a row; a context manager. Processes other than the main one log nothing."""
+    """Writes all logs, as a context manager; processes other than the main one log nothing."""
 
-    def __init__(self, run: Path, recipe: Recipe, step: int, leads: bool) -> None:
-        """Read the rows up to `step`; later ones belong to steps that are redone."""
-        self._leads = leads
+    def __init__(self, run: Path, recipe: Recipe, step: int, is_main: bool) -> None:
+        """Read the rows up to `step`; later rows belong to steps that will be redone."""
+        self._is_main = is_main
         self._total = recipe.train.steps
         self._storage = Storage.open(run)
         self._rows: list[dict[str, Any]] = []
-        if leads and self._storage.exists(METRICS):
+        if is_main and self._storage.exists(METRICS):
             self._rows = read_metrics(run).filter(pa.compute.field("step") <= step).to_pylist()
-        self._tensorboard = _tensorboard(run, step) if leads else None
-        self._wandb = _wandb(run, recipe) if leads and recipe.train.wandb else None
+        self._tensorboard = _tensorboard(run, step) if is_main else None
+        self._wandb = _wandb(run, recipe) if is_main and recipe.train.wandb else None
         self._console = Console()
-        shown = leads and self._console.file.isatty()
+        shown = is_main and self._console.file.isatty()
         self._live = LiveTable(self._console, step, self._total) if shown else None
 
     def __enter__(self) -> Self:
@@ -124,12 +114,12 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line above the live table, once for all processes."""
-        if self._leads:
+        if self._is_main:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def row(self, row: dict[str, Any]) -> None:
         """Log a step."""
-        if not self._leads:
+        if not self._is_main:
             return
         self._rows.append(row)
         figures = {name: v for name, v in row.items() if name != "step" and v is not None}
@@ -144,7 +134,7 @@ class RunLog:
             self.say(plain_line(row, self._total))
 
     def save(self) -> None:
-        """Write metrics.parquet, before every checkpoint so that it is never behind one."""
+        """Write metrics.parquet; called before every checkpoint, so that it is never behind one."""
         if self._rows:
             names = dict.fromkeys(name for row in self._rows for name in row)
             kinds = [(n, pa.int64() if n in INTEGERS else pa.float64()) for n in names]
@@ -167,7 +157,7 @@ def _tensorboard(run: Path, step: int) -> Any:
 
 
 def _wandb(run: Path, recipe: Recipe) -> Any:
-    """Return the W&B run of this folder; a resumed run continues its chart."""
+    """Return the W&B run of this folder; a resumed run continues its charts."""
     try:
         import wandb
     except ImportError:

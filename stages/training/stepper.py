@@ -1,6 +1,6 @@
-"""A training step: forward, loss, backward, clip, optimizer (METHOD §7).
+"""A training step: forward, loss, backward, clipping, optimizer (METHOD §7).
 
-In: a run's State and its micro-batches. Out: updated weights and the figures of the step.
+In: a run's State and micro-batches. Out: updated weights and the step's figures.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe, Losses
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.composition import Losses
 from codeseg.stages.training.flops import count_flops
 from codeseg.stages.training.optimizer import learning_rate
 from codeseg.stages.training.processes import Processes, accumulating
@@ -22,7 +23,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stepper:
-    """Forward, loss, backward, clipping and update of the weights.
+    """Runs forward, loss, backward, clipping and the update of the weights.
 
     Attributes:
         phase: 1 while the last block's copy is frozen, then 2.
@@ -35,13 +36,13 @@ class Stepper:
         self._names: list[str] = []
         self._figures: Tensor | None = None
         self._compiles = compiles(train, processes.device)
-        # On a CPU reading costs nothing; a loss scaler must recognize its infinities each step.
+        # On a CPU, reading costs nothing; a loss scaler must see its infinities at every step.
         self.reads_each_step = processes.device.type == "cpu" or state.scaler.is_enabled()
         self.phase: Literal[0, 1, 2] = 0
         self.flops = 0
 
     def enter_phase(self, batch: Batch) -> None:
-        """Switch the trainable parameters; DistributedDataParallel has to be rebuilt."""
+        """Switch the trainable parameters, for which DistributedDataParallel must be rebuilt."""
         phase: Literal[1, 2] = 1 if self._state.step < self._train.phase1_steps else 2
         if phase == self.phase:
             return
@@ -68,12 +69,9 @@ class Stepper:
         return sums
 
     def _loss(self, model: Callable[..., Losses], batch: Batch, micro: int) -> dict[str, Tensor]:
-        """Return the loss and its weighted terms; randomness depends only on seed and step.
+        """Return the loss of micro-batch number `micro` and its weighted terms.
 
-        Args:
-            model: CoDe, wrapped or compiled or plain.
-            batch: this process's micro-batch.
-            micro: its number within the step.
+        `model` is CoDe, plain, wrapped or compiled. Randomness depends only on seed and step.
         """
         code, device = self._state.code, self._processes.device
         seed = step_seed(self._train.seed, self._state.step, micro)
@@ -90,20 +88,20 @@ class Stepper:
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:
-        """Return the global L2 norm before clipping; not finite if any gradient is not."""
+        """Return the global L2 norm before clipping; it is not finite if any gradient is not."""
         parameters = self._state.parameters.values()
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def all_reduce(self, terms: dict[str, Tensor], stop: bool) -> None:
         """Average the step's figures over processes, on the device, without reading them.
 
-        Figures that are not finite are kept until they are read, and the optimizer updates nothing
-        meanwhile: later figures come from weights that should not have been used.
+        Figures that are not finite are kept until they are read, and until then the optimizer
+        updates nothing.
         """
         device = self._processes.device
         marks = {"stop": float(stop), "step": float(self._state.step + 1)}
         self._names = [*terms, *marks]
-        # Not torch.tensor(…, device): that waits for the GPU.
+        # Not torch.tensor(…, device), which waits for the GPU.
         filled = [torch.full((), value, device=device) for value in marks.values()]
         figures = self._processes.mean(torch.stack([*terms.values(), *filled]))
         if not self.reads_each_step:
@@ -113,7 +111,7 @@ class Stepper:
         self._figures = figures
 
     def read(self) -> tuple[int, dict[str, float]]:
-        """Return a step and its figures as numbers: this step, or the first that was not finite.
+        """Return the number and figures of this step, or of the first that was not finite.
 
         The figures include `stop`, which is above 0 if any process was asked to stop.
         """
@@ -135,18 +133,18 @@ class Stepper:
 
 
 def compiles(train: TrainConfig, device: torch.device) -> bool:
-    """Return whether the model is compiled: as asked, else on a GPU."""
+    """Return whether to compile the model: as the setting says, by default on a GPU."""
     return device.type == "cuda" if train.compile is None else train.compile
 
 
 def hold_frozen(code: CoDe, precision: str) -> None:
-    """Keep the frozen CLIP in the type of the step's products, which is fastest on a GPU."""
+    """Keep the frozen CLIP in the dtype of the step's products, which is fastest on a GPU."""
     if dtype := AUTOCAST.get(precision):
         code.clip.hold_in(dtype)
 
 
 def step_seed(seed: int, step: int, micro: int) -> int:
-    """Return 63 bits for a step's noise: the same after resuming and on any number of ranks."""
+    """Return a step's 63-bit seed, the same after resuming and on any number of ranks."""
     digest = hashlib.blake2b(f"{seed}/{step}/{micro}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

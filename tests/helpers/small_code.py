@@ -10,7 +10,8 @@ from torch import Tensor
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import template_embeddings
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe, CoDeConfig
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
 
 TINY = str(Path(__file__).parents[1] / "data" / "tiny_clip.json")
 TEXTS = [

@@ -85,7 +85,7 @@ def test_weights_are_ok_here_warned_of_when_to_be_fetched_and_an_error_when_unkn
     assert finding.state == "warn" and "get_pretrained_cfg('ViT-B-16', 'openai')" in finding.fix
     monkeypatch.setattr("codeseg.model.clip.hub._answers", lambda _: False)
     finding = check_clip("ViT-B-16", "openai")
-    assert finding.state == "warn" and "is not reached" in finding.found
+    assert finding.state == "warn" and "cannot reach" in finding.found
     assert "--pretrained FILE" in finding.fix
     snapshots = tmp_path / "models--timm--vit_base_patch16_clip_224.openai"
     (snapshots / "refs").mkdir(parents=True)

@@ -80,7 +80,7 @@ def test_a_run_goes_on_image_by_image_to_the_same_bytes(tmp_path, data, run):
     (out / "labels/b.png").unlink()
     (out / "labels/d.png").unlink()
     again = evaluate(data, run, "--out", out)
-    assert again.exit_code == 0 and "3 of 5 images were done already" in again.output
+    assert again.exit_code == 0 and "3 of 5 images were already done" in again.output
     assert label_bytes(out) == whole
     assert (out / "labels/a.png").stat().st_mtime_ns == kept
     other = evaluate(

@@ -58,7 +58,7 @@ def test_shards_whose_upstream_is_still_at_work_are_counted(tmp_path, capsys):
         Ledger(root).commit(pairs)
     record = commit(root, "nouns", 9, {})
     conclude(root, NOUNS, [StageReport("nouns", [record])])
-    assert "2 shards of nouns are not made yet" in capsys.readouterr().out
+    assert "2 shards of nouns are still missing" in capsys.readouterr().out
 
 
 def test_a_file_that_is_deleted_under_a_running_stage_is_one_line(tmp_path):

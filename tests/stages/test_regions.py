@@ -39,7 +39,7 @@ def test_regions_are_made_shown_and_not_made_twice(tmp_path):
     ("options", "message"),
     [
         ((), "holds no features; run `codeseg features"),
-        (("--method", "dbscan"), "unknown grouping method 'dbscan': take one of kmeans, spectral"),
+        (("--method", "dbscan"), "unknown grouping method 'dbscan': use one of kmeans, spectral"),
         (("--weights", "nowhere.pt"), "no weights file nowhere.pt"),
     ],
 )

@@ -139,7 +139,7 @@ def test_formats_may_stand_apart_by_spaces_commas_or_repeats(tmp_path, monkeypat
         assert split_formats(images, formats) == (["a.jpg"], ["png", "coco", "yolo"])
     assert split_formats(["coco"], None) == (["coco"], ["png"])  # a folder of this name
     (tmp_path / "coco").mkdir()
-    with pytest.raises(ValueError, match=r"coco is a format, and also here: write \./coco"):
+    with pytest.raises(ValueError, match=r"coco is a format and also a file: write \./coco"):
         split_formats(["a.jpg", "coco"], ["png"])
     assert split_formats(["./coco"], ["png"]) == (["./coco"], ["png"])
 

@@ -139,8 +139,3 @@ def test_neighborhood_is_one_at_the_patch_itself_and_falls_with_distance():
     assert torch.equal(near.diagonal(), torch.ones(12))
     assert torch.equal(near, near.T)
     assert near[0, 1] == near[0, 4] > near[0, 5] > near[0, 2]
-
-
-def test_unknown_method_is_refused(clip):
-    with pytest.raises(ValueError, match="unknown method 'magic'"):
-        dense_embedding(clip, [torch.zeros(1, 2, clip.width)], (1, 1), "magic")

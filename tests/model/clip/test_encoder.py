@@ -105,8 +105,8 @@ def test_hub_tags_bring_their_activation(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: tmp_path / "w.safetensors")
     loaded = FrozenClip.load("ViT-B-16", "openai")
     assert type(loaded.last_block.mlp.gelu).__name__ == "QuickGELU"
-    # a file of weights does not say it: told, and told apart
-    with pytest.warns(UserWarning, match="name the model ViT-B-16-quickgelu"):
+    # a weight file does not record the activation: the warning names it, and so does the hash
+    with pytest.warns(UserWarning, match="use the model name ViT-B-16-quickgelu"):
         plain = FrozenClip.load("ViT-B-16", str(tmp_path / "w.safetensors"))
     assert type(plain.last_block.mlp.gelu).__name__ == "GELU"
     assert plain.weights_sha256 != loaded.weights_sha256
@@ -150,7 +150,7 @@ def test_refuses_weights_of_another_model(clip, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         FrozenClip.load(TINY, str(tmp_path / "w.safetensors"))
     (tmp_path / "w.pt").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="is not a file of weights"):
+    with pytest.raises(ValueError, match="is not a weight file"):
         FrozenClip.load(TINY, str(tmp_path / "w.pt"))
 
 

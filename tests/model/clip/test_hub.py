@@ -130,7 +130,7 @@ def test_segmenter_comes_from_the_hub_and_then_from_the_cache(tmp_path):
         wanted = ["README.md", "config.json", "model.safetensors", "settings.toml"]
         assert sorted(hub.fetched) == wanted
         unknown = load(hub, cache, "somebody/else")
-        assert "somebody/else is neither a checkpoint's folder nor a model" in unknown.stderr
+        assert "somebody/else is neither a checkpoint folder nor a model" in unknown.stderr
     finally:
         hub.stop()
     again = load(hub, cache)
@@ -277,7 +277,7 @@ def test_without_a_way_to_the_hub_its_client_is_offline_for_a_moment(monkeypatch
     with hub_or_cache():
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
-    with pytest.raises(ValueError, match=r"nor a model that the hub gives \("):
+    with pytest.raises(ValueError, match=r"nor a model on the hub \("):
         locate("nobody/nothing")
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy:3128"})
     with hub_or_cache():

@@ -91,7 +91,7 @@ def test_names_of_hugging_face_say_which_file_to_take(state, tmp_path):
     path = tmp_path / "model.safetensors"
     name = "vision_model.embeddings.class_embedding"
     save_file({name: state["visual.class_embedding"], "logit_scale": torch.zeros(())}, path)
-    assert "Hugging Face's names: take the file that open_clip publishes" in refused(path)
+    assert "Hugging Face's names: use the file that open_clip publishes" in refused(path)
 
 
 def test_weights_that_are_not_numbers_are_refused(state, tmp_path):
@@ -102,28 +102,28 @@ def test_weights_that_are_not_numbers_are_refused(state, tmp_path):
 
 class Evil:
     def __reduce__(self):
-        return (pytest.fail, ("code in a file of weights was run",))
+        return (pytest.fail, ("code in a weight file was run",))
 
 
 @pytest.mark.parametrize(
     ("save", "said"),
     [
-        (lambda p: p.write_bytes(b"<!DOCTYPE html>"), "is not a file of weights"),
-        (lambda p: p.write_bytes(b""), "is not a file of weights"),
-        (lambda p: p.write_bytes(b"root:x:0:0:root:/root:/bin/sh"), "is not a file of weights"),
-        (lambda p: p.write_bytes(pickle.dumps(Evil())), "not a file of weights|more than tensors"),
+        (lambda p: p.write_bytes(b"<!DOCTYPE html>"), "is not a weight file"),
+        (lambda p: p.write_bytes(b""), "is not a weight file"),
+        (lambda p: p.write_bytes(b"root:x:0:0:root:/root:/bin/sh"), "is not a weight file"),
+        (lambda p: p.write_bytes(pickle.dumps(Evil())), "not a weight file|more than tensors"),
         (lambda p: torch.save({"a": Evil()}, p), r"holds more than tensors \(_pytest\."),
         (lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False), "more than"),
-        (lambda p: torch.save({}, p), "holds no tensors by name"),
-        (lambda p: torch.save([1], p), "holds no tensors by name"),
-        (lambda p: torch.save(None, p), "holds no tensors by name"),
-        (lambda p: torch.save({1: torch.ones(1)}, p), "holds no tensors by name"),
+        (lambda p: torch.save({}, p), "holds no named tensors"),
+        (lambda p: torch.save([1], p), "holds no named tensors"),
+        (lambda p: torch.save(None, p), "holds no named tensors"),
+        (lambda p: torch.save({1: torch.ones(1)}, p), "holds no named tensors"),
         (lambda p: torch.save({"state_dict": 5}, p), "'state_dict' is not a tensor"),
-        (lambda p: torch.save({"state_dict": {}}, p), "holds no tensors by name"),
-        (lambda p: torch.save(torch.ones(1), p), "holds no tensors by name"),
+        (lambda p: torch.save({"state_dict": {}}, p), "holds no named tensors"),
+        (lambda p: torch.save(torch.ones(1), p), "holds no named tensors"),
         (
             lambda p: torch.save({"state_dict": {"a": torch.ones(1)}, "best": np.float64(1)}, p),
-            "holds more than tensors .*save its state_dict alone",
+            "holds more than tensors .*save only its state_dict",
         ),
         (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), p), "do not fit"),
     ],
@@ -168,7 +168,7 @@ def test_an_archive_made_to_do_harm_does_none(tmp_path, program):
 def test_a_safetensors_file_that_lies_about_its_size_is_refused(tmp_path):
     head = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
-    assert "is not a file of weights" in refused(tmp_path / "w.safetensors")
+    assert "is not a weight file" in refused(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("seed", ["²", "x", "9" * 30])

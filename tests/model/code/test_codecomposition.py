@@ -17,7 +17,8 @@ from codeseg.model.clip.blocks import run_block
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES, Templates, template_embeddings
 from codeseg.model.code import codecomposition
-from codeseg.model.code.codecomposition import CoDe, CoDeConfig
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
 from codeseg.model.code.image_segmenter import GatedUpsampling
 from codeseg.model.code.text_segmenter import TextSegmenter
 from tests.helpers.small_code import TEXTS, TINY, gradients, other_clip, small_batch, small_code

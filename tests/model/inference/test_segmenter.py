@@ -206,7 +206,7 @@ def test_settings_that_make_no_sense_are_refused(clip, code, change, message):
 
 def test_more_things_than_a_label_map_of_bytes_can_hold_are_refused(clip, photo):
     segmenter = Segmenter(clip, settings=PredictionSettings.for_clip(clip, method="naclip"))
-    with pytest.raises(ValueError, match="256 things to find: at most 255 at a time"):
+    with pytest.raises(ValueError, match="256 things to find: find at most 255 in one run"):
         segmenter.segment(photo, [f"thing {k}" for k in range(256)])
 
 
@@ -216,7 +216,7 @@ def test_method_code_needs_a_trained_model(clip):
 
 
 def test_sc_clip_asks_for_another_method_where_a_clip_has_too_few_blocks(clip):
-    with pytest.raises(ValueError, match=r"6 blocks, .* has 2: name another method, such as nac"):
+    with pytest.raises(ValueError, match=r"6 blocks, .* has 2: use another method, such as nac"):
         Segmenter(clip)
     assert Segmenter(clip, settings=PredictionSettings.for_clip(clip, method="naclip"))
 
@@ -313,7 +313,7 @@ def test_the_embedded_clip_has_its_recorded_settings_and_others_win_over_them():
         ({"settings": {"windo": 3}}, "unknown setting windo: did you mean window"),
         ({"settings": {"stride": 2.5}}, "setting stride is a whole number, not 2.5"),
         ({"settings": {"method": "code+scg"}}, "needs a trained model"),
-        ({"run": "nowhere", "clip": "storybook"}, "names its own CLIP: leave --clip"),
+        ({"run": "nowhere", "clip": "storybook"}, "has its own CLIP: leave out --clip"),
         ({"device": "abacus"}, "none of auto, cpu, cuda"),
         ({"clip": "ViT-B-32", "pretrained": "novel"}, "neither a file nor a known tag"),
     ],

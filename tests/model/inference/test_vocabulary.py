@@ -35,7 +35,7 @@ def test_nothing_to_look_for_is_refused(words):
     [
         ("dog, Dog", "'Dog' is named twice: name it once"),
         (["sofa/couch", "couch"], "'couch' is named twice"),
-        ("dog, Background", "'background' means pixels that no word fits: leave the word out"),
+        ("dog, Background", "'background' means pixels that no word fits: leave out the word"),
     ],
 )
 def test_a_name_stands_once(words, message):

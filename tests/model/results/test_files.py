@@ -135,7 +135,7 @@ def test_nothing_of_an_earlier_run_is_overwritten_unasked(tmp_path, result):
     result.save(tmp_path, ["png", "yolo", "coco"])
     (tmp_path / "mine.txt").write_text("stays")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="is of an earlier run: give another --out, or --overwr"):
+    with pytest.raises(ValueError, match="is from an earlier run: use another --out, or --overwr"):
         result.save(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result.save(tmp_path, overwrite=True)

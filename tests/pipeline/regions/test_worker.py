@@ -202,10 +202,10 @@ def test_regions_by_a_vit_from_a_file(vit_file, tmp_path):
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("vit_of_nowhere", None, "unknown model 'vit_of_nowhere' to group by: take clip or a ViT"),
+        ("vit_of_nowhere", None, "unknown model 'vit_of_nowhere' to group by: use clip or a ViT"),
         ("vit_tiny_patch16_224.augreg_in21k", None, "were not found on the hub"),
         ("vit_tiny_patch16_224", "BROKEN", "were not found in"),
-        ("resnet18", "BROKEN", "no patch tokens on one grid"),
+        ("resnet18", "BROKEN", "no single grid of patch tokens"),
     ],
 )
 def test_vits_that_cannot_be_had_are_refused_in_one_line(name, weights, message, tmp_path):

@@ -125,14 +125,14 @@ def test_the_download_is_what_the_segment_command_writes(untrained, boat):
 )
 def test_wrong_words_are_one_line(untrained, boat, words, line):
     with pytest.raises(page.gr.Error) as refused:
-        page.told(page.segment, untrained, boat[0], words, True, 0.4)
+        page.run_action(page.segment, untrained, boat[0], words, True, 0.4)
     assert line in refused.value.message and "\n" not in refused.value.message
 
 
 def test_words_that_the_model_never_saw_are_named(untrained, boat, monkeypatch):
     shown = []
     monkeypatch.setattr(page.gr, "Warning", shown.append)
-    page.told(page.segment, untrained, boat[0], "sun, <giraffe>", True, 0.4)
+    page.run_action(page.segment, untrained, boat[0], "sun, <giraffe>", True, 0.4)
     assert len(shown) == 1 and "never trained on: &lt;giraffe&gt;" in shown[0]
 
 
@@ -143,7 +143,7 @@ def test_a_slash_joins_names_of_one_thing(untrained, boat):
 
 def test_a_users_text_is_text_in_a_message(untrained, boat):
     with pytest.raises(page.gr.Error) as refused:
-        page.told(page.segment, untrained, boat[0], "<img src=x>, <img src=x>", True, 0.4)
+        page.run_action(page.segment, untrained, boat[0], "<img src=x>, <img src=x>", True, 0.4)
     assert "<img" not in refused.value.message and "&lt;img" in refused.value.message
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codeseg.stages.pages import figures
-from codeseg.stages.pages.html import Html, fill, join, said
+from codeseg.stages.pages.html import Html, fill, join, readable
 from tests.helpers.markup import Markup
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +31,7 @@ def test_only_html_and_numbers_pass_unescaped():
     ],
 )  # fmt: skip
 def test_values_are_said_as_people_read_them(value, share, text):
-    assert said(value, share) == text
+    assert readable(value, share) == text
 
 
 def test_bars_lengths_are_proportional_and_absent_classes_have_none():

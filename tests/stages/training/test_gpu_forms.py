@@ -16,7 +16,8 @@ from bench.gpu_step import count, fake, make_batch
 from codeseg.model import distributed
 from codeseg.model.checkpoint import checkpoints
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.code.codecomposition import CoDe, CoDeConfig
+from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.regions.patch_features import clip_keys
