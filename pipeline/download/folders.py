@@ -6,12 +6,13 @@
 A folder's pictures, sorted by path, are divided into shards; a Parquet file is a shard.
 """
 
-from collections.abc import Callable, Iterable
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from codeseg.pipeline.download.lists import sound
@@ -124,19 +125,39 @@ def _read_metadata(source: Storage, sizes: dict[str, int], place: str) -> dict[s
     for name in METADATA:
         if name not in sizes:
             continue
-        read = pa.json.read_json if name.endswith(".jsonl") else pa.csv.read_csv
+        text, number = source.read_bytes(name).decode("utf-8-sig", "replace"), 0
+        parse = _json_lines if name.endswith(".jsonl") else _csv_rows
         try:
-            table = read(pa.BufferReader(source.read_bytes(name)))
-        except pa.ArrowException as error:
-            raise ValueError(f"{place}/{name} cannot be read: {error}") from None
-        caption = next((column for column in CAPTIONS if column in table.column_names), None)
-        if caption is None or "file_name" not in table.column_names:
-            raise ValueError(f"{place}/{name} has no columns file_name and {' or '.join(CAPTIONS)}")
-        for file, texts in zip(
-            table["file_name"].to_pylist(), table[caption].to_pylist(), strict=True
-        ):
-            found.setdefault(str(file).removeprefix("./"), []).extend(_texts(texts))
+            for row in parse(text):
+                number += 1
+                captions = next(row[column] for column in CAPTIONS if column in row)
+                file = str(row["file_name"]).removeprefix("./")
+                found.setdefault(file, []).extend(_texts(captions))
+        except (csv.Error, ValueError, RecursionError) as error:
+            raise ValueError(f"{place}/{name}, behind row {number:,}: {error}") from None
+        except (StopIteration, KeyError):
+            names = f"file_name and {' or '.join(CAPTIONS)}"
+            raise ValueError(f"{place}/{name} has no columns {names} in row {number:,}") from None
+        if not number:
+            raise ValueError(f"{place}/{name} is empty")
     return found
+
+
+def _json_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in filter(str.strip, text.split("\n")):
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
+        yield row
+
+
+def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows as texts; a quote that runs away is an error, not a long caption."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"not {len(rows.fieldnames or ())} columns")
+        yield row
 
 
 def _texts(value: Any) -> list[str]:

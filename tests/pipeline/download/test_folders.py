@@ -72,6 +72,32 @@ def test_a_metadata_file_names_the_captions(folder, tmp_path, form):
     assert captions["a.jpg"] == ["first", "again"] and captions["deep/c.jpg"] == ["third"]
 
 
+@pytest.mark.parametrize("word", ["7", "2020-01-01", "true", "NA", "caf\ufffd", "a\u2028b", ""])
+def test_a_caption_that_looks_like_something_else_is_a_caption(folder, word):
+    raw = word.encode().replace(b"\xef\xbf\xbd", b"\xe9")  # one letter that is not UTF-8
+    line = b'{"file_name": "a.jpg", "text": "%b"}\n\n'
+    for name, text in (
+        ("metadata.jsonl", b"\xef\xbb\xbf" + line % raw),
+        ("metadata.csv", b"\xef\xbb\xbffile_name,text\r\na.jpg,%b\r\n" % raw),
+    ):
+        (folder / name).write_bytes(text)
+        samples = PictureFolder(str(folder), 10).samples(0, 1 << 20, len, 10)
+        assert samples[0].captions == [word], name
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("text", ['a.jpg,"x\nb.jpg,y\n', 'a.jpg,"x\nb.jpg,"y"\n', "a.jpg,x,y\n",
+                                  "a.jpg\n"])  # fmt: skip
+def test_a_row_of_metadata_that_is_none_is_named(folder, text):
+    (folder / "metadata.csv").write_text(f"file_name,text\nc.jpg,z\n{text}")
+    with pytest.raises(ValueError, match=r"metadata.csv, behind row 1: "):
+        PictureFolder(str(folder), 10)
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "x"}\n["a.jpg"]\n')
+    with pytest.raises(ValueError, match=r"metadata.jsonl, behind row 1: not a JSON object"):
+        PictureFolder(str(folder), 10)
+
+
 def test_a_new_picture_behind_all_others_leaves_full_shards_current(folder):
     before = PictureFolder(str(folder), 2).inputs
     (folder / "zz.jpg").write_bytes(picture(50))
