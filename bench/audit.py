@@ -2,11 +2,12 @@
 
     python -m bench.audit [--rows 12400000] [--pandas-rows 1000000] [--root DIR]
 
-Generates pairs (no picture bytes), nouns and ledger as a sound dataset of that size would have
-them, then asks every check with 2 threads and 4 GB: rows/s of each. On a dataset of `--pandas-rows`
-each check's plain pandas rendering runs on the same files in the same process: the ratio. Both read
-the files anew for every check; both must count the same offending rows. Exits 1 when a check is
-slower than pandas or the whole is not 5 times as fast.
+This generates pairs (without picture bytes), nouns and ledger like those of a sound dataset of that
+size, runs every check with 2 threads and 4 GB, and prints its rows/s. On a dataset of
+`--pandas-rows`, it runs the same checks written in plain pandas on the same files in the same
+process, and prints the ratio. Both read the files again for every check, and both must count the
+same offending rows. The exit code is 1 if a check is slower than pandas or the whole audit is not 5
+times as fast.
 """
 
 import argparse
@@ -33,14 +34,11 @@ from codeseg.pipeline.engine.storage import Storage
 
 SHARD_ROWS = 10_000
 SOS, EOS = 49406, 49407
-BASES = 8  # shards with captions of their own; the others repeat them with other numbers
-WORDS = 40_000  # nouns that occur, Zipf-distributed
+BASES = 8  # shards with distinct captions; the others repeat them with other numbers
+WORDS = 40_000  # distinct nouns, Zipf-distributed
 OTHERS = ("a", "the", "red", "old", "of", "in", "with", "standing", "near", "on")
 OPTIONS = AuditOptions(memory="3GB", threads=2)  # the process as a whole stays under 4 GB
 TARGET = 5.0
-
-
-# The data: as a sound dataset of that size would have it
 
 
 def generate(root: Path, rows: int) -> None:
@@ -60,7 +58,7 @@ def generate(root: Path, rows: int) -> None:
 
 
 def _words() -> list[str]:
-    """Distinct pronounceable words; some are class names."""
+    """Return distinct pronounceable words, some of them class names."""
     syllables = ["ba", "ko", "ri", "tu", "me", "sa", "lo", "ni", "pe", "du", "fa", "gi"]
     words = ["person", "cat", "dog", "car", "tree", "house", "sky", "grass", "boat", "table"]
     made = ("".join(parts) for parts in itertools.product(syllables, repeat=5))
@@ -68,7 +66,7 @@ def _words() -> list[str]:
 
 
 def _base(seed: int) -> pa.Table:
-    """Captions of a shard with their nouns and tokens; what is slow to make, so made few times."""
+    """Return a shard's captions, nouns and tokens, which are slow to make and therefore reused."""
     rng = np.random.default_rng(seed)
     vocabulary = _words()
     captions, nouns, tokens = [], [], []
@@ -93,7 +91,7 @@ def _base(seed: int) -> pa.Table:
 
 
 def _shard(shard: int, base: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Pairs and nouns of one shard: the base's captions, each made unique by its row's number."""
+    """Return a shard's pairs and nouns: the base's captions, made unique by the row number."""
     rng = np.random.default_rng(BASES + shard)
     count = base.num_rows
     numbers = pa.array((shard * SHARD_ROWS + np.arange(count)).astype(str))
@@ -148,11 +146,8 @@ def _commit(
     return info.sha256
 
 
-# The comparison
-
-
 def ask(root: Path, name: str) -> tuple[float, dict[str, object]]:
-    """Seconds and figures of one check alone, with nothing kept from another."""
+    """Return the seconds and figures of one check in a new audit."""
     with Audit(Storage.open(root), OPTIONS) as audit:
         finding = audit.check(name)
     assert "error" not in finding.figures, (name, finding.figures)
@@ -160,7 +155,7 @@ def ask(root: Path, name: str) -> tuple[float, dict[str, object]]:
 
 
 def compare(root: Path, rows: int) -> bool:
-    """Time each check alone and its pandas rendering on the same files; True when all is fast."""
+    """Time each check and its pandas form on the same files; return whether all are fast."""
     print(f"{'check':22} {'ours s':>8} {'rows/s':>12} {'pandas s':>9} {'ratio':>7}")
     totals = np.zeros(2)
     slower = []
@@ -184,7 +179,7 @@ def _line(name: str, rows: int, ours: float, plain: float) -> str:
 
 
 def show_scale(root: Path, rows: int) -> None:
-    """Run the whole audit at full size and print seconds, rows/s and the peak memory."""
+    """Run the whole audit at full size; print seconds, rows/s and the peak memory."""
     started, cpu_started = time.perf_counter(), time.process_time()
     with Audit(Storage.open(root), OPTIONS) as audit:
         print(f"{'inventory':22} {time.perf_counter() - started:8.2f} s")
@@ -205,11 +200,11 @@ def show_scale(root: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """Generate what is missing, run, print, clean up."""
+    """Generate missing data, run the checks and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=12_400_000, help="0: skip the full size")
     parser.add_argument("--pandas-rows", type=int, default=1_000_000, help="0: skip pandas")
-    parser.add_argument("--root", type=Path, help="keep the generated data here and use it again")
+    parser.add_argument("--root", type=Path, help="keep the generated data here and reuse it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         base = options.root or Path(scratch)

@@ -1,6 +1,6 @@
-"""The audit's checks as one would write them in pandas: what bench/audit.py compares with.
+"""The audit's checks as one would write them in pandas, for the comparison in bench/audit.py.
 
-In: a dataset root. Out: check name -> function that reads the columns it needs and returns one
+In: a dataset root. Out: check name -> a function that reads the columns it needs and returns one
 figure, named as in the check.
 """
 
@@ -28,7 +28,7 @@ CONTEXT = 77
 
 
 class PandasAudit:
-    """Plain renderings; every method is a check and returns (figure's name, its value)."""
+    """Plain pandas checks; every public method is one and returns (figure's name, its value)."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -49,7 +49,7 @@ class PandasAudit:
         return texts.explode().value_counts()
 
     def keys_unique(self) -> tuple[str, Any]:
-        """Keys that occur more than once."""
+        """Count keys that occur more than once."""
         repeated = sum(
             int((table.key.value_counts() > 1).sum())
             for table in (self._pairs("key"), self._nouns("key"))
@@ -57,17 +57,17 @@ class PandasAudit:
         return "repeated", repeated
 
     def keys_complete(self) -> tuple[str, Any]:
-        """Keys of pictures and nouns that lack the other."""
+        """Count keys that occur only in pictures or only in nouns."""
         alive, nouns = self._alive("key").key, self._nouns("key").key
         return "missing", int((~alive.isin(nouns)).sum() + (~nouns.isin(alive)).sum())
 
     def pairs_errors(self) -> tuple[str, Any]:
-        """Reasons."""
+        """Count distinct error reasons."""
         pairs = self._pairs("status", "error")
         return "reasons", len(pairs[pairs.status != "success"].error.value_counts())
 
     def pairs_fields(self) -> tuple[str, Any]:
-        """Rows whose fields contradict their status."""
+        """Count rows whose fields contradict their status."""
         pairs = self._pairs(
             "key", "status", "url", "error", "width", "height", "original_width",
             "original_height", "sha256",
@@ -82,7 +82,7 @@ class PandasAudit:
         return "incomplete", int((wrong | (~success & pairs.error.isna())).sum())
 
     def pairs_hosts(self) -> tuple[str, Any]:
-        """Success by host."""
+        """Count hosts, and check the success of each."""
         pairs = self._pairs("url", "status")
         hosts = pairs.url.str.split("/", n=3).str[2].str.split(":", n=1).str[0]
         success = (pairs.status == "success").groupby(hosts).agg(["size", "mean"])
@@ -91,11 +91,11 @@ class PandasAudit:
         return "hosts", len(success)
 
     def pairs_success(self) -> tuple[str, Any]:
-        """Pictures."""
+        """Count pictures."""
         return "pictures", int((self._pairs("status").status == "success").sum())
 
     def picture_aspect(self) -> tuple[str, Any]:
-        """Share of extreme aspects."""
+        """Return the share of extreme aspect ratios."""
         sides = self._alive("key", "original_width", "original_height")
         sides = sides[["original_width", "original_height"]]
         aspect = sides.max(axis=1) / sides.min(axis=1)
@@ -103,27 +103,27 @@ class PandasAudit:
         return "extreme", round(float((aspect > 3).mean()), 4)
 
     def picture_resolution(self) -> tuple[str, Any]:
-        """Share of small pictures."""
+        """Return the share of small pictures."""
         alive = self._alive("key", "original_width", "original_height")
         side = alive[["original_width", "original_height"]].min(axis=1)
         side.median()
         return "small", round(float((side < 64).mean()), 4)
 
     def duplicates_exact(self) -> tuple[str, Any]:
-        """Pictures that repeat another."""
+        """Count pictures that repeat another."""
         return "repeats", int(self._alive("key", "sha256").sha256.duplicated().sum())
 
     def caption_boilerplate(self) -> tuple[str, Any]:
-        """Captions with stock phrases."""
+        """Count captions with stock phrases."""
         captions = self._alive("key", "caption").caption
         return "captions", int(captions.str.lower().str.contains(BOILERPLATE).sum())
 
     def caption_duplicates(self) -> tuple[str, Any]:
-        """Distinct captions."""
+        """Count distinct captions."""
         return "distinct_captions", len(self._alive("key", "caption").caption.value_counts())
 
     def caption_language(self) -> tuple[str, Any]:
-        """Share of captions not in English."""
+        """Return the share of captions not in English."""
         captions = self._alive("key", "caption").caption
         script = captions.str.contains(OTHER_SCRIPT)
         words = captions.str.contains(FOREIGN) & ~captions.str.contains(ENGLISH)
@@ -131,13 +131,13 @@ class PandasAudit:
         return "other_words", round(float(words.mean()), 4)
 
     def caption_length(self) -> tuple[str, Any]:
-        """Words and characters."""
+        """Return the mean number of words."""
         captions = self._alive("key", "caption").caption
         captions.str.len().median()
         return "mean_words", round(float(captions.str.split(" ").str.len().mean()), 1)
 
     def caption_tokens(self) -> tuple[str, Any]:
-        """Token lists without their marks."""
+        """Count token lists without SOS or EOS, or of a wrong length."""
         nouns = self._nouns("key", "caption_tokens", "rejected")
         tokens = nouns[nouns.rejected.isna()].caption_tokens
         sos, eos = tokens.iloc[0][0], tokens.iloc[0][-1]
@@ -152,16 +152,16 @@ class PandasAudit:
         return "wrong", int((~right).sum())
 
     def caption_truncation(self) -> tuple[str, Any]:
-        """Tokens a caption."""
+        """Return the mean number of tokens per caption."""
         lengths = self._nouns("key", "caption_tokens").caption_tokens.map(len)
         return "mean_tokens", round(float(lengths.mean()), 1)
 
     def noun_broken(self) -> tuple[str, Any]:
-        """Nouns that are no words."""
+        """Count nouns that are not words."""
         return "broken", int(self._counts().index.str.contains(BROKEN).sum())
 
     def noun_coverage(self) -> tuple[str, Any]:
-        """Captions with a class name as a noun."""
+        """Count class names that occur as a noun in fewer than ten captions."""
         names = [_written(name) for name in class_names(()).column("class").to_pylist()]
         wanted: dict[str, set[str]] = {}
         for name in set(names):
@@ -177,29 +177,29 @@ class PandasAudit:
         return "uncovered", sum(counts[name] < 10 for name in names)
 
     def noun_frequent(self) -> tuple[str, Any]:
-        """Share of the most frequent noun."""
+        """Return the share of captions with the most frequent noun."""
         nouns = self._nouns("rejected")
         share = self._counts().max() / nouns.rejected.isna().sum()
         return "share", round(float(share), 4)
 
     def noun_nonvisual(self) -> tuple[str, Any]:
-        """Share of nouns that cannot be seen."""
+        """Return the share of nouns that name nothing visible."""
         counts = self._counts()
         return "nonvisual", round(
             float(counts[counts.index.isin(NONVISUAL)].sum() / counts.sum()), 4
         )
 
     def noun_number(self) -> tuple[str, Any]:
-        """Nouns a caption."""
+        """Return the mean number of nouns per caption."""
         lengths = self._nouns("key", "nouns").nouns.map(len)
         return "mean", round(float(lengths.mean()), 2)
 
     def noun_rejections(self) -> tuple[str, Any]:
-        """Trainable captions."""
+        """Count trainable captions."""
         return "trainable", int(self._nouns("rejected").rejected.isna().sum())
 
     def noun_spans(self) -> tuple[str, Any]:
-        """Captions with spans outside their tokens."""
+        """Count captions with spans outside their tokens."""
         nouns = self._nouns("key", "nouns", "caption_tokens", "rejected")
         nouns = nouns[nouns.rejected.isna()]
         wrong = [
@@ -216,25 +216,25 @@ class PandasAudit:
         return "wrong", sum(wrong)
 
     def noun_tail(self) -> tuple[str, Any]:
-        """Distinct nouns."""
+        """Count distinct nouns."""
         counts = self._counts().sort_values()
         (counts == 1).mean()
         return "distinct_nouns", len(counts)
 
     def checks(self) -> dict[str, Callable[[], tuple[str, Any]]]:
-        """Every rendering by the name of its check."""
+        """Return every check by its name."""
         names = [name for name in dir(self) if not name.startswith("_") and name != "checks"]
         return {name: getattr(self, name) for name in names}
 
 
 def _written(name: str) -> str:
-    """The class name as it is written in a caption."""
+    """Return a class name as it is written in a caption."""
     name = RUN_TOGETHER.get(name, name.lower())
     name = re.sub("[-_]", " ", re.sub("-(other|stuff|merged)$", "", name)).strip()
     return re.sub(r" *\(.*\)", "", name)
 
 
 def _forms(head: str) -> set[str]:
-    """Singular and plurals."""
+    """Return the singular and plural forms of a word."""
     plurals = (re.sub("y$", "ies", head), re.sub("person$", "people", head))
     return {head, head + "s", head + "es", *plurals, re.sub("man$", "men", head)}

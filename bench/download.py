@@ -2,11 +2,11 @@
 
     python -m bench.download [--images 2000] [--rounds 3] [--threads 32]
 
-A server process on loopback serves mixed pictures (JPEG, PNG, many sizes; a tenth missing or
-broken). Bare: img2dataset's Downloader, resizer and Parquet writer as its own worker runs them.
-Ours: DownloadWorker.process, which adds the guard (address check, header check, caps, deadline),
+A server process on loopback serves mixed pictures (JPEG, PNG, many sizes; a tenth are missing or
+broken). Bare is img2dataset's Downloader, resizer and Parquet writer as its own worker runs them.
+Ours is DownloadWorker.process, which adds the guard (address check, header check, caps, deadline),
 row order, hashing of the file, fsync and the ledger record. Rounds alternate; the best of each
-counts, in wall and in CPU seconds. Exits 1 when the wall ratio is under 0.95.
+counts, in wall and in CPU seconds. The exit code is 1 if the wall ratio is under 0.95.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.manifests import parse_manifest
 
 TARGET = 0.95
-KINDS = 40  # different pictures; the rest repeat them
+KINDS = 40  # distinct pages; further URLs repeat them
 MANIFEST = (
     b'name="b"\ntitle="B"\nurl_list="l"\nformat="tsv"\nheader=false\ncolumns=["caption","url"]'
 )
 
 
 def make_pages() -> list[bytes | None]:
-    """Pictures as the web has them: smooth, 200 to 1600 pixels; None is a 404."""
+    """Return pages like those on the web: smooth pictures of 200 to 1600 pixels; None is a 404."""
     pages: list[bytes | None] = []
     generator = np.random.default_rng(0)
     for kind in range(KINDS):
@@ -60,7 +60,7 @@ def make_pages() -> list[bytes | None]:
 
 
 def serve(port: Any) -> None:
-    """Serve the pages; runs in a process of its own."""
+    """Serve the pages, in a separate process."""
     pages = make_pages()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -83,14 +83,14 @@ def serve(port: Any) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Wall seconds and CPU seconds of this process; the server is another one."""
+    """Return wall seconds and CPU seconds of this process, which excludes the server."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def bare(folder: Path, urls: list[str], settings: DownloadSettings) -> tuple[float, float]:
-    """Seconds of img2dataset's own shard: fetch, resize, encode, Parquet."""
+    """Return the seconds of img2dataset's own shard: fetch, resize, encode, Parquet."""
     import img2dataset.downloader as downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import ParquetSampleWriter
@@ -113,7 +113,7 @@ def bare(folder: Path, urls: list[str], settings: DownloadSettings) -> tuple[flo
 
 
 def ours(folder: Path, urls: list[str], settings: DownloadSettings) -> tuple[float, float]:
-    """Seconds of our shard, commit included."""
+    """Return the seconds of our shard, including the commit."""
     (folder / "l.tsv").write_text("".join(f"caption {i}\t{u}\n" for i, u in enumerate(urls)))
     root = Storage.open(folder / "root")
     manifest = parse_manifest(MANIFEST, "bench")
@@ -128,7 +128,7 @@ ORIGINAL: dict[str, Any] = {}
 
 
 def main() -> None:
-    """Run the rounds and print the ratio."""
+    """Run the rounds and print the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -162,7 +162,7 @@ def main() -> None:
         best = {name: min(times[place] for times in rounds) for name, rounds in seconds.items()}
         ratios.append(best["bare"] / best["ours"])
         rates = ", ".join(f"{name} {arguments.images / taken:.0f}" for name, taken in best.items())
-        print(f"rows a {clock} second: {rates}; ratio {ratios[-1]:.2f} (at least {TARGET})")
+        print(f"rows per {clock} second: {rates}; ratio {ratios[-1]:.2f} (at least {TARGET})")
     sys.exit(ratios[0] < TARGET)
 
 

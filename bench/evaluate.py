@@ -1,16 +1,16 @@
-"""Prediction: ours against a straightforward rendering of the reference's, in one run.
+"""Prediction: ours against a straightforward version of the reference's, in one run.
 
     python -m bench.evaluate                              # CPU, ViT-B/16, 21, 81 and 171 classes
-    python -m bench.evaluate --forms --classes 20 60 150 171 --repeats 5     # ours, three ways
-    python -m bench.evaluate --before CHECKOUT --repeats 5   # ours and another commit's, in turn
+    python -m bench.evaluate --forms --classes 20 60 150 171 --repeats 5   # our own variants
+    python -m bench.evaluate --before CHECKOUT --repeats 5   # alternate with another commit
 
 A random ViT-B/16 segments a 375×500 picture (two windows of 448), with and without PAMR. Every
-measurement is a process of its own, one thread, so its peak memory is its own; time is the
-process's CPU time, which a busy machine does not change much. Memory is what prediction holds in
-tensors beside the model at its peak, from PyTorch's own allocation events; "resident" is by how
-much the process grew (Linux): the libraries' pages and what the allocator kept are in it.
---forms takes PAMR and Laplacian in turn on the masks of one window of 448, then the picture in
-fp32 with PAMR and in bf16 with Laplacian, all in one process; medians of the repeats, and the best.
+measurement runs in its own single-threaded process, so its peak memory is its own; time is the
+process's CPU time, which a busy machine hardly changes. Memory is the peak that prediction holds in
+tensors besides the model, from PyTorch's allocation events; "resident" is the growth of the process
+(Linux), including the libraries' pages and what the allocator kept. With --forms, one process
+alternates PAMR and Laplacian on the masks of one window of 448, and the picture in fp32 with PAMR
+and in bf16 with Laplacian; it prints the median and the best of the repeats.
 """
 
 import argparse
@@ -44,15 +44,15 @@ CLASSES = (21, 81, 171)
 
 
 def main() -> None:
-    """Measure everything, print a line a case."""
+    """Measure everything and print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-16-quickgelu")
     parser.add_argument("--classes", type=int, nargs="*", default=CLASSES)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--measure", choices=("plain", "ours", "both"))
     parser.add_argument("--pamr", action="store_true")
-    parser.add_argument("--forms", action="store_true", help="refinements and precisions of ours")
-    parser.add_argument("--before", type=Path, help="a checkout of another commit to compare with")
+    parser.add_argument("--forms", action="store_true", help="compare refinements and precisions")
+    parser.add_argument("--before", type=Path, help="checkout of another commit to compare with")
     arguments = parser.parse_args()
     if arguments.forms or arguments.before:
         (forms if arguments.forms else before_and_after)(arguments)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def forms(arguments: argparse.Namespace) -> None:
-    """Print CPU milliseconds of both refinements and CPU seconds of a picture, a line a count."""
+    """Print, per number of classes, CPU time of both refinements and of a whole picture."""
     torch.set_num_threads(1)
     code = untrained(arguments.model)
     image = torch.rand(1, 3, 448, 448, generator=torch.Generator().manual_seed(0))
@@ -111,14 +111,14 @@ def forms(arguments: argparse.Namespace) -> None:
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
-    """CPU time of one call."""
+    """Return the CPU time of one call."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def before_and_after(arguments: argparse.Namespace) -> None:
-    """Print CPU seconds of ours here and in another checkout, in turn; medians, and the best."""
+    """Print the median and best CPU seconds of this checkout and another, run alternately."""
     print("| classes | PAMR | before s | now s | ratio of medians |\n|---|---|---|---|---|")
     rounds = [1] * arguments.repeats
     arguments.repeats = 1
@@ -142,7 +142,7 @@ def child(
     pamr: bool,
     folder: Path | None = None,
 ) -> dict:
-    """Run one measurement in a process of its own, of the code in another folder if given."""
+    """Run one measurement in its own process, optionally with the code in another folder."""
     command = [sys.executable, "-m", "bench.evaluate", "--measure", contestant]
     command += ["--model", arguments.model, "--classes", str(classes)]
     command += ["--repeats", str(arguments.repeats), *(["--pamr"] if pamr else [])]
@@ -152,7 +152,7 @@ def child(
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Time and memory of one contestant, or the largest difference between both."""
+    """Measure the time and memory of one contestant, or the largest difference of both."""
     torch.set_num_threads(1)
     code = untrained(arguments.model)
     clip, pixels = code.clip, picture()
@@ -192,7 +192,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def untrained(model: str) -> CoDe:
-    """A random CoDe whose every part counts."""
+    """Return a random CoDe whose every part affects the result."""
     code = CoDe(FrozenClip.load(model, "random"), CoDeConfig()).eval()
     for stage in code.image_segmenter.stages:  # an untrained gate of 0 would hide the decoder
         stage.gate.data.fill_(0.5)
@@ -200,18 +200,18 @@ def untrained(model: str) -> CoDe:
 
 
 def embeddings(clip: FrozenClip, count: int) -> Tensor:
-    """Random unit vectors for the words and for the templates."""
+    """Return random unit vectors for the words and for the templates."""
     generator = torch.Generator().manual_seed(0)
     return F.normalize(torch.randn(2, count, clip.embed_dim, generator=generator), dim=-1)
 
 
 def picture() -> np.ndarray:
-    """Noise, uint8 H×W×3."""
+    """Return noise, uint8 H×W×3."""
     return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
 def tensor_peak(run: Callable[[], Tensor]) -> int:
-    """The most bytes of tensors that are alive at once while `run` runs, beside those before it."""
+    """Return the peak bytes of tensors that `run` allocates and holds at the same time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
@@ -221,13 +221,13 @@ def tensor_peak(run: Callable[[], Tensor]) -> int:
 
 
 def reset_peak() -> int:
-    """Forget how large the process was while it loaded (Linux); return its size now."""
+    """Reset the process's peak resident size (Linux); return its current size."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak_bytes() -> int:
-    """The largest resident size since `reset_peak`."""
+    """Return the largest resident size since `reset_peak`."""
     return _status("VmHWM")
 
 

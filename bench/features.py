@@ -1,14 +1,14 @@
-"""Our shard function against a bare open_clip loop over batches that are decoded already.
+"""Our shard function against a bare open_clip loop over decoded batches.
 
     python -m bench.features [--rows 64] [--rounds 3] [--precision fp32] [--device cpu]
     python -m bench.features --roofline "NVIDIA H100 80GB HBM3" --precision bf16 --batch-size 256
 
-ViT-B/16, random weights. Ours starts from Parquet: reads, decodes JPEGs of 256 pixels, augments,
-encodes, checks, writes an Arrow shard. The bare loop holds its batches in memory and calls
-encode_image and encode_text as open_clip's documentation does; it keeps nothing. Images only is
-shown too: no text at all, though ours encodes the captions. Ours without clip_score shows what the
-score costs. With --roofline nothing is timed: the encoder runs one batch of decoded pictures on
-fake tensors and `bench.gpu_step` counts it, as it counts a training step.
+The model is ViT-B/16 with random weights. Ours starts from Parquet: it reads, decodes JPEGs of 256
+pixels, augments, encodes, checks and writes an Arrow shard. The bare loop holds its batches in
+memory, calls encode_image and encode_text as open_clip's documentation does, and keeps nothing; a
+second one encodes only images, though ours encodes captions too. Ours without clip_score shows the
+cost of the score. With --roofline nothing is timed: the encoder runs one batch of decoded pictures
+on fake tensors, and `bench.gpu_step` counts it as it counts a training step.
 """
 
 import platform
@@ -38,7 +38,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 def bare_loop(
     clip: Any, images: list[torch.Tensor], texts: list[torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Encode all batches; no texts = images only."""
+    """Encode all batches of images and, if given, texts."""
     device = images[0].device.type
     with (
         torch.inference_mode(),
@@ -53,14 +53,14 @@ def bare_loop(
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[float, float]:
-    """Wall seconds, and CPU seconds of this process (what a busy machine does not change)."""
+    """Return wall seconds and this process's CPU seconds, which a busy machine hardly changes."""
     begin, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
 def count(settings: FeatureSettings, gpu: str) -> None:
-    """Print what a batch of decoded pictures takes on a GPU, by roofline."""
+    """Print the roofline time of a batch of decoded pictures on a GPU."""
     clip, rows = settings.clip, settings.block_rows
     encoder = Encoder(settings, "cpu")
     pixels = np.zeros((rows, settings.views, clip.image_size, clip.image_size, 3), np.uint8)
@@ -68,7 +68,7 @@ def count(settings: FeatureSettings, gpu: str) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake(encoder.clip, mode)
         counter = Counter(gpu)
-        # in inference mode a linear layer is no product that could be counted
+        # In inference mode, a linear layer is not a product that can be counted.
         tokens, start = Encoder.image_tokens.__wrapped__, Encoder.start.__wrapped__
         plain = mock.patch.object(Encoder, "image_tokens", tokens)
         with plain, torch.no_grad(), counting(counter):
@@ -78,28 +78,28 @@ def count(settings: FeatureSettings, gpu: str) -> None:
 
 def main(
     rows: Annotated[int, typer.Option(help="Pairs in the shard.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Times both are run, in turn.")] = 3,
-    batch_size: Annotated[int, typer.Option()] = 16,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which all variants alternate.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 16,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     model: Annotated[str, typer.Option(help="open_clip model.")] = "ViT-B-16",
     image_tokens: Annotated[str, typer.Option(help="fp16 or int8.")] = "fp16",
     roofline: Annotated[
-        str | None, typer.Option(help=f"Count for a GPU instead: {', '.join(BANDWIDTH)}.")
+        str | None, typer.Option(help=f"Estimate for a GPU instead: {', '.join(BANDWIDTH)}.")
     ] = None,
 ) -> None:
-    """Measure and print."""
+    """Measure all variants and print their rates."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         make_nouns(Path(folder), shards=1, rows=rows + 2, image_size=256)  # two rows drop out
-        wishes = FeatureOptions(
+        chosen = FeatureOptions(
             clip=model,
             pretrained="random:0",
             precision=precision,
             batch_size=batch_size,
             image_tokens=image_tokens,
         )
-        settings = resolve_settings(wishes, clip_facts(model, "random:0"))
+        settings = resolve_settings(chosen, clip_facts(model, "random:0"))
         if roofline:
             return count(settings, roofline)
         options = {"features": settings, "device": device, "threads": threads}
@@ -119,7 +119,7 @@ def main(
             "bare, images only": lambda: bare_loop(clip, images, [], DTYPES[precision]),
         }
         best = dict.fromkeys(ways, (float("inf"), float("inf")))
-        for _ in range(rounds + 1):  # in turn, so that a busy machine is unfair to none
+        for _ in range(rounds + 1):  # alternating, so that a busy machine slows all equally
             for way, function in ways.items():
                 wall, cpu = seconds_of(function)
                 best[way] = min(best[way][0], wall), min(best[way][1], cpu)
@@ -127,7 +127,7 @@ def main(
     ours = best["shard function"]
     for way, (wall, cpu) in best.items():
         print(
-            f"{way:18} {rows / wall:8.2f} pairs/s, {rows / cpu:7.2f} a CPU second; "
+            f"{way:18} {rows / wall:8.2f} pairs/s, {rows / cpu:7.2f} per CPU second; "
             f"shard function against it: {wall / ours[0]:.2f}, by CPU time {cpu / ours[1]:.2f}"
         )
 

@@ -1,7 +1,7 @@
-"""A small features root without the stages before it, for tests of what reads features.
+"""A small dataset root with features but without the stages before, to test readers of features.
 
 make_features(root) writes ledger/, features/NNNNN.arrow and vocabulary/nouns.arrow: random pixels,
-tokens and states of the right shapes, captions "a w1 w2 …" whose nouns have the right spans.
+tokens and states of the right shapes, and captions "a w1 w2 …" whose nouns have the right spans.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def make_features(
     min_nouns: int = 2,
     seed: int = 0,
 ) -> None:
-    """Write the root; shard i has rows + i rows."""
+    """Write the dataset root; shard i has rows + i rows."""
     settings = FeatureSettings(
         clip=from_json(ClipFacts, clip),
         image_tokens=image_tokens,
@@ -94,7 +94,7 @@ def noun_text(number: int) -> str:
 
 
 def noun_tokens(number: int) -> list[int]:
-    """One token, or two for every third noun."""
+    """Return one token, or two for every third noun."""
     return [1000 + number] if number % 3 else [2000 + number, 3000 + number]
 
 
@@ -157,7 +157,7 @@ def _writer(
 
 
 def _upstream(stage: str, shard: int, rows: int) -> ShardRecord:
-    """A record without a file: nothing here reads pairs or nouns."""
+    """Return a record without a file, since nothing here reads pairs or nouns."""
     output = hashlib.sha256(f"{stage}{shard}".encode()).hexdigest()
     return ShardRecord(
         stage, shard, "input", "settings", output, {}, rows, rows, {}, 0, 0.0, {"codeseg": "0"}

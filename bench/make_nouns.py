@@ -1,7 +1,7 @@
-"""A small root of pairs and nouns without the stages before features, for tests.
+"""A small dataset root with pairs and nouns, made without running their stages, for tests.
 
 make_nouns(root) writes pairs/, nouns/ and their ledger records: colored JPEGs, captions such as
-"a red cat on grass" with the nouns' token spans, some failed and some rejected rows.
+"a cat a dog" with the nouns' token spans, and some failed and some rejected rows.
 """
 
 import io
@@ -25,7 +25,7 @@ TOKENIZER = open_clip.SimpleTokenizer()
 def make_nouns(
     root: Path | str, *, shards: int = 2, rows: int = 12, image_size: int = 72, seed: int = 0
 ) -> None:
-    """Row 0 of each shard failed to download; row 1 has one noun and is rejected."""
+    """Write the root: row 0 of each shard failed; row 1 has one noun and is rejected."""
     storage = Storage.open(root)
     draw = np.random.default_rng(seed)
     for shard in range(shards):
@@ -48,7 +48,7 @@ def write_table(
     *,
     input: str | None = None,
 ) -> None:
-    """Write one shard and its record, whose input is the pairs' output unless given."""
+    """Write one shard and its record, whose input is by default the pairs' output."""
     path = f"{table}/{shard:05d}.parquet"
     values = pa.Table.from_pylist(rows, schema=arrow)
     info = storage.write_atomic(path, lambda sink: pq.write_table(values, sink))

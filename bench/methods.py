@@ -1,16 +1,16 @@
-"""Every way to segment, alone and with regions, on both storybook benchmarks: a table.
+"""Every method, alone and with regions, on both storybook benchmarks -> a table.
 
     codeseg demo                                   # makes demo-run: data, benchmarks
-    python -m bench.methods demo-run               # trains 9 runs below demo-run/methods, resumes
+    python -m bench.methods demo-run               # trains 9 runs in demo-run/methods, resumes
     python -m bench.methods demo-run --choose      # thresholds on development scenes instead
     python -m bench.methods demo-run --protocols   # every method under every protocol instead
 
-Every run is trained and every number made by `codeseg train` and `codeseg evaluate`, with the
-manifests' settings and three seeds; ± is the standard deviation over them. Boundary F: precision
-and recall of the predicted boundaries against the true ones, within 2 pixels, a mean over the
-pictures. ms: CPU time a picture, one thread, model and words loaded. With --protocols the methods
-without regions play {code, sclip, plain}, and sclip with chosen background words (vabs), on
-held-out scenes of three worlds; ± is over the worlds (CoDe: a run a world).
+`codeseg train` and `codeseg evaluate` make all runs and numbers, with the manifests' settings and
+three seeds; ± is the standard deviation over them. Boundary F is the F-score of the predicted
+boundaries against the true ones within 2 pixels, averaged over the pictures. ms is CPU time per
+picture in one thread, with model and words loaded. With --protocols, the methods without regions
+use the protocols code, sclip and plain, and sclip with chosen background words (vabs), on held-out
+scenes of three worlds; ± is over the worlds (for CoDe, one run per world).
 """
 
 import argparse
@@ -60,13 +60,13 @@ WAYS = (
 
 
 def main() -> None:
-    """Train what is missing, evaluate what is missing, print."""
+    """Train and evaluate what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demo", type=Path, help="what `codeseg demo` made")
+    parser.add_argument("demo", type=Path, help="folder made by `codeseg demo`")
     parser.add_argument("--choose", action="store_true", help="thresholds on development scenes")
-    parser.add_argument("--protocols", action="store_true", help="method × protocol instead")
+    parser.add_argument("--protocols", action="store_true", help="table of methods × protocols")
     parser.add_argument(
-        "--scenes", type=int, default=100, help="scenes of a --choose or --protocols world"
+        "--scenes", type=int, default=100, help="scenes per world of --choose or --protocols"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def codeseg(*words: str | Path) -> None:
-    """Run one command as a user would; what it prints is shown only if it fails."""
+    """Run one command as a user would; show its output only if it fails."""
     command = [sys.executable, "-m", "codeseg", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -99,7 +99,7 @@ def train_all(demo: Path) -> None:
 
 
 def train(demo: Path, recipe: str, seed: int) -> Path:
-    """Train a run unless it is finished; return where it lies."""
+    """Train a run unless it is finished; return its folder."""
     run = run_folder(demo, recipe, seed)
     print(f"training {run.name}", file=sys.stderr, flush=True)
     codeseg("train", demo / "data", run, "--recipe", recipe, "--set", f"train.seed={seed}")
@@ -107,12 +107,12 @@ def train(demo: Path, recipe: str, seed: int) -> Path:
 
 
 def run_folder(demo: Path, recipe: str, seed: int) -> Path:
-    """Where a run lies."""
+    """Return the folder of a run."""
     return demo / "methods" / "runs" / f"{recipe}-{seed}"
 
 
 def runs_of(demo: Path, recipe: str | None) -> list[Path | None]:
-    """The runs of a way: one a seed, or none for a frozen CLIP."""
+    """Return a method's runs: one per seed, or [None] for a frozen CLIP."""
     return [run_folder(demo, recipe, seed) for seed in SEEDS] if recipe else [None]
 
 
@@ -166,14 +166,14 @@ def played(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation (of the sample), or the one value."""
+    """Return the mean ± sample standard deviation, or the single value."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
 def evaluated(demo: Path, run: Path | None, method: str, benchmark: str) -> tuple[float, float]:
-    """One run's mIoU and boundary F, percent; predicted by `codeseg evaluate` unless it was."""
+    """Return a run's mIoU and boundary F, percent, after `codeseg evaluate` has predicted."""
     out = demo / "methods" / benchmark / f"{run.name if run else 'frozen'}-{method}"
     data = demo / "world" / benchmark
     model = [run] if run else []
@@ -190,13 +190,13 @@ def evaluated(demo: Path, run: Path | None, method: str, benchmark: str) -> tupl
 
 
 def loaded(run: Path | None, method: str) -> Segmenter:
-    """The segmenter as `codeseg evaluate` has it."""
+    """Open the segmenter as `codeseg evaluate` does."""
     clip = None if run else "storybook"
     return Segmenter.open(run, {"method": method}, clip=clip, device="cpu")
 
 
 def milliseconds(demo: Path, run: Path | None, method: str) -> float:
-    """CPU milliseconds a picture of the scenes benchmark, without loading and word embedding."""
+    """Return CPU milliseconds per scene, without loading and word embedding."""
     segmenter = loaded(run, method)
     data = load_benchmark("storybook_scenes").open(demo / "world" / "storybook_scenes")
     embeddings = segmenter.embed_texts(data.benchmark.texts)
@@ -209,7 +209,7 @@ def milliseconds(demo: Path, run: Path | None, method: str) -> float:
 
 
 def choose(demo: Path, scenes: int) -> None:
-    """Print each way's best background threshold on development scenes, a mean over its runs."""
+    """Print each method's best background threshold on development scenes, averaged over runs."""
     folder = demo / "methods" / f"development-{scenes}"
     if not (folder / "val.txt").exists():
         storybook.write_benchmark(folder, "storybook_things", scenes, storybook.DEV_SEED)
@@ -230,7 +230,7 @@ def choose(demo: Path, scenes: int) -> None:
 
 
 def curve(segmenter: Segmenter, data: BenchmarkData, ids: Iterable[str]) -> list[float]:
-    """MIoU in percent at every threshold, on some images of the split."""
+    """Return the mIoU in percent at every threshold on some images of the split."""
     classes = len(data.benchmark.classes)
     totals = np.zeros((len(THRESHOLDS), classes, classes), np.int64)
     embeddings = segmenter.embed_texts(data.benchmark.texts)

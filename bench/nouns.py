@@ -2,15 +2,15 @@
 
     python -m bench.nouns [--captions 3000] [--rounds 9] [--processes 1 2]
 
-Bare: nouns of raw captions by `nlp.pipe` and a loop over tokens, nothing else. Ours: cleaning, CLIP
-tokens, tagging, spans, rejections: everything NounWorker does between reading and writing a shard.
-We leave spaCy's attribute_ruler out where it can change no word's tag, and let numpy multiply the
-matrices, so there are three peers: tok2vec, tagger and attribute_ruler, as one would write it; just
-the components that ours runs; and, for information, those with numpy's products, which leaves what
-ours does beside tagging.
-Captions are made from templates, all distinct. All run in one thread, in turn, and are timed in
-seconds of CPU, so that other work on the machine weighs little; the median of the rounds' ratios
-counts. Exits 1 under 0.95 of either of the first two.
+Bare is `nlp.pipe` on raw captions and a loop over tokens, nothing else. Ours is everything that
+NounWorker does between reading and writing a shard: cleaning, CLIP tokens, tagging, spans and
+rejections. It leaves out spaCy's attribute_ruler where that cannot change a tag, and multiplies
+matrices with NumPy. So there are three peers: tok2vec, tagger and attribute_ruler, as one would
+write it; only the components that ours runs; and, for information, those with NumPy's products,
+which shows what ours does besides tagging.
+Captions are made from templates and all distinct. All peers run alternately in one thread and are
+timed in CPU seconds, so that other load matters little; the median of the rounds' ratios counts.
+The exit code is 1 if one of the first two ratios is under 0.95.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WORDS = "old red beautiful wooden modern small famous local traditional young ha
 
 
 def make_captions(count: int, seed: int = 0) -> list[str]:
-    """Distinct captions of 6 to 20 words."""
+    """Return distinct captions of 6 to 20 words."""
     draw = random.Random(seed)
     things, places, words = THINGS.split(), PLACES.split(), WORDS.split()
     captions = []
@@ -50,7 +50,7 @@ def make_captions(count: int, seed: int = 0) -> list[str]:
 
 
 def bare_seconds(load: Callable[[], Any], captions: list[str]) -> float:
-    """A bare loop: tag, look at every token. Loaded anew: spaCy remembers the words it has seen."""
+    """Time a bare loop over tagged tokens, in a new pipeline: spaCy caches words."""
     nlp = load()
     start = time.process_time()
     for doc in nlp.pipe(captions, batch_size=512):
@@ -59,7 +59,7 @@ def bare_seconds(load: Callable[[], Any], captions: list[str]) -> float:
 
 
 def our_seconds(captions: list[str]) -> float:
-    """The rows of a shard, without reading and writing."""
+    """Time the rows of a shard, without reading and writing."""
     worker = NounWorker("/nowhere", asdict(resolve_tagger()))
     keys = [f"{i:09d}" for i in range(len(captions))]
     start = time.process_time()
@@ -68,7 +68,7 @@ def our_seconds(captions: list[str]) -> float:
 
 
 def main() -> None:
-    """Run the rounds and print the ratio."""
+    """Run the rounds and print the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""A straightforward rendering of the reference's prediction (METHOD §8): what ours is held against.
+"""A straightforward version of the reference's prediction (METHOD §8), with which ours is compared.
 
-One window at a time; the image encoder runs once for the segmenter and once more for the knowledge
-branch; the decoder convolves at full resolution; PAMR stacks the 48 neighbors of all classes; all
-classes are kept at full size until the argmax. Same numbers, no shortcut.
+It takes one window at a time; the image encoder runs once for the segmenter and again for the
+knowledge branch; the decoder convolves at full resolution; PAMR stacks the 48 neighbors of all
+classes; all classes are kept at full size until the argmax. The numbers are the same.
 """
 
 import torch
@@ -28,7 +28,7 @@ def plain_maps(
     *,
     pamr: bool,
 ) -> Tensor:
-    """Masks of all classes at the picture's size (1, K, H, W) from the resized image."""
+    """Return all classes' masks at the picture's size (1, K, H, W) from the resized image."""
     H, W = image_1CHW.shape[-2:]
     total = image_1CHW.new_zeros(1, len(words_KC), H, W)
     count = image_1CHW.new_zeros(1, 1, H, W)
@@ -65,7 +65,7 @@ def _window(
 
 
 def _trunk(code: CoDe, images: Tensor) -> Tensor:
-    """The image encoder up to its last block, by open_clip's own modules."""
+    """Run the image encoder up to its last block with open_clip's own modules."""
     tokens = code.clip.embed(images)
     for block in code.clip.clip.visual.transformer.resblocks[:-1]:
         tokens = block(tokens)
@@ -74,18 +74,18 @@ def _trunk(code: CoDe, images: Tensor) -> Tensor:
 
 def _pamr(masks_1KHW: Tensor, image: Tensor) -> Tensor:
     image = F.interpolate(image, masks_1KHW.shape[-2:], mode="bilinear", align_corners=True)
-    near = _neighbours(image)
-    centres = image[:, :, None].expand(-1, -1, len(DILATIONS), -1, -1)
-    deviation = torch.cat([near, centres], dim=2).std(dim=2, keepdim=True)
+    near = _neighbors(image)
+    centers = image[:, :, None].expand(-1, -1, len(DILATIONS), -1, -1)
+    deviation = torch.cat([near, centers], dim=2).std(dim=2, keepdim=True)
     distance = (near - image[:, :, None]).abs() / (1e-8 + 0.1 * deviation)
     weights = (-distance.mean(dim=1, keepdim=True)).softmax(dim=2)
     for _ in range(ITERATIONS):
-        masks_1KHW = (_neighbours(masks_1KHW) * weights).sum(dim=2)
+        masks_1KHW = (_neighbors(masks_1KHW) * weights).sum(dim=2)
     return masks_1KHW
 
 
-def _neighbours(x_1KHW: Tensor) -> Tensor:
-    """The 8 neighbors at every dilation, stacked: (1, K, 48, H, W)."""
+def _neighbors(x_1KHW: Tensor) -> Tensor:
+    """Stack the 8 neighbors at every dilation: (1, K, 48, H, W)."""
     H, W = x_1KHW.shape[-2:]
     stacked = []
     for d in DILATIONS:

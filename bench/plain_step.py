@@ -1,10 +1,10 @@
-"""A straightforward rendering of the reference's step, on the same weights: a batch in, losses out.
+"""A straightforward version of the reference's step, on the same weights: a batch in, losses out.
 
-What `bench/train_step.py` is measured against, and what a test holds the fast step to. Blocks call
-torch's own multi-head attention on (L, B, D), the layout of the reference (open_clip's (B, L, D)
-would be 2.5 times slower in bf16, and the comparison unfair). It runs all text at the full context
-length, encodes every noun and a template each step, recomputes the trunk, upsamples before
-convolving and masks every image once per pair. Letters as in `codeseg.model.code.codecomposition`.
+`bench/train_step.py` compares our step with it, and a test holds our step to its losses. Blocks
+call torch's own multi-head attention on (L, B, D), the layout of the reference (open_clip's
+(B, L, D) would be 2.5 times slower in bf16, and the comparison unfair). It runs all text at the
+full context length, encodes every noun and a template in each step, recomputes the trunk, upsamples
+before convolving and masks every image once per pair. Letters as in model/code/codecomposition.py.
 """
 
 from collections.abc import Iterable
@@ -24,9 +24,9 @@ from codeseg.model.code.composition import Losses
 def plain_step(
     code: CoDe, batch: Batch, noise_JBHW: Tensor | None = None, template_N: Tensor | None = None
 ) -> Losses:
-    """Return the losses of `code(...)` with `attend_padding`, the long way.
+    """Return the losses of `code(...)` with `attend_padding`, without any shortcut.
 
-    Without `template_N` every noun stands in template 0.
+    Without `template_N`, every noun is put into template 0.
     """
     clip, config = code.clip, code.config
     J, L = config.nouns_per_image, clip.context_length
@@ -98,7 +98,7 @@ def _trunk(code: CoDe, images: Tensor) -> Tensor:
 
 
 def _run(blocks: Iterable[Any], x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run whole blocks by torch's multi-head attention, in the layout (L, B, D)."""
+    """Run whole blocks with torch's multi-head attention, in the layout (L, B, D)."""
     x = x_BLD.transpose(0, 1).contiguous()
     for block in blocks:
         attention, normed = block.attn, block.ln_1(x)
@@ -125,7 +125,7 @@ def _run(blocks: Iterable[Any], x_BLD: Tensor, mask: Tensor | None = None) -> Te
 
 
 def _pixel_embedding(code: CoDe, tokens_BPD: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Dense last block and decoder on (B, D, h, w) maps."""
+    """Run the dense last block and the decoder on (B, D, h, w) maps."""
     segmenter = code.image_segmenter
     block, attention = segmenter.block, segmenter.block.attn
     value = F.linear(
@@ -145,7 +145,7 @@ def _pixel_embedding(code: CoDe, tokens_BPD: Tensor, grid: tuple[int, int]) -> T
 
 
 def _text(code: CoDe, embeddings_BLT: Tensor) -> Tensor:
-    """The text transformer at the full context length, before ln_final."""
+    """Run the text transformer at the full context length, before ln_final."""
     text = code.clip.clip
     mask = text.attn_mask.to(embeddings_BLT.dtype)
     return _run(text.transformer.resblocks, embeddings_BLT + text.positional_embedding, mask)
@@ -158,7 +158,7 @@ def _read(code: CoDe, states_BLT: Tensor, eos_B: Tensor) -> Tensor:
 
 
 def _rows(code: CoDe, sequences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids, each with its EOS, zero-padded to the context; also the positions of EOS."""
+    """Return token ids with EOS, zero-padded to the context, and the positions of EOS."""
     rows = torch.zeros(len(sequences), code.clip.context_length, dtype=torch.int64, device=device)
     for row, ids in zip(rows, sequences, strict=True):
         row[: len(ids) + 1] = torch.tensor([*ids, code.clip.tokenizer.eot_token_id])

@@ -2,11 +2,11 @@
 
     python -m bench.ray_data [--shards 40] [--seconds 1.5] [--workers 2] [--rounds 1]
 
-Every shard is the same piece of work: some seconds of sleep (so that other work on the machine does
-not matter; real shards take minutes), a file written, a commit. The pool is ray.util.ActorPool with
-the very same worker; both start their actors anew. Two ratios: of the whole run, start-up included,
-which a stage of hours does not see, and of the steady state, from the first commit to the last.
-Exits 1 when the first is under 0.95.
+Every shard is the same work: some seconds of sleep (so that other work on the machine does not
+matter; real shards take minutes), a file and a commit. The pool is ray.util.ActorPool with the same
+worker; both start new actors. There are two ratios: of the whole run with its start-up, which is
+negligible in a stage of hours, and of the steady state from the first commit to the last. The exit
+code is 1 if the first is under 0.95.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TARGET = 0.95
 
 
 class SleepingWorker:
-    """Sleeps, writes, commits."""
+    """A worker that sleeps, writes a file and commits."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -37,7 +37,7 @@ class SleepingWorker:
         self._seconds = settings["seconds"]
 
     def process(self, shard: int, input: str) -> ShardRecord:
-        """One shard."""
+        """Process one shard."""
         time.sleep(self._seconds)
         return commit(
             self._root, PAIRS, shard, input, "s", lambda sink: sink.write(b"x" * 1000),
@@ -46,21 +46,21 @@ class SleepingWorker:
 
 
 class PoolWorker(_RayWorker):
-    """The wrapper that Ray Data runs, with a method that a plain actor can offer."""
+    """The wrapper that Ray Data runs, with a method that a plain actor can call."""
 
     def do(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One shard."""
+        """Process one shard."""
         return self(batch)
 
 
 def steady_seconds(folder: str) -> float:
-    """Seconds from the first commit below a root to the last."""
+    """Return the seconds from the first commit below a root to the last."""
     moments = [path.stat().st_mtime for path in Path(folder).glob("pairs/*.parquet")]
     return max(moments) - min(moments)
 
 
 def ray_data(shards: int, seconds: float, workers: int) -> tuple[float, float]:
-    """Seconds of run_stage: whole, steady."""
+    """Return run_stage's seconds: of the whole run and of the steady state."""
     with tempfile.TemporaryDirectory() as folder:
         root = Storage.open(folder)
         inputs = {i: str(i) for i in range(shards)}
@@ -75,7 +75,7 @@ def ray_data(shards: int, seconds: float, workers: int) -> tuple[float, float]:
 
 
 def actor_pool(shards: int, seconds: float, workers: int) -> tuple[float, float]:
-    """Seconds of a plain pool of the same workers, their start included, as above."""
+    """Return the same for a plain pool of the same workers, including their start."""
     import ray
     from ray.util import ActorPool
 
@@ -95,7 +95,7 @@ def actor_pool(shards: int, seconds: float, workers: int) -> tuple[float, float]
 
 
 def main() -> None:
-    """Run the rounds and print the ratio."""
+    """Run the rounds and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=1.5)

@@ -1,11 +1,11 @@
-"""How good regions are before anyone labels them: storybook pictures in, a table out.
+"""The quality of regions before they are labeled: storybook pictures in, a table out.
 
     python -m bench.regions [--pictures 60] [--data demo-run/world/storybook_scenes]
 
-Upper bound: mIoU when every region is given the label that most of its pixels have. Boundary F:
-precision and recall of region boundaries against label boundaries, within 2 pixels, a mean over the
-pictures. Grouping time is that of `group_patches` alone, trunk excluded. Without --data:
-development scenes (DEV_SEED), for choosing; with it: a storybook benchmark's own pictures.
+Upper bound: mIoU if every region gets the label that most of its pixels have. Boundary F: the
+F-score of region boundaries against label boundaries within 2 pixels, averaged over the pictures.
+The time is that of `group_patches` alone, without the trunk. Without --data, the pictures are
+development scenes (DEV_SEED), for choosing settings; with it, those of a storybook benchmark.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SOURCES = ("keys", "trunk")
 
 
 def edges(labels: NDArray[np.uint8]) -> torch.Tensor:
-    """Pixels whose right or lower neighbor has another label, (1, 1, H, W) float."""
+    """Return the pixels whose right or lower neighbor has another label: float (1, 1, H, W)."""
     found = np.zeros(labels.shape, dtype=np.float32)
     found[:, :-1] += labels[:, 1:] != labels[:, :-1]
     found[:-1] += labels[1:] != labels[:-1]
@@ -41,13 +41,13 @@ def edges(labels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def covered(found: torch.Tensor, by: torch.Tensor) -> float:
-    """Share of the edge pixels that lie within the tolerance of another map's."""
+    """Return the share of edge pixels that lie within the tolerance of another map's."""
     near = F.max_pool2d(by, 2 * TOLERANCE + 1, stride=1, padding=TOLERANCE)
     return float((found * near).sum() / found.sum().clamp(min=1))
 
 
 def boundary_f(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
-    """F-score of one label map's boundaries against another's, 0..1; 1 where neither has any."""
+    """Return the F-score of two label maps' boundaries, 0..1; 1 if neither has any."""
     ours, theirs = edges(found), edges(wanted)
     if not ours.any() and not theirs.any():
         return 1.0
@@ -66,7 +66,7 @@ def region_labels(regions: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDAr
 def regions_of(
     clip: FrozenClip, image: torch.Tensor, source: str, grouping: Grouping, pamr: bool
 ) -> tuple[NDArray[np.uint8], int, float]:
-    """Regions at the picture's size, how many there are, and the grouping's seconds."""
+    """Return regions at the picture's size, their number, and the grouping's seconds."""
     tokens = clip.trunk(image)
     features = clip_keys(clip, tokens) if source == "keys" else tokens[:, 1:]
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def regions_of(
 
 
 def main() -> None:
-    """Print one line a way of grouping."""
+    """Print one line per setting of the grouping."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--data", type=Path, help="folder of a storybook benchmark")
@@ -121,7 +121,7 @@ def _line(
         rows.append((number, boundary_f(regions, labels), seconds))
     number, f, seconds = np.mean(rows, axis=0)
     return (
-        f"| {source} | {grouping.method} | {grouping.regions} | {'colour' if pamr else 'patch'} "
+        f"| {source} | {grouping.method} | {grouping.regions} | {'color' if pamr else 'patch'} "
         f"| {number:.1f} | {100 * Scores(matrix).miou:.1f} | {100 * f:.1f} | {1000 * seconds:.1f} |"
     )
 

@@ -1,18 +1,18 @@
-"""Days of work in an hour: pictures through download, nouns and features on a cluster that is hurt.
+"""A soak test: pictures through download, nouns and features on a cluster that is being damaged.
 
     python -m bench.soak [--rows 50000] [--sample 5000] [--kills 10] [--seed 0] [--folder D]
 
-Draws 2,000 pictures and serves them on loopback, each under as many addresses as the rows need (one
-link in 40 is dead). The first `--sample` rows pass every stage undisturbed on a Ray cluster of two
-nodes. Then all rows do, on a cluster of which, at random moments of random stages, the command, one
-of Ray's workers or the second node's raylet is killed with -9, and once the second node is removed;
-a new node takes its place, and a command that was killed is given again. With a `--folder` that was
-left, the soak goes on.
+The test draws 2,000 pictures and serves them on loopback, each under as many URLs as the rows need
+(one link in 40 is dead). The first `--sample` rows pass every stage undisturbed on a Ray cluster of
+two nodes. Then all rows do, on a cluster in which, at random moments of random stages, the command,
+a Ray worker or the second node's raylet is killed with -9, and once the second node is removed; a
+new node replaces it, and a killed command is run again. With the `--folder` of an interrupted test,
+the test resumes.
 
-Prints the rows/s of each stage, and the resident memory of every worker after its first shard and
-at its end (medians of the first and the last third of what was seen in between). Exits 1 when a
-shard of the sample differs by a byte (a record: but for seconds and owner), when a stage is not
-complete, or when a worker's memory grew by more than a tenth.
+It prints the rows/s of each stage, and the resident memory of every worker after its first shard
+and at its end (medians of the first and the last third of the samples in between). It exits with 1
+if a shard of the sample differs by a byte (a record: in more than seconds and owner), if a stage is
+incomplete, or if a worker's memory grew by more than a tenth.
 """
 
 import argparse
@@ -44,29 +44,29 @@ from codeseg.stages.demo import QuietHandler
 
 FORK = multiprocessing.get_context("fork")
 SHARD_ROWS = 500
-HOSTS = 16  # loopback addresses: one host gets at most 50 requests a second
+HOSTS = 16  # loopback addresses: a host gets at most 50 requests per second
 STAGES = {"download": "pairs", "nouns": "nouns", "features": "features"}
 GROWTH = 1.10
 LOOK_SECONDS = 0.5
-WARM_COMMITS = 4  # of a stage of two workers since one began: its first shard is surely among them
-LEAST_LOOKS = 10  # at a worker's memory, early and late, to say anything of it
+WARM_COMMITS = 4  # after which a worker, one of two, has certainly finished its first shard
+LEAST_LOOKS = 10  # memory samples of a worker, early and late, that are needed to judge it
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-DRAWN = 2_000  # pictures; more rows name them again
-TRIES = 5  # of a stage that fails though nobody kills its command
+DRAWN = 2_000  # pictures; further rows repeat them
+TRIES = 5  # of a stage whose command fails without being killed
 NODE_SECONDS = 300
 
-Process = tuple[int, str]  # number and start time, so that a reused number is told apart
+Process = tuple[int, str]  # pid and start time, which distinguishes a reused pid
 
 
 def stat(pid: int) -> list[str]:
-    """Return the fields of a process after its name; [] when there is none."""
+    """Return the fields of a process after its name, or [] if there is none."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []
 
 
 def family(pid: int) -> list[Process]:
-    """Return the processes below one."""
+    """Return all descendants of a process."""
     numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     parents = {n: (int(fields[1]), fields[19]) for n in numbers if (fields := stat(n))}
     found: list[Process] = []
@@ -79,7 +79,7 @@ def family(pid: int) -> list[Process]:
 
 
 def kill_all(processes: Iterable[Process]) -> None:
-    """Kill with -9 those of the processes that still live."""
+    """Kill with -9 those of the processes that are still alive."""
     for pid, started in processes:
         if (fields := stat(pid)) and fields[19] == started:
             with suppress(OSError):
@@ -87,12 +87,9 @@ def kill_all(processes: Iterable[Process]) -> None:
 
 
 def outcome(root: Path, tables: Iterable[str], shards: int | None = None) -> dict[str, Any]:
-    """Return every file of the tables by hash, every record without its seconds and its owner.
+    """Return the tables' files by hash, and their records without seconds and owner.
 
-    Args:
-        root: of the dataset.
-        tables: to look at.
-        shards: the first so many of each table; None = all.
+    `shards` limits the result to the first shards of each table.
     """
     found: dict[str, Any] = {}
     for table in tables:
@@ -106,7 +103,7 @@ def outcome(root: Path, tables: Iterable[str], shards: int | None = None) -> dic
 
 
 def wait_longer() -> None:
-    """Let Ray wait for a node for `NODE_SECONDS`; its own 30 s are too short on a busy machine."""
+    """Let Ray wait `NODE_SECONDS` for a node; its own 30 s are too short on a busy machine."""
     from ray._private import services
 
     ask = services.get_node
@@ -125,27 +122,27 @@ def wait_longer() -> None:
 
 
 class Cluster:
-    """Two nodes of Ray on this machine, the second of which may die and be replaced."""
+    """Two Ray nodes on this machine, the second of which may die and be replaced."""
 
     def __init__(self) -> None:
-        # at Ray's own nice 15 workers stand still beside any other busy process
+        # At Ray's default niceness of 15, workers starve beside any other busy process.
         os.environ |= {"RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
         from ray.cluster_utils import Cluster as TwoNodes
 
         wait_longer()
         self._nodes = TwoNodes(initialize_head=True, head_node_args=self._size())
         self.address: str = self._nodes.address
-        self.mend()
+        self.add_second()
 
     def _size(self) -> dict[str, Any]:
         return {"num_cpus": 1, "object_store_memory": 100 << 20, "memory": 8 << 30}
 
-    def mend(self) -> None:
+    def add_second(self) -> None:
         """Add the second node."""
         self._second = self._nodes.add_node(**self._size())
 
     def workers(self) -> list[Process]:
-        """Return the workers that do shards."""
+        """Return the workers that process shards."""
         alive = []
         for pid, started in family(os.getpid()):
             with suppress(OSError):
@@ -155,14 +152,14 @@ class Cluster:
         return alive
 
     def kill_raylet(self) -> None:
-        """Kill the second node's raylet; Ray ends the node's workers."""
+        """Kill the second node's raylet, after which Ray ends the node's workers."""
         self._second.kill_raylet(check_alive=False)
         self.remove()
 
     def remove(self) -> None:
-        """Take the second node away, and put a new one in its place."""
+        """Remove the second node and replace it."""
         self._nodes.remove_node(self._second, allow_graceful=False)
-        self.mend()
+        self.add_second()
 
     def stop(self) -> None:
         """End both nodes."""
@@ -170,7 +167,7 @@ class Cluster:
 
 
 class Memory:
-    """Watches the resident memory of workers, in a thread of its own."""
+    """Samples the resident memory of workers in a thread."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -193,10 +190,9 @@ class Memory:
         self._thread.join()
 
     def show(self, commits: dict[str, list[float]]) -> bool:
-        """Print each worker's memory early and late; True when none grew by more than a tenth.
+        """Print each worker's memory early and late; return whether none grew by over a tenth.
 
-        Args:
-            commits: stage -> when its shards were committed, ascending.
+        `commits` maps a stage to the ascending times at which its shards were committed.
         """
         flat = True
         print("memory of each worker, MB: after its first shard, at its end, ratio")
@@ -213,7 +209,7 @@ class Memory:
 
 
 class Soak:
-    """The stages on one list, on one cluster."""
+    """Runs the stages on one list and one cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster, memory: Memory) -> None:
         self._folder, self._cluster, self._memory = folder, cluster, memory
@@ -235,15 +231,9 @@ class Soak:
         return self.process
 
     def run(self, root: Path, rows: int, hurts: dict[str, list[tuple[int, str]]]) -> Counter[str]:
-        """Run every stage.
+        """Run every stage on the list's first rows; return how often each damage was done.
 
-        Args:
-            root: of the dataset.
-            rows: of the list to take.
-            hurts: stage -> (commits after which, what), by commits.
-
-        Returns:
-            What was done to it.
+        `hurts` maps a stage to its damages, (number of commits before it, kind), in order.
         """
         done: Counter[str] = Counter()
         for stage, table in STAGES.items():
@@ -269,7 +259,7 @@ class Soak:
         return done
 
     def hurt(self, process: "subprocess.Popen[bytes]", what: str) -> int:
-        """Do it; how many times it was done: 0 when there was nothing to do it to."""
+        """Do one kind of damage; return 1, or 0 if there was nothing to damage."""
         if what == "command":
             if process.poll() is not None:
                 return 0
@@ -286,12 +276,12 @@ class Soak:
         return 1
 
     def commits(self, root: Path, table: str) -> int:
-        """Return how many shards of a table are done."""
+        """Return the number of committed shards of a table."""
         return len(list((root / "ledger" / table).glob("[0-9]*.json")))
 
 
 def draw_hurts(kills: int, shards: int, draw: random.Random) -> dict[str, list[tuple[int, str]]]:
-    """Return at what commits of which stage what is killed or removed."""
+    """Draw each stage's damages: after how many commits, and what is killed or removed."""
     hurts: dict[str, list[tuple[int, str]]] = {stage: [] for stage in STAGES}
     kinds = [("command", "worker", "worker", "raylet")[i % 4] for i in range(kills)]
     for what in [*kinds, "removal"]:
@@ -301,14 +291,14 @@ def draw_hurts(kills: int, shards: int, draw: random.Random) -> dict[str, list[t
 
 
 class QuietServer(http.server.ThreadingHTTPServer):
-    """A server that says nothing of clients that were killed."""
+    """A server that does not report killed clients."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing."""
+        """Report nothing."""
 
 
 def serve(folder: Path, host: str = "127.0.0.1", port: int = 0) -> str:
-    """Serve a folder in a process of its own; its URL."""
+    """Serve a folder from a new process; return its URL."""
     handler = functools.partial(QuietHandler, directory=str(folder))
     server = QuietServer((host, port), handler)
     FORK.Process(target=server.serve_forever, daemon=True).start()
@@ -316,7 +306,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 0) -> str:
 
 
 def make_list(folder: Path, rows: int) -> None:
-    """Draw and serve the pictures; write the list and its manifest. A list that is there stays."""
+    """Draw and serve the pictures; write the list and its manifest, or keep an existing list."""
     place = folder / "list.tsv"
     if place.exists():
         with place.open() as lines:
@@ -342,7 +332,7 @@ def make_list(folder: Path, rows: int) -> None:
 
 
 def soak(folder: Path, rows: int, sample: int, kills: int, seed: int) -> bool:
-    """Run both; True when all is as it should be."""
+    """Run the sample and the whole list; return whether all requirements are met."""
     begun = time.monotonic()
     make_list(folder, rows)
     print(f"the pictures were drawn in {time.monotonic() - begun:.0f} s", flush=True)
@@ -354,7 +344,7 @@ def soak(folder: Path, rows: int, sample: int, kills: int, seed: int) -> bool:
         run.run(clean, sample, {})
         memory.looks.clear()
         hurts = draw_hurts(kills, rows // SHARD_ROWS, random.Random(seed))
-        print("done to it:", dict(run.run(hurt, rows, hurts)), flush=True)
+        print("damage done:", dict(run.run(hurt, rows, hurts)), flush=True)
     finally:
         if run.process is not None:
             run.process.kill()
@@ -377,13 +367,13 @@ def soak(folder: Path, rows: int, sample: int, kills: int, seed: int) -> bool:
 
 
 def main() -> None:
-    """Soak; exit 1 when something is not as it should be."""
+    """Run the soak test; exit with 1 if a requirement is not met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--sample", type=int, default=5_000, help=f"multiple of {SHARD_ROWS}")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="kept for a look; a temporary one without it")
+    parser.add_argument("--folder", type=Path, help="keep the files here (default: temporary)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).absolute()

@@ -1,12 +1,13 @@
-"""Train and judge the tiny CLIP of the embedded default: drawn scenes and captions in, weights out.
+"""Train and evaluate the embedded tiny CLIP: drawn scenes and captions in, weights out.
 
     python -m bench.storybook_clip train --out model/weights/storybook.safetensors
     python -m bench.storybook_clip judge model/weights/storybook.safetensors
 
-A plain CLIP (symmetric InfoNCE) on fresh storybook scenes, no masks, no scene seen twice. Identical
-captions in a batch count as each other's positives: "a cat" belongs to every cat. Only the rows of
-the token table that captions use are trained; the others are set to their mean, a word without
-meaning. Step i's batch is a pure function of i, so a killed training goes on where it saved.
+This trains a plain CLIP (symmetric InfoNCE) on fresh storybook scenes, without masks; no scene
+occurs twice. Identical captions in a batch are each other's positives: "a cat" belongs to every
+cat. Only the rows of the token table that captions use are trained; the others are set to their
+mean, a meaningless word. Step i's batch is a pure function of i, so a killed training resumes from
+its last saved state.
 """
 
 import math
@@ -37,12 +38,12 @@ from codeseg.pipeline.storybook.scenes import (
 )
 
 PROMPT = "a {}"
-LONGEST = 24  # tokens of the longest caption, with room
+LONGEST = 24  # tokens; no caption is longer
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
 def crop_scene(image: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
-    """A square crop of 70-100 % of the side, resized to `size`, mirrored half the time."""
+    """Return a square crop of 70-100 % of the side, resized to `size`, mirrored half the time."""
     side = image.width * rng.uniform(0.7, 1.0)
     left, top = rng.uniform(0, image.width - side, size=2)
     box = (left, top, left + side, top + side)
@@ -51,14 +52,14 @@ def crop_scene(image: Image.Image, rng: np.random.Generator, size: int) -> Image
 
 
 class SceneBatches(IterableDataset[tuple[Tensor, list[str]]]):
-    """Batches of (uint8 pixels (B, 3, S, S), captions), drawn as they are asked for."""
+    """Batches of (uint8 pixels (B, 3, S, S), captions), drawn on demand."""
 
     def __init__(self, start: int, steps: int, batch_size: int, image_size: int) -> None:
         self.start, self.steps = start, steps
         self.batch_size, self.image_size = batch_size, image_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Draw batch after batch; one worker only, so the order is the steps' own."""
+        """Draw batch after batch; with one worker only, the order is that of the steps."""
         for step in range(self.start, self.steps):
             pixels, captions = [], []
             for index in range(step * self.batch_size, (step + 1) * self.batch_size):
@@ -70,7 +71,7 @@ class SceneBatches(IterableDataset[tuple[Tensor, list[str]]]):
 
 
 def used_tokens(clip: FrozenClip) -> Tensor:
-    """Ids of all tokens in the first 20,000 captions and the class prompts, sorted."""
+    """Return the ids of all tokens in the first 20,000 captions and the class prompts, sorted."""
     texts = {draw_scene(CLIP_SEED, index, size=8).caption for index in range(20_000)}
     texts |= {PROMPT.format(name) for name in CLASSES}
     used: Tensor = torch.unique(clip.tokenize(sorted(texts)))
@@ -78,7 +79,7 @@ def used_tokens(clip: FrozenClip) -> Tensor:
 
 
 class CompactTokens(nn.Module):
-    """A token table of the used rows only; AdamW over all 49,408 would dominate a step."""
+    """A token table of only the used rows; AdamW over all 49,408 would dominate a step."""
 
     def __init__(self, table: Tensor, used: Tensor) -> None:
         super().__init__()
@@ -88,11 +89,11 @@ class CompactTokens(nn.Module):
         self.rows = nn.Parameter(table[used].clone())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look embeddings up; a token that was never seen is the first row (padding)."""
+        """Look up embeddings; an unknown token gets the first row (padding)."""
         return F.embedding(self.place[tokens], self.rows)
 
     def full(self, size: int) -> Tensor:
-        """The whole table, unused rows at the mean of the used ones."""
+        """Return the whole table, with unused rows at the mean of the used ones."""
         table = self.rows.mean(dim=0).expand(size, -1).clone()
         table[self.used] = self.rows
         return table
@@ -101,7 +102,7 @@ class CompactTokens(nn.Module):
 def contrastive_loss(
     image_BC: Tensor, text_BC: Tensor, scale: Tensor, captions: list[str]
 ) -> Tensor:
-    """Symmetric InfoNCE whose targets are spread over equal captions."""
+    """Return symmetric InfoNCE whose targets are spread over equal captions."""
     ids: dict[str, int] = {}
     number_B = torch.tensor([ids.setdefault(caption, len(ids)) for caption in captions])
     target_BB = (number_B[:, None] == number_B).float()
@@ -111,7 +112,7 @@ def contrastive_loss(
 
 
 def save_weights(clip: open_clip.CLIP, tokens: CompactTokens, out: Path) -> None:
-    """Write the open_clip state as fp16 safetensors, whole or not at all."""
+    """Write the open_clip state as fp16 safetensors, atomically."""
     state = {k: v for k, v in clip.state_dict().items() if not k.startswith("token_embedding")}
     state["token_embedding.weight"] = tokens.full(clip.vocab_size)
     state = {k: v.detach().to(torch.float16).contiguous() for k, v in state.items()}
@@ -122,15 +123,15 @@ def save_weights(clip: open_clip.CLIP, tokens: CompactTokens, out: Path) -> None
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the weights go.")],
+    out: Annotated[Path, typer.Option(help="File for the weights.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1900,
-    batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Scenes per step.")] = 256,
     learning_rate: Annotated[
-        float, typer.Option(help="Peak, after 200 steps of warm-up.")
+        float, typer.Option(help="Peak learning rate, after 200 warm-up steps.")
     ] = 1.5e-3,
     save_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 100,
 ) -> None:
-    """Train from scratch, or go on from OUT's saved state."""
+    """Train from scratch, or resume from OUT's saved state."""
     frozen = FrozenClip.load("storybook", "random:0")
     clip: open_clip.CLIP = frozen.clip
     used = used_tokens(frozen)
@@ -156,7 +157,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         tokens_BL = frozen.tokenize(captions)[:, :LONGEST]
-        # On short sequences plain attention beats the fused one on a CPU: 0.46 s against 0.8 s.
+        # On a CPU and short sequences, plain attention beats the fused form: 0.46 s against 0.8 s.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             image_BC = frozen.encode_image(frozen.normalize(pixels))
             text_BC = frozen.encode_text(tokens_BL)
@@ -181,12 +182,12 @@ def train(
 
 @torch.inference_mode()
 def judge_weights(clip: FrozenClip, seed: int, count: int) -> dict[str, float]:
-    """Image-level precision and MaskCLIP mIoU on scenes of a world never trained on.
+    """Return image-level precision and MaskCLIP mIoU on scenes of a world not trained on.
 
-    Precision at k of a noun: rank the scenes by similarity with "a NOUN"; the share of the first k
-    that show it, k being how many do; mean over all classes. MaskCLIP mIoU: argmax over all classes
-    of patch embedding · "a NOUN", bilinearly resized; and for things with background, where a pixel
-    whose best class is a ground counts as background.
+    A noun's precision at k: rank the scenes by similarity with "a NOUN"; take the share of the
+    first k that show it, where k scenes do. The result is the mean over all classes. MaskCLIP mIoU:
+    the argmax over all classes of patch embedding · "a NOUN", bilinearly resized; and the same for
+    things with background, where a pixel whose best class is a ground counts as background.
     """
     text_KC = clip.encode_text(clip.tokenize([PROMPT.format(name) for name in CLASSES]))
     K, things = len(CLASSES), len(THING_NAMES)
@@ -230,10 +231,10 @@ def _mean_iou(confusion_KK: Tensor) -> float:
 
 @app.command()
 def judge(
-    weights: Annotated[Path, typer.Argument(help="A weights file, ours: the embedded one.")],
-    count: Annotated[int, typer.Option(help="Held-out scenes a world.")] = 1000,
+    weights: Annotated[Path, typer.Argument(help="Weight file of the storybook CLIP.")],
+    count: Annotated[int, typer.Option(help="Held-out scenes per world.")] = 1000,
 ) -> None:
-    """Print precision and MaskCLIP mIoU on the development world and the held-out ones."""
+    """Print precision and MaskCLIP mIoU on the development world and the held-out worlds."""
     clip = FrozenClip.load("storybook", str(weights))
     for name, seed in {"development": DEV_SEED, **BENCHMARK_SEEDS}.items():
         scores = judge_weights(clip, seed, count)

@@ -1,11 +1,12 @@
-"""Training step: ours against a straightforward rendering of the reference's, in one run.
+"""Training step: ours against a straightforward version of the reference's, in one run.
 
     python -m bench.train_step                                   # CPU, ViT-B/16, batch 4
 
-Same random model, same batches from an Arrow stream, forward + backward + AdamW, fp32 and bf16
-autocast, rounds interleaved. Prints samples/s of both, the ratio of the medians, the share of time
-spent waiting for data; `--profile` says where the time goes. On a GPU: `bench.gpu_step --measure`.
-Beside wall time stands the process's CPU time: with `--threads 1` it does not see a busy machine.
+Both use the same random model and the same batches from an Arrow stream: forward, backward and
+AdamW, in fp32 and bf16 autocast, with interleaved rounds. It prints the samples/s of both, the
+ratio of the medians and the share of time spent waiting for data; `--profile` shows the time by
+operator. For a GPU, use `bench.gpu_step --measure`. Besides wall time it prints the process's CPU
+time, which with `--threads 1` does not depend on other load.
 """
 
 import argparse
@@ -35,7 +36,7 @@ Step = Callable[..., Losses]
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Measure both steps in each precision and print."""
     arguments = parse()
     torch.set_float32_matmul_precision("high")
     if arguments.threads:
@@ -55,17 +56,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="ViT-B-16-quickgelu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="steps a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--ours-only", action="store_true")
-    parser.add_argument("--threads", type=int, help="CPU threads of a product (default: all)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the first round")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args()
 
 
 def write_features(root: Path, clip: FrozenClip, rows: int) -> None:
-    """Write a features table of random values in this CLIP's shapes, captions of 6 to 13 tokens."""
+    """Write features of random values in this CLIP's shapes, with captions of 6 to 13 tokens."""
     shape = {
         "model": clip.name,
         "pretrained": clip.pretrained,
@@ -120,7 +121,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step: on the clock, of all the process's threads, and waiting for the batch."""
+    """The time of one step: on the clock, of all threads, and waiting for the batch."""
 
     wall: float
     cpu: float
@@ -128,7 +129,7 @@ class Seconds:
 
 
 class Contestant:
-    """One way to run a step, with its own trained weights and optimizer."""
+    """One implementation of a step, with its own trained weights and optimizer."""
 
     def __init__(self, clip: FrozenClip, precision: str, step: Callable[[CoDe], Step]) -> None:
         torch.manual_seed(0)
@@ -139,7 +140,7 @@ class Contestant:
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def train(self, batch: Batch) -> float:
-        """Forward, backward, optimizer."""
+        """Run forward, backward and the optimizer; return the loss."""
         B, _, rows, columns = batch.pixels_BCHW.shape
         noise_JBHW = self.code.mask_noise(0, B, (rows, columns))
         with self.autocast:
@@ -150,7 +151,7 @@ class Contestant:
         return loss.item()
 
     def run(self, batches: Iterator[Batch], steps: int) -> Seconds:
-        """Run steps and return the time that each took."""
+        """Run steps and return the mean time of one."""
         waited, began, cpu_began = 0.0, time.perf_counter(), time.process_time()
         for _ in range(steps):
             asked = time.perf_counter()
@@ -161,13 +162,13 @@ class Contestant:
         return Seconds(wall / max(1, steps), cpu / max(1, steps), waited / max(1, steps))
 
     def flops(self, batch: Batch) -> int:
-        """Count the operations of one step's products (multiply-adds count two)."""
+        """Count the FLOPs of one step's products (a multiply-add counts two)."""
         with FlopCounterMode(display=False) as counter:
             self.train(batch)
         return int(counter.get_total_flops())
 
     def profile(self, batch: Batch) -> str:
-        """Say where one step's time goes, by operator."""
+        """Return a table of one step's time by operator."""
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             self.train(batch)
         table: Any = profiler.key_averages()
