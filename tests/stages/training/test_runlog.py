@@ -19,7 +19,7 @@ RECIPE = ("storybook", None)
 
 
 def log_steps(run, steps, start=0, *sets):
-    with RunLog(run, resolve(*RECIPE, sets), start, leads=True) as log:
+    with RunLog(run, resolve(*RECIPE, sets), start, is_main=True) as log:
         for step in steps:
             log.row({"step": step, **FIGURES, "loss": 5.5 / step})
         log.save()
