@@ -48,7 +48,7 @@ def ray_session(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's C++ code writes lines to stderr that do not help a user; our table shows failures
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    for final in (False, True):  # Ray waits 30 s for its node, not enough on a busy machine
+    for final in (False, False, False, True):  # Ray waits only 30 s for its node
         try:
             with _quiet_stderr():
                 ray.init(
