@@ -94,26 +94,16 @@ def vocabulary(embed_dim: int) -> pa.Schema:
 
 def features(
     *,
-    views: int,
-    image_size: int,
-    tokens: int,
-    width: int,
-    text_width: int,
-    image_tokens: str,
-    clip_score: bool = False,
-    by_picture: bool = False,
+    views: int,  # V, fixed augmented views of every image
+    image_size: int,  # H = W of a view, pixels
+    tokens: int,  # P, patches of a view and the class token
+    width: int,  # D, of the vision trunk
+    text_width: int,  # T, of the text transformer
+    image_tokens: str,  # "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels)
+    clip_score: bool = False,  # whether this column exists
+    by_picture: bool = False,  # whether the rows of one picture share its values in a record batch
 ) -> pa.Schema:
     """Return the schema of features/NNNNN.arrow.
-
-    Args:
-        views: V, fixed augmented views of every image.
-        image_size: H = W of a view, pixels.
-        tokens: P, patches of a view and the class token.
-        width: D, the vision trunk's width.
-        text_width: T, the text transformer's width.
-        image_tokens: "fp16", "int8" (with a scale per token) or "none" (recomputed from pixels).
-        clip_score: whether this column exists.
-        by_picture: whether the rows of one picture share its values in a record batch.
 
     Raises:
         ValueError: `image_tokens` is unknown.
@@ -138,13 +128,7 @@ def features(
         columns["image_scales"] = fixed(pa.float32(), views * tokens)  # token = int8 · scale
     if clip_score:  # cosine of the first view's and the caption's embeddings
         columns["clip_score"] = pa.float32()
-    span = pa.struct(
-        [
-            pa.field("noun", pa.int32()),  # index into noun_ids
-            pa.field("start", pa.int32()),
-            pa.field("end", pa.int32()),
-        ]
-    )
+    span = pa.struct([pa.field("noun", pa.int32()), *SPAN])  # noun: index into noun_ids
     columns |= {
         "caption_tokens": pa.list_(pa.int32()),  # SOS … EOS
         # L·T, row-major: last hidden states before ln_final (METHOD §4), up to EOS

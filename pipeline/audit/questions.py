@@ -61,10 +61,10 @@ def questions() -> dict[str, Question]:
         if file.name.endswith(".sql")
     ]
 
+    ranks = {stage: rank for rank, stage in enumerate(STAGE_ORDER)}
+
     def order(question: Question) -> tuple[int, str]:
-        stage = question.name.split("_")[0]
-        known = stage in STAGE_ORDER
-        return STAGE_ORDER.index(stage) if known else len(STAGE_ORDER), question.name
+        return ranks.get(question.name.split("_")[0], len(ranks)), question.name
 
     return {question.name: question for question in sorted(found, key=order)}
 

@@ -97,12 +97,8 @@ def write_selection(
 ) -> str:
     """Write selections/NAME.arrow, whole or not at all, and return its path under the root.
 
-    Args:
-        root: of the dataset.
-        name: of the selection.
-        chosen: its rows.
-        sql: the statement that chose them, kept in the file's metadata.
-        made_from: the features' records; redoing one of the shards makes the selection stale.
+    The file's metadata has the `sql` that chose the rows. `made_from` are the features' records:
+    redoing one of these shards makes the selection stale.
     """
     rows = [
         {"shard": shard, "made_from": made_from[shard].output, "rows": rows}

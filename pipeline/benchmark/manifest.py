@@ -118,11 +118,9 @@ class BenchmarkData:
         self.form = self._find_form()
         if benchmark.names_file:
             self.benchmark = benchmark.named(read_names(self.root / benchmark.names_file))
-        self._coco = (
-            CocoInstances(self.root / self.form.pattern, self.form.mapping)
-            if self.form.rule == "coco_instances"
-            else None
-        )
+        self._coco = None
+        if self.form.rule == "coco_instances":
+            self._coco = CocoInstances(self.root / self.form.pattern, self.form.mapping)
         self._indexes: dict[str, dict[str, Path]] = {}
         self.turned: dict[str, bool] = {}  # image with an EXIF rotation -> whether it was applied
 
@@ -173,8 +171,8 @@ class BenchmarkData:
             if outside or (len(image_id.split()) > 1 and not self.image_path(image_id).exists()):
                 form = "an image and more" if len(image_id.split()) > 1 else "a path"
                 raise ValueError(
-                    f"{path}: the line {image_id[:80]!r} lists {form}; {self.benchmark.name} wants "
-                    f"one image id a line, the {{id}} of {self.benchmark.image_pattern}"
+                    f"{path}: the line {image_id[:80]!r} lists {form}; {self.benchmark.name} needs "
+                    f"one image id per line, the {{id}} of {self.benchmark.image_pattern}"
                 )
         if len(set(ids)) < len(ids):
             twice = next(image_id for image_id, count in Counter(ids).items() if count > 1)

@@ -29,10 +29,7 @@ def confusion_matrix(
 ) -> Confusion:
     """Count the pairs of label and prediction over the scored pixels.
 
-    Args:
-        label_HW: 0..K−1 or `ignored_label(K)`.
-        prediction_HW: 0..K−1 everywhere.
-        classes: K.
+    Labels are 0..K−1 or `ignored_label(K)`; predictions are 0..K−1 everywhere.
 
     Raises:
         ValueError: the sizes differ, or a value is outside its range.

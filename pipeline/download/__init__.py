@@ -1,1 +1,1 @@
-"""URL list or tars -> pairs."""
+"""A URL list, tars, or folders of pictures -> pairs."""

@@ -1,4 +1,4 @@
-"""Resolve a host, refuse addresses that are not public, open sockets only to public ones. Light.
+"""Resolve a host and refuse addresses that are not public. Light.
 
 In: a host and a port. Out: the addresses to connect to, or a FetchError. Every name is resolved
 once per connection and libcurl gets the checked addresses, so a second answer of the resolver (DNS
@@ -29,9 +29,9 @@ Address = tuple[str, int]  # an IP address and a port
 
 
 class FetchError(Exception):
-    """A URL gave no image; `reason` groups such errors, `again` says whether a retry may help.
+    """A URL gave no image, for this `reason`, which groups such errors.
 
-    `wait` is the number of seconds that the server asks to wait before it.
+    `again` says whether a retry may help, `wait` how many seconds the server asks to wait first.
     """
 
     def __init__(self, reason: str, again: bool = False, wait: float = 0.0) -> None:

@@ -1,9 +1,9 @@
-"""The guarded fetch: an untrusted URL -> the bytes of an image, or the reason why not. Light.
+"""Fetch an untrusted URL under guard: URL -> the bytes of an image, or a reason. Light.
 
-It limits what a URL list can do to the machine that downloads it: http and https only, public
-addresses only (checked again at each of at most five redirects), a total deadline, a limit on bytes
-while they stream, a limit on pixels from the image's header before anything is decoded, few
-requests at a time to one host; a publisher's X-Robots-Tag is honored.
+The guard limits what a URL list can do to the machine that downloads it: http and https only,
+public addresses only (checked again at each of at most five redirects), a total deadline, a limit
+on bytes while they stream, a limit on pixels from the image's header before anything is decoded.
+It limits the requests to each host and honors a publisher's X-Robots-Tag.
 """
 
 import random
@@ -28,13 +28,13 @@ MAX_URL, MAX_HOST = 8192, 300  # characters; longer ones are never normalized
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 MAX_ALPHA_PIXELS = 16_000_000  # laying them over white takes 15 bytes per pixel
-MAX_RATIO = 20  # of the sides: with an unreduced shorter side, more would make rows of megabytes
+MAX_RATIO = 20  # of the sides: more would make rows of megabytes if the shorter side is not reduced
 NETWORK = frozenset({"dns", "timeout", "connection"})  # reasons during an outage
-REFUSED = frozenset(  # pictures, and contents sent instead of one
+REFUSED = frozenset(  # reasons that refuse the content of an answer
     {"not_an_image", "bomb", "too_small", "too_long", "too_large", "unsupported", "opt_out"}
 )
 PROBE_SECONDS = 3.0
-KNOWN_HOSTS = 1024  # above which idle ones are forgotten
+KNOWN_HOSTS = 1024  # above this number, idle ones are forgotten
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -50,22 +50,22 @@ def is_retryable(reason: str) -> bool:
 class FetchLimits:
     """The limits of one URL."""
 
-    # seconds from the first lookup to the last byte, with redirects, without waits for a turn
+    # seconds from the first lookup to the last byte, including redirects but not waits for a turn
     deadline: float = 20.0
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000  # width x height by the header
     min_size: int = 32  # pixels of the shorter side; smaller ones are icons and trackers
     redirects: int = 5
-    retries: int = 2  # after the first attempt, if it can be retried
+    retries: int = 2  # after the first attempt, if a retry may help
     backoff: float = 0.5  # seconds before the first retry, doubling, with jitter
-    host_connections: int = 8  # at a time to one host
-    host_delay: float = 0.02  # seconds between two request starts to one host
+    host_connections: int = 8  # concurrent, to one host
+    host_delay: float = 0.02  # seconds between the starts of two requests to one host
     workers: int = 1  # that share these two limits equally
     allow_private: bool = False  # also loopback and private addresses, without host limits
 
 
 class Fetcher:
-    """A fetcher of images by URL; one object serves all threads of a worker."""
+    """A fetcher of images by URL, shared by all threads of a worker."""
 
     def __init__(self, limits: FetchLimits, outage: OutageWatch | None = None) -> None:
         self._limits = limits
@@ -76,7 +76,7 @@ class Fetcher:
         self._outage = outage
 
     def open(self, url: str | None) -> Body:
-        """Return the image at the URL, whose header has been checked; close it to free its memory.
+        """Return the image at the URL, with its header checked; close it to free its memory.
 
         Raises:
             FetchError: names the reason, after the retries.
@@ -86,7 +86,7 @@ class Fetcher:
             body = Body(self._places, large)
             try:
                 large = not self._attempt(url, body)
-                if large:  # all places were taken: wait for one, with no connection open
+                if large:  # all places are taken: wait for one without an open connection
                     body.close()
                     continue
                 check_image(body.getvalue(), self._limits.max_pixels, self._limits.min_size)
@@ -97,7 +97,7 @@ class Fetcher:
                 tried = attempt == self._limits.retries or error.wait > self._limits.deadline
                 if not error.again or tried:
                     raise
-                # jitter only moves the moment of a request, never a result
+                # jitter affects only the time of a request, never a result
                 pause = self._limits.backoff * 2**attempt * random.uniform(0.5, 1.5)
                 time.sleep(max(error.wait, pause))
                 attempt += 1
@@ -107,7 +107,7 @@ class Fetcher:
                 return body
 
     def answers(self, host: tuple[str, int]) -> bool:
-        """Return whether a host accepts a connection, under the same guard as a fetch."""
+        """Return whether a host accepts a connection, with the same checks as a fetch."""
         try:
             address = self._resolver.resolve(*host, PROBE_SECONDS)[0]
             socket.create_connection(address, PROBE_SECONDS).close()
@@ -116,7 +116,7 @@ class Fetcher:
         return True
 
     def _held_by_outage(self, url: str | None, reason: str) -> bool:
-        """Report the outcome to the outage watch; return whether an outage has come and gone."""
+        """Report the outcome to the outage watch; return whether an outage began and ended."""
         answered = reason in REFUSED or reason.startswith(("success", "http_"))
         if self._outage is None or not (answered or reason in NETWORK):
             return False
@@ -127,7 +127,7 @@ class Fetcher:
         """Fill the body, following redirects, each checked like the first URL.
 
         Returns:
-            Whether the body had room; if False, it must first hold one of the places.
+            Whether the body had room; if not, it must first hold one of the places.
         """
         deadline = time.monotonic() + self._limits.deadline
         current = url or ""
@@ -202,7 +202,7 @@ def split_url(url: str) -> tuple[str, str, int, str]:
         port = parts.port
         host = parts.hostname or ""
         host = host if host.isascii() else _ascii_host(host)
-        # encoded characters stay; lists really contain spaces and non-ASCII characters, and
+        # encoded characters stay; real lists contain spaces and non-ASCII characters, and
         # redirects may contain bytes that are not UTF-8
         target = quote(parts.path or "/", "/%:@!$&'()*+,;=~", errors="surrogateescape")
         if parts.query:
@@ -215,7 +215,7 @@ def split_url(url: str) -> tuple[str, str, int, str]:
 
 
 def address(url: str | None) -> object:
-    """Return a key that is equal for two URLs with the same request to the same host."""
+    """Return a key that is equal for URLs with the same request to the same host."""
     try:
         return split_url(url or "")
     except FetchError:
@@ -233,7 +233,7 @@ def _ascii_host(host: str) -> str:
 def opted_out(values: list[str]) -> bool:
     """Return whether X-Robots-Tag headers forbid the use, for everyone or for us by name.
 
-    A value is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent applies until the next one.
+    A header is `[AGENT:] DIRECTIVE[: VALUE], ...`; an agent applies until the next one.
     """
     for value in values:
         agent = USER_AGENT
@@ -248,7 +248,7 @@ def opted_out(values: list[str]) -> bool:
 
 
 def check_image(content: bytes, max_pixels: int, min_size: int) -> None:
-    """Check, by its header only, that a file is an image that may be trained on.
+    """Check by its header that a file is an image that may be trained on.
 
     Raises:
         FetchError: not_an_image; bomb; too_small; too_long, a strip; unsupported, a format that is
@@ -272,7 +272,7 @@ def check_image(content: bytes, max_pixels: int, min_size: int) -> None:
 
 @dataclass
 class _Host:
-    """The users of one host, and when the next may start."""
+    """The users of a host, and the time at which the next may start."""
 
     connections: threading.BoundedSemaphore
     users: int = 0  # with a connection or waiting for one
@@ -280,7 +280,7 @@ class _Host:
 
 
 class _Hosts:
-    """A limit on concurrent and per-second requests to each host: this worker's share."""
+    """Limits of concurrent and per-second requests to each host: this worker's share."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._free = limits.allow_private
@@ -291,7 +291,7 @@ class _Hosts:
 
     @contextmanager
     def turn(self, host: str) -> Iterator[float]:
-        """Wait for a turn at the host; yield the seconds waited, which do not count for the URL."""
+        """Wait for a turn at the host; yield the seconds waited, which extend the deadline."""
         if self._free:
             yield 0.0
             return
@@ -313,10 +313,7 @@ class _Hosts:
                 known.users -= 1
 
     def _forget_idle(self) -> None:
-        """Drop hosts that are unused and may be asked at once: a list names millions."""
+        """Drop unused hosts that need no delay: a list names millions."""
         now = time.monotonic()
-        self._hosts = {
-            host: known
-            for host, known in self._hosts.items()
-            if known.users or known.next_start > now
-        }
+        known = self._hosts.items()
+        self._hosts = {name: host for name, host in known if host.users or host.next_start > now}

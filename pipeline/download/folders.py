@@ -1,4 +1,4 @@
-"""Folders of pictures, or of Parquet files with pictures, in the layout of Hugging Face's datasets.
+"""Read folders of pictures, or of Parquet files with pictures, as Hugging Face's datasets do.
 
     FOLDER/**/NAME.jpg beside NAME.txt or NAME.json; or metadata.jsonl, .csv: file_name, text
     FOLDER/*.parquet with a column of {bytes, path} and one of captions
@@ -24,7 +24,7 @@ from codeseg.pipeline.engine.storage import Storage
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("caption", "captions", "text")  # columns; the first that exists is used
-ROWS_AT_ONCE = 64  # of a Parquet file, whose pictures are in memory together
+ROWS_AT_ONCE = 64  # rows of a Parquet file whose pictures are in memory together
 
 
 class PictureFolder:
@@ -55,7 +55,7 @@ class PictureFolder:
     def samples(
         self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
     ) -> list[Sample]:
-        """Return a sample for each picture; see `Source.samples`."""
+        """Return a sample for each picture, as `Source.samples`."""
         source, samples = Storage.open(self._place), []
         for path in self._shards[shard]:
             sample = Sample(path, captions=list(self._captions.get(path, ())))
@@ -86,7 +86,7 @@ class PictureFolder:
 
 
 class PictureParquet(Files):
-    """A folder of Parquet files that hold pictures; file i in the order of names is shard i."""
+    """A folder of Parquet files with pictures."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place, (".parquet",), "merge them into fewer files")
@@ -94,7 +94,7 @@ class PictureParquet(Files):
     def samples(
         self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
     ) -> list[Sample]:
-        """Return a sample for each row; see `Source.samples`."""
+        """Return a sample for each row, as `Source.samples`."""
         name, samples = self.name(shard), list[Sample]()
         with Storage.open(self.place).open_input(name, mapped=False) as source:
             try:
@@ -120,7 +120,7 @@ class PictureParquet(Files):
 
 
 def _read_metadata(source: Storage, sizes: dict[str, int], place: str) -> dict[str, list[str]]:
-    """Return picture -> captions of the folder's metadata file; {} without one."""
+    """Return picture -> captions from the folder's metadata file; {} without one."""
     found: dict[str, list[str]] = {}
     for name in METADATA:
         if name not in sizes:
@@ -167,11 +167,8 @@ def _texts(value: Any) -> list[str]:
 
 def _columns_of(columns: pa.Schema, name: str) -> tuple[str, str]:
     """Return the columns of pictures and of captions."""
-    images = [
-        f.name
-        for f in columns
-        if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
-    ]
+    structs = [column for column in columns if pa.types.is_struct(column.type)]
+    images = [column.name for column in structs if column.type.get_field_index("bytes") >= 0]
     captions = [column for column in CAPTIONS if column in columns.names]
     if not images or not captions:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A file of a URL list -> batches of (url, caption); other lines are left out and counted. Light.
+"""A file of a URL list -> batches of (url, caption); bad lines are left out and counted. Light.
 
 TSV, CSV and JSONL are read line by line, plain or compressed, so that a bad line affects only
 itself and has a number: lines in = lines of rows + lines left out. Memory: one batch.
@@ -24,12 +24,12 @@ SUFFIXES = {"tsv": ".tsv", "csv": ".csv", "parquet": ".parquet", "jsonl": ".json
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BUFFER_BYTES = 1 << 20
 BATCH_ROWS = 16_384
-MOST_LINE = 64 << 10  # bytes: a shard of such lines must fit into memory
-MOST_QUOTED = 100  # lines of one row; a longer quote is taken as none
+MOST_LINE = 64 << 10  # bytes: a shard of such lines must fit in memory
+MOST_QUOTED = 100  # lines of one row; a longer quotation is not treated as one
 MOST_ODD = 1000  # lines of a file, or a hundredth of it; with more the list has another format
 SHOWN = 3  # odd lines
-CHECKED_ROWS = 100  # that have a URL somewhere, for swapped columns
-SEARCHED_ROWS = 100_000  # among which they must be found
+CHECKED_ROWS = 100  # rows with a URL that are checked for swapped columns,
+SEARCHED_ROWS = 100_000  # among this many first rows
 
 Row = tuple[str | None, str | None]
 Line = tuple[int, str]  # its number, from 1, and its text without the end
@@ -50,7 +50,7 @@ class LeftOut:
         return self._counts[self._name]
 
     def add(self, line: Line, why: str) -> None:
-        """Count a line and keep the first few.
+        """Count a line, and keep the first few for messages.
 
         Raises:
             ValueError: so many are odd that the list must have another format.
@@ -71,13 +71,13 @@ class LeftOut:
         return "; ".join(self._shown)
 
     def show(self) -> None:
-        """Print how many there were in the part of the list that was read."""
+        """Print their number in the part of the list that was read."""
         if self.count:
             print(f"{self._name}: left out {self.count:,} lines: {self}")
 
 
 class _Lines:
-    """The lines of a text one by one; lines that a row did not use can be put back."""
+    """An iterator over the lines of a text; lines that a row did not use can be put back."""
 
     def __init__(self, source: io.BufferedReader, left_out: LeftOut) -> None:
         self._source = source
@@ -91,7 +91,7 @@ class _Lines:
 
     def __next__(self) -> Line:
         if len(self.taken) == MOST_QUOTED:
-            raise StopIteration  # for the CSV parser, which would continue
+            raise StopIteration  # to the CSV parser, which would continue
         line = self._again.popleft() if self._again else self._read()
         self.taken.append(line)
         return line
@@ -112,7 +112,7 @@ class _Lines:
         raise StopIteration
 
     def keep_first(self) -> Line:
-        """Put back all lines except the row's first one."""
+        """Put back all lines but the row's first, and return that."""
         self._again.extendleft(reversed(self.taken[1:]))
         return self.taken[0]
 
@@ -120,16 +120,12 @@ class _Lines:
 def read_rows(
     manifest: Manifest, source: Storage, name: str, odd: Counter[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Stream a file's rows as batches of URLS, after checking that the columns are not swapped.
+    """Stream the rows of the file `name` in a folder as batches of URLS, after a first check.
 
-    Args:
-        manifest: form and columns of the list.
-        source: the folder it is in.
-        name: of the file.
-        odd: counts, by file, the lines that are not rows.
+    `odd` counts, by file, the lines that are not rows.
 
     Raises:
-        ValueError: the file is not a list of the manifest's format.
+        ValueError: the file is not a list of the manifest's format, or its columns are swapped.
     """
     left_out = LeftOut(manifest, name, odd)
     read = _parquet if manifest.format == "parquet" else _text_batches
@@ -173,7 +169,7 @@ def _text_batches(
 
 
 def sound(text: str) -> str:
-    """Return text that UTF-8 can encode: half of a surrogate pair becomes U+FFFD."""
+    """Return text that UTF-8 can encode: U+FFFD replaces half of a surrogate pair."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -192,7 +188,7 @@ def _places(
 
 
 def _tsv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
-    """Split only at tabs: the published lists have bare quotes in their captions."""
+    """Split only at tabs, since the published lists have bare quotes in their captions."""
     width, url, caption = _places(manifest, lines, left_out, lambda text: text.split("\t"))
     for line in lines:
         lines.taken.clear()
@@ -242,7 +238,7 @@ def _csv(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
 
 
 def _jsonl(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row]:
-    """Take objects whose URL and caption are strings, null or missing."""
+    """Accept objects whose URL and caption are strings, null or missing."""
     for line in lines:
         lines.taken.clear()
         try:
@@ -261,7 +257,7 @@ def _jsonl(manifest: Manifest, lines: _Lines, left_out: LeftOut) -> Iterator[Row
 
 
 def _strings(column: pa.Array) -> pa.Array:
-    """Return a column as UTF-8 strings; invalid bytes become U+FFFD instead of ending the run."""
+    """Return a column as UTF-8 strings, with U+FFFD for invalid bytes."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -280,12 +276,12 @@ def _is_url(text: str | None) -> bool:
 def _checked(
     manifest: Manifest, name: str, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Hold the batches until CHECKED_ROWS rows with a URL have shown which column has them.
+    """Yield the batches after CHECKED_ROWS rows have shown which column holds the URLs.
 
     CC3M is caption, URL; CC12M is URL, caption; many READMEs are wrong.
 
     Raises:
-        ValueError: says what the columns hold.
+        ValueError: the columns are swapped, have a header, or hold no URLs.
     """
     held: list[pa.RecordBatch] = []
     seen = in_url = in_caption = 0

@@ -1,8 +1,8 @@
-"""The bytes of a tar, plain or packed -> its regular files, front to back. Light.
+"""The bytes of a tar, plain or compressed -> its regular files, front to back. Light.
 
-Our own reader, because an untrusted tar can make Python's tarfile loop forever (CVE-2025-8194),
-recurse, or read a header of gigabytes. Here every step moves forward, and memory holds only one
-header of at most MOST_HEADER bytes and one file. POSIX (pax) and GNU names.
+This is our own reader, because an untrusted tar can make Python's tarfile loop forever
+(CVE-2025-8194), recurse, or read a header of gigabytes. Here every step moves forward, and memory
+holds only one header of at most MOST_HEADER bytes and one file. It reads POSIX (pax) and GNU names.
 """
 
 import io
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 BLOCK = 512
 MOST_HEADER = 1 << 20  # bytes of a long name or of pax records
-MOST_UNPACKED = 200  # times the size of the packed tar; pictures hardly compress
+MOST_UNPACKED = 200  # times the size of the compressed tar; pictures hardly compress
 BUFFER_BYTES = 1 << 20
 PACKED = {".tar": None, ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tar.bz2": "bz2"}
 EMPTY_KINDS = b"123456"  # links, devices, folders, pipes: whatever their size says
@@ -27,15 +27,10 @@ class TarError(Exception):
 def read_members(
     source: pa.NativeFile, name: str, wanted: Callable[[str, int], bool]
 ) -> Iterator[tuple[str, int, bytes]]:
-    """Read the regular files of a tar.
+    """Yield name, size in bytes and content of the regular files of a tar.
 
-    Args:
-        source: the tar.
-        name: its name, whose extension gives the compression.
-        wanted: (name, bytes) of a file -> whether its content is read.
-
-    Yields:
-        Name, size in bytes and content, which is empty if it is not wanted.
+    The extension of `name` gives the compression. `wanted` says by a file's name and size whether
+    its content is read; otherwise it is empty.
 
     Raises:
         TarError: says where it is broken.
@@ -90,7 +85,7 @@ class _Stream:
         packed = next(kind for end, kind in PACKED.items() if name.lower().endswith(end))
         self._left = MOST_UNPACKED * source.size() if packed else None
         stream = pa.CompressedInputStream(source, packed) if packed else source
-        # buffered, so that an object store is not asked for every header
+        # buffered, so that an object store does not get a request for every header
         self._buffered = io.BufferedReader(stream, BUFFER_BYTES)
 
     def read(self, size: int, where: str) -> bytes:
@@ -133,7 +128,7 @@ def _is_header(header: bytes) -> bool:
 
 
 def _number(field: bytes, before: str, base: int = 8) -> int:
-    """Return a size: octal, or base 256 behind a byte of 0x80."""
+    """Return a size: octal, or base 256 after a byte of 0x80."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b"\0 ") or b"0"
@@ -143,7 +138,7 @@ def _number(field: bytes, before: str, base: int = 8) -> int:
 
 
 def _records(content: bytes, before: str) -> dict[bytes, bytes]:
-    """Return the records of a pax header, each LENGTH KEY=VALUE and a new line."""
+    """Return the records of a pax header, each `LENGTH KEY=VALUE` and a newline."""
     records = {}
     place = 0
     while place < len(content) and content[place]:
@@ -163,5 +158,5 @@ def _short_name(header: bytes) -> bytes:
 
 
 def _text(name: bytes) -> str:
-    """Return a name so that two names that are not UTF-8 stay distinct."""
+    """Return a name as text in which names that are not UTF-8 stay distinct."""
     return name.decode(errors="surrogateescape")

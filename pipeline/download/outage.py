@@ -1,8 +1,8 @@
 """Detect that the network is down, hold all fetches, probe, and resume when it is back. Light.
 
-Otherwise an outage would mark whole shards as failed. An outage shows in the last outcomes of a
-worker: nearly all of them failed for network reasons. Then one thread probes hosts that answered
-before, and the others wait. A list of dead links is not an outage: the probe is answered at once.
+Otherwise an outage would mark whole shards as failed. During an outage, nearly all of a worker's
+recent outcomes failed for network reasons. Then one thread probes hosts that answered before, and
+the others wait. A list of dead links is not an outage: a host answers the first probe.
 """
 
 import threading
@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-WINDOW = 100  # number of last outcomes considered
+WINDOW = 100  # number of recent outcomes considered
 COLLAPSE = 0.95  # share of them that failed for network reasons
 PROBED_HOSTS = 20
 
@@ -18,7 +18,14 @@ Host = tuple[str, int]  # name and port
 
 
 class OutageWatch:
-    """The watch that all fetch threads of a worker share."""
+    """The watch that all fetch threads of a worker share.
+
+    Args:
+        announce: called with the reason for waiting, and with None when fetching resumes.
+        max_pause: seconds after which waiting ends and `gave_up` is set.
+        probe_every: seconds between probes.
+        window: number of recent outcomes considered.
+    """
 
     def __init__(
         self,
@@ -27,14 +34,6 @@ class OutageWatch:
         probe_every: float = 10.0,
         window: int = WINDOW,
     ) -> None:
-        """Begin with a healthy network.
-
-        Args:
-            announce: called with the reason for waiting, and with None when fetching resumes.
-            max_pause: seconds after which waiting ends and `gave_up` is set.
-            probe_every: seconds between probes.
-            window: number of last outcomes considered.
-        """
         self._announce = announce
         self._max_pause = max_pause
         self._probe_every = probe_every
@@ -53,12 +52,10 @@ class OutageWatch:
         self.gave_up = False
 
     def report(self, host: Host, network_failed: bool, answers: Callable[[Host], bool]) -> bool:
-        """Count an outcome; wait here, in the caller's thread, while the network is down.
+        """Count an outcome; wait, in the caller's thread, while the network is down.
 
-        Args:
-            host: of the URL.
-            network_failed: whether the fetch failed for a network reason.
-            answers: returns whether a host accepts a connection.
+        `network_failed` says whether the fetch failed for a network reason, `answers` whether a
+        host accepts a connection.
 
         Returns:
             Whether an outage held this thread and has ended.
@@ -101,6 +98,6 @@ class OutageWatch:
             self._back.set()
 
     def _any_answers(self, answers: Callable[[Host], bool]) -> bool:
-        """Return whether any of the hosts seen before answers; prefer those that did once."""
+        """Return whether any host seen before answers; try only those that did, if any did."""
         hosts = list(self._good_hosts) or list(self._any_hosts)
         return any(answers(host) for host in reversed(hosts))

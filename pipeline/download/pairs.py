@@ -2,12 +2,12 @@
 
     urls/NNNNN.parquet -> pairs/NNNNN.parquet (PAIRS): every row, failed ones with their reason
 
-img2dataset's own per-shard machinery does the work (thread pool, resizer, encoder, hash); only its
-fetch function is replaced, and its writer keeps rows in memory instead of a file. A URL that
-several rows name is fetched once, and the rows share its picture. What an earlier attempt at the
-shard found with the same settings is kept: that makes `--retry-failed` and a killed commit cheap.
-Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries, the bodies that wait
-(transfer.py bounds them) and one picture that is decoded.
+img2dataset's own per-shard code does the work (thread pool, resizer, encoder, hash); only its fetch
+function is replaced, and its writer keeps rows in memory instead of a file. A URL that several rows
+share is fetched once, and the rows share its picture. Outcomes of an earlier attempt at the shard
+with the same settings are kept, which makes `--retry-failed` and a killed commit cheap.
+Memory: one shard (about 0.3 GB for 10,000 rows at 256 pixels), the libraries, the waiting bodies
+(transfer.py bounds them) and one decoded picture.
 """
 
 import hashlib
@@ -38,9 +38,9 @@ from codeseg.pipeline.engine.shards import ShardError
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.schema import PAIRS, SHARD_DIGITS
 
-FLOOR_ROWS = 50  # smaller shards say nothing about the network
+FLOOR_ROWS = 50  # a smaller shard says nothing about the network
 GROUP_ROWS = 500  # of a Parquet row group: about 10 MB
-GROUP_BYTES = 1 << 30  # of a row group's different pictures, where rows share them
+GROUP_BYTES = 1 << 30  # of a row group's distinct pictures, if rows share them
 ENCODE_QUALITY = 95
 RESIZED = ("jpg", "width", "height", "original_width", "original_height")
 OUTCOME = ("status", "error", *RESIZED, "sha256")
@@ -54,7 +54,7 @@ Row = tuple[str | None, str | None, Outcome]  # URL, caption
 class DownloadSettings:
     """The settings of a shard of pairs; those below the comment do not affect its content."""
 
-    image_size: int = 256  # pixels: a larger shorter side is reduced to it, keeping the ratio
+    image_size: int = 256  # at most this many pixels in the shorter side; the ratio is kept
     encode_quality: int = ENCODE_QUALITY  # JPEG
     max_bytes: int = FetchLimits.max_bytes
     max_pixels: int = FetchLimits.max_pixels
@@ -65,9 +65,9 @@ class DownloadSettings:
     deadline: float = FetchLimits.deadline  # seconds for one URL
     retries: int = FetchLimits.retries
     success_floor: float = 0.2  # a shard with a smaller share of successes is not committed
-    max_pause: float = 1800.0  # seconds to wait for a network that is down
+    max_pause: float = 1800.0  # seconds to wait while the network is down
     allow_private: bool = False
-    retry_failed: bool = False  # retry rows whose earlier failure is worth a retry
+    retry_failed: bool = False  # retry rows that may succeed now
     workers: int = 1  # of the stage, which share the limits of each host
 
     def fingerprint(self) -> str:
@@ -85,7 +85,6 @@ class DownloadWorker:
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Import img2dataset and open the guarded fetch."""
         self._root = Storage.open(root_uri)
         self._settings = DownloadSettings(**settings)
         self._shard = 0
@@ -99,7 +98,7 @@ class DownloadWorker:
         """Download the missing pictures, write the shard, commit it.
 
         Raises:
-            ShardError: the share of successes is under the floor, or the network stays down.
+            ShardError: the share of successes is below the floor, or the network stays down.
         """
         start = perf_counter()
         self._shard = shard
@@ -141,7 +140,7 @@ class DownloadWorker:
         try:
             table = pq.read_table(self._root.open_input(stage.PAIRS.path(shard)))
         except (pa.ArrowException, OSError):
-            return {}  # none, or a broken one: everything is fetched
+            return {}  # missing or broken: everything is fetched
         if (table.schema.metadata or {}).get(b"settings") != self._settings.fingerprint().encode():
             return {}
         return {
@@ -168,11 +167,10 @@ class DownloadWorker:
 
 
 class Pictures:
-    """img2dataset behind our checks: pictures as served -> what a row of PAIRS keeps."""
+    """img2dataset behind our checks: pictures as served -> OUTCOME of a row of PAIRS."""
 
     def __init__(self, settings: DownloadSettings) -> None:
-        """Import it; slow (4 s), so once a worker."""
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network otherwise
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise its import uses the network
         # the decoder's own limit, in case our header check misreads a format
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
         import cv2
@@ -199,14 +197,11 @@ class Pictures:
     def download(
         self, shard: int, urls: Sequence[str | None], fetch: Callable[[str | None], io.BytesIO]
     ) -> list[Outcome]:
-        """Return what became of each URL, by img2dataset's shard downloader.
+        """Return the outcome of each distinct URL, by img2dataset's shard downloader.
 
-        Args:
-            shard: its number.
-            urls: each once.
-            fetch: url -> stream of bytes, closed when they are used, or raises FetchError.
+        `fetch` returns a stream of bytes, which is closed after use, or raises FetchError.
         """
-        outcomes = [failed("internal")] * len(urls)  # img2dataset drops a row that it trips over
+        outcomes = [failed("internal")] * len(urls)  # img2dataset drops a row if it has an error
         if not urls:
             return outcomes
 
@@ -216,7 +211,7 @@ class Pictures:
                 return key, fetch(url), None
             except FetchError as error:
                 return key, None, error.reason
-            except Exception:  # one that leaves a thread of the pool stops the shard for ever
+            except Exception:  # one that leaves a thread of the pool stops the shard forever
                 return key, None, "internal"
 
         def write(jpg: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
@@ -224,7 +219,7 @@ class Pictures:
             known = {name: made[name] for name in OUTCOME} if jpg else failed(made["error"])
             outcomes[meta["row"]] = known
 
-        # looked up as a module global by its retry wrapper; our fetch retries by itself
+        # its retry wrapper looks this up as a module global; our fetch retries by itself
         self._downloader.download_image = open_picture
         with tempfile.TemporaryDirectory() as folder:
             feather = Path(folder) / "urls.feather"
@@ -252,7 +247,7 @@ class Pictures:
         return outcomes
 
     def convert(self, content: bytes) -> Outcome:
-        """Check, resize and encode a picture."""
+        """Return the outcome of a picture: checked, resized and encoded."""
         try:
             check_image(content, self._settings.max_pixels, self._settings.min_size)
         except FetchError as error:
@@ -284,7 +279,7 @@ class Pictures:
     def commit(
         self, root: Storage, shard: int, input: str, rows: Sequence[Row], start: float
     ) -> ShardRecord:
-        """Give a shard's rows their keys, write them, failed ones included; see `stage.commit`."""
+        """Write a shard's rows with their keys, failed ones included; see `stage.commit`."""
         digits, settings = len(str(self._settings.shard_size - 1)), self._settings.fingerprint()
         keyed = [
             {"key": f"{shard:0{SHARD_DIGITS}d}{i:0{digits}d}", "url": url, "caption": text, **made}
@@ -304,10 +299,7 @@ def failed(reason: str) -> Outcome:
 
 
 def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
-    """Write a shard of PAIRS; the same table gives the same bytes.
-
-    A picture that several rows of a row group share is stored in it once.
-    """
+    """Write a shard of PAIRS; rows of a row group that share a picture store it once."""
     known = table["sha256"].drop_null()
     shared = pc.count_distinct(known).as_py() < len(known)
     pq.write_table(
@@ -322,7 +314,7 @@ def write_pairs(table: pa.Table, sink: pa.NativeFile) -> None:
 
 
 def worth_retrying(error: str | None, allow_private: bool) -> bool:
-    """Return whether `--retry-failed` retries a row; a private address only if allowed now."""
+    """Return whether `--retry-failed` retries a row: a private address only if allowed now."""
     if error == "private_address":
         return allow_private
     return error is not None and is_retryable(error)

@@ -1,8 +1,8 @@
-"""Existing pictures as a source of pairs: Source -> pairs/NNNNN.parquet (PAIRS).
+"""Make pairs from pictures that exist already: Source -> pairs/NNNNN.parquet (PAIRS).
 
-A source is a folder of tars, of pictures, or of Parquet files with pictures; shard i of it becomes
+A source is a folder of tars, of pictures, or of Parquet files with pictures; its shard i becomes
 shard i of the pairs. Pictures go through the same header check, resizer and encoder as downloaded
-ones, one at a time. A sample with several captions gives one row for each.
+ones, one at a time. A sample with several captions becomes one row for each.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,20 @@ from codeseg.pipeline.schema import PAIRS
 
 @dataclass
 class Sample:
-    """One base name of a tar."""
+    """A picture and its captions; in a tar, the files with one base name."""
 
     name: str  # with its folder, if any
     image: Any = None  # the result of `convert`
     captions: list[str] = field(default_factory=list)
     url: str | None = None
-    fault: str | None = None  # why it cannot be used, if known before it is read
+    fault: str | None = None  # the reason for rejection, if it is known before the picture is read
     endings: set[str] = field(default_factory=set)
 
 
 class Source(Protocol):
     """The origin of samples; it is sent to the workers."""
 
-    inputs: dict[int, str]
-    """Shard -> fingerprint of its input."""
+    inputs: dict[int, str]  # shard -> fingerprint of its input
 
     def name(self, shard: int) -> str:
         """Return the name of a shard's input, for URLs and messages."""
@@ -44,14 +43,10 @@ class Source(Protocol):
     ) -> list[Sample]:
         """Return the samples of a shard, in order.
 
-        Args:
-            shard: its number.
-            max_bytes: of a picture; a larger one is not read.
-            convert: called with each picture's bytes; its result is kept.
-            most: maximum number of samples.
+        Pictures of more than `max_bytes` are not read; of others, the result of `convert` is kept.
 
         Raises:
-            ValueError: names the file that is broken or holds too many.
+            ValueError: names a file that is broken or holds more than `most` samples.
         """
 
 
@@ -59,8 +54,8 @@ class Files:
     """The files of one kind in a folder; file i in the order of names is shard i.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: there are more files than shards are possible; `remedy` says what to do.
+        FileNotFoundError: there are none.
+        ValueError: there are too many files for shards; `remedy` says what to do.
     """
 
     def __init__(self, place: str, endings: tuple[str, ...], remedy: str) -> None:
@@ -73,7 +68,7 @@ class Files:
                 "with --urls FOLDER"
             )
         check_count(len(self._names), remedy)
-        # such a file is written once: its name and size identify it
+        # such a file never changes: its name and size identify it
         self.inputs = {i: fingerprint([n, sizes[n]]) for i, n in enumerate(self._names)}
 
     def name(self, shard: int) -> str:
@@ -82,19 +77,16 @@ class Files:
 
 
 class ReadyWorker:
-    """A ShardWorker that turns a shard of a source into a shard of pairs."""
+    """A ShardWorker that turns a shard of a source into a shard of pairs.
+
+    Its settings are "source": a Source, and "download": DownloadSettings as a dict.
+    """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:
-        """Open the resizer.
-
-        Args:
-            root_uri: of the dataset.
-            settings: {"source": Source, "download": DownloadSettings as a dict}.
-        """
         self._root = Storage.open(root_uri)
         self._source: Source = settings["source"]
         self._settings = DownloadSettings(**settings["download"])

@@ -1,9 +1,8 @@
-"""Ready-made webdataset tars as a source of pairs: TAR/*.tar -> pairs/NNNNN.parquet (PAIRS).
+"""Read webdataset tars: FOLDER/*.tar -> the samples of each tar.
 
-Tar i in the order of names is shard i. A sample consists of the files of one folder and base name,
-in any position: a picture, its caption (.txt, or "caption" in .json; a list gives one row for each)
-and, in .json, its "url". A base name may have dots: the extension follows the last one. Pictures go
-through the same header check, resizer and encoder as downloaded ones, one at a time.
+Tar i in the order of names is shard i. A sample consists of the files with one folder and base
+name, in any position: a picture, its caption (.txt, or "caption" in .json; a list has several) and,
+in .json, its "url". A base name may have dots: the extension follows the last one.
 """
 
 import json
@@ -18,14 +17,14 @@ from codeseg.pipeline.download.members import PACKED, TarError, read_members
 from codeseg.pipeline.download.ready import Files, Sample
 from codeseg.pipeline.engine.storage import Storage
 
-PICTURES = (*OWN_ENDINGS, ".heic", ".jxl")  # the last ones are rejected, with that reason
+PICTURES = (*OWN_ENDINGS, ".heic", ".jxl")  # the last two are rejected as unsupported
 TEXTS = (".txt", ".json")
 TEXT_BYTES = 1 << 20  # of a file
 MOST_CAPTION = 20_000  # characters
 
 
 class Tars(Files):
-    """A folder of tars: tar i in the order of names is shard i."""
+    """A folder of tars."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place, tuple(PACKED), "pack the pairs into fewer tars")
@@ -33,7 +32,7 @@ class Tars(Files):
     def samples(
         self, shard: int, max_bytes: int, convert: Callable[[bytes], Any], most: int
     ) -> list[Sample]:
-        """Return the samples of a tar; as `read_samples`."""
+        """Return the samples of a tar, as `Source.samples`."""
         name = self.name(shard)
         with Storage.open(self.place).open_input(name, mapped=False) as source:
             return read_samples(source, name, max_bytes, convert, most)
@@ -46,14 +45,9 @@ def read_samples(
     convert: Callable[[bytes], Any] = bytes,
     most: int | None = None,
 ) -> list[Sample]:
-    """Read the samples of a tar, in the order of their first files.
+    """Return the samples of a tar, in the order of their first files; see `Source.samples`.
 
-    Args:
-        source: the tar.
-        name: of the tar, for messages; its extension gives the compression.
-        max_bytes: of a picture; a larger one is not read.
-        convert: called with each picture's bytes; its result is kept.
-        most: maximum number of samples.
+    The extension of `name` gives the compression.
 
     Raises:
         ValueError: the tar is broken, holds a name twice, or too many samples.
@@ -95,7 +89,7 @@ def read_samples(
 
 
 def split_ending(file: str) -> tuple[str, str]:
-    """Return a file's sample and its lower-case extension; none for hidden files."""
+    """Return the sample of a file and its lower-case extension; both are "" for hidden files."""
     folder, slash, name = file.removeprefix("./").rpartition("/")
     base, dot, ending = name.rpartition(".")
     if not base or name.startswith("."):
@@ -104,7 +98,7 @@ def split_ending(file: str) -> tuple[str, str]:
 
 
 def add_text(sample: Sample, ending: str, content: bytes) -> None:
-    """Take captions and URL; a .txt precedes the captions of a .json."""
+    """Add the captions and URL of a file to a sample; a .txt overrides the captions of a .json."""
     if ending == ".txt":
         captions: Any = [content.decode(errors="replace")]
     else:

@@ -1,6 +1,6 @@
-"""One HTTP request by libcurl, to one checked address -> status, headers, body. Light.
+"""Send one HTTP request with libcurl to a checked address -> status, headers, body. Light.
 
-libcurl keeps the deadline, decodes gzip and chunks, limits the headers (300 KB) and keeps
+libcurl enforces the deadline, decodes gzip and chunks, limits the headers (300 KB) and keeps
 connections open. Proxies, redirects and other protocols are turned off.
 """
 
@@ -21,10 +21,10 @@ from codeseg.pipeline.download.addresses import Address, FetchError, Resolver
 USER_AGENT = "codeseg"
 AUTHORITIES = ssl.get_default_verify_paths().cafile or certifi.where()
 SMALL_BYTES = 1 << 20  # a larger body needs one of the places
-HELD_BYTES = 256 << 20  # of all places: as many of the largest bodies
-WEIRD_REPLY = pycurl.E_FTP_WEIRD_SERVER_REPLY  # also HTTP's, as a NUL in a header
+HELD_BYTES = 256 << 20  # of all places, which bound the number of large bodies
+WEIRD_REPLY = pycurl.E_FTP_WEIRD_SERVER_REPLY  # also for HTTP, for example a NUL in a header
 ARENA_MAX, ARENAS = -8, 2  # M_ARENA_MAX of glibc's malloc.h
-SKIPPED_BYTES = 64 << 10  # of an error page, read so that the connection can be kept
+SKIPPED_BYTES = 64 << 10  # of an error page, read so that the connection stays open
 REASONS = {
     pycurl.E_URL_MALFORMAT: "bad_url",
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -40,7 +40,7 @@ REASONS = {
 
 
 class Body(BytesIO):
-    """A body in memory; one of over SMALL_BYTES holds one of the places until it is closed."""
+    """A body in memory; above SMALL_BYTES it holds one of the places until it is closed."""
 
     def __init__(self, places: threading.Semaphore, large: bool = False) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Body(BytesIO):
         self._holds = large and places.acquire()
 
     def admit(self, size: int) -> bool:
-        """Return whether the body may have this many bytes now."""
+        """Return whether the body may grow to this many bytes now."""
         self._holds = self._holds or (size > SMALL_BYTES and self._places.acquire(blocking=False))
         return self._holds or size <= SMALL_BYTES
 
@@ -61,7 +61,7 @@ class Body(BytesIO):
 
 
 class Answer:
-    """The answer to one request: libcurl calls the methods while it arrives."""
+    """The answer to a request; libcurl calls its methods as the answer arrives."""
 
     def __init__(self, body: Body, max_bytes: int, resolver: Resolver) -> None:
         self.status = 0
@@ -74,7 +74,7 @@ class Answer:
         self._skipped = 0
 
     def open_socket(self, _: int, wanted: Any) -> socket.socket | int:
-        """Open a socket for the very address that libcurl connects to, if it is public."""
+        """Open a socket for the address that libcurl connects to, if it is public."""
         family, kind, protocol, address = wanted
         try:
             self._resolver.check(str(address[0]))
@@ -84,7 +84,7 @@ class Answer:
         return socket.socket(family, kind, protocol)
 
     def header(self, line: bytes) -> None:
-        """Take a status line or a header, which many servers send in raw UTF-8."""
+        """Handle a status line or a header, which many servers send in raw UTF-8."""
         if line.startswith(b"HTTP/"):
             self.status, self.headers = int(line.split()[1]), []
             return
@@ -92,7 +92,7 @@ class Answer:
         self.headers.append((name.lower(), value.strip()))
 
     def write(self, chunk: bytes) -> int:
-        """Take a piece of the body; returning a number other than its length ends the transfer."""
+        """Handle a chunk of the body; a result other than its length ends the transfer."""
         if self.status != 200:
             self._skipped += len(chunk)
             return len(chunk) if self._skipped <= SKIPPED_BYTES else 0
@@ -115,23 +115,16 @@ class Connections:
         self._lock = threading.Lock()
         self._idle: list[tuple[str, pycurl.Curl]] = []
         if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            # glibc would keep the freed bodies of each of 64 threads in a separate arena
+            # otherwise glibc keeps the freed bodies of each of 64 threads in a separate arena
             libc.mallopt(ARENA_MAX, ARENAS)
 
     def request(
         self, url: str, host: str, addresses: list[Address], answer: Answer, timeout: float
     ) -> None:
-        """Send a GET and fill the answer.
-
-        Args:
-            url: in ASCII.
-            host: of the URL.
-            addresses: of the host, checked.
-            answer: to fill.
-            timeout: seconds for all of it.
+        """Send a GET for an ASCII URL to the checked addresses of its host, and fill the answer.
 
         Raises:
-            FetchError: with the reason.
+            FetchError: names the reason; "timeout" after this many seconds.
         """
         known = ",".join(f"[{ip}]" if ":" in ip else ip for ip, _ in addresses)
         with self._handle(host) as curl:
@@ -148,7 +141,7 @@ class Connections:
                 pycurl.ACCEPT_ENCODING: "identity",  # gzip is decoded anyway if a server sends it
                 pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
                 pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
-                pycurl.PROXY: "",  # it would connect to addresses that were not checked
+                pycurl.PROXY: "",  # a proxy would connect to addresses that were not checked
                 pycurl.CAINFO: AUTHORITIES,
                 pycurl.NOSIGNAL: 1,
                 pycurl.MAXCONNECTS: 4,
@@ -161,20 +154,21 @@ class Connections:
                 code, message = error.args
                 if answer.fault or answer.no_place or (answer.status > 200 and code != WEIRD_REPLY):
                     return  # stopped by us, or in the middle of an error page
-                # only the message distinguishes bad chunks and endless headers from a lost link
+                # only the message distinguishes bad chunks and endless headers from a lost
+                # connection
                 wrong = "chunk" in message or "header" in message
                 reason = "bad_response" if wrong else REASONS.get(code, "bad_response")
                 raise FetchError(reason, again=reason in ("connection", "timeout")) from None
 
     @contextmanager
     def _handle(self, host: str) -> Iterator[pycurl.Curl]:
-        """Yield an idle handle, preferably the last one used for the host."""
+        """Yield an idle handle, preferably the one last used for the host."""
         with self._lock:
             last = [i for i, (known, _) in enumerate(self._idle) if known == host][-1:]
             curl = self._idle.pop(last[0] if last else 0)[1] if self._idle else pycurl.Curl()
         try:
             yield curl
         finally:
-            curl.reset()  # the options: connections stay
+            curl.reset()  # only the options: connections stay open
             with self._lock:
                 self._idle.append((host, curl))

@@ -3,8 +3,8 @@
     urls/NNNNN.parquet   url, caption: `shard_size` rows of the list, in order (the last: fewer)
 
 A shard of the list is the input of the same shard of pairs; its hash is that input's fingerprint.
-Memory: one block of the list and one shard. A larger --limit later only adds rows, and so do rows
-appended to the list: of the existing shards only the last is made again.
+Memory: one block of the list and one shard. A larger --limit, or rows appended to the list, only
+add rows: of the existing shards, only the last is redone.
 """
 
 import hashlib
@@ -30,18 +30,14 @@ MOST_SHARDS = 100_000
 def cut_shards(
     manifest: Manifest, place: str, root: Storage, shard_size: int, limit: int | None
 ) -> dict[int, ShardRecord]:
-    """Make the missing shards of the URL list.
+    """Make the missing shards of the URL list, and return the records of all, by number.
 
     Args:
         manifest: form and columns of the list.
-        place: of the list: a file, or a folder of files of one format.
-        root: the dataset root.
+        place: the list's file, or a folder of files of one format.
+        root: of the dataset.
         shard_size: rows per shard.
-        limit: rows to take from the list's start; None = all. A number below the existing rows
-            removes none.
-
-    Returns:
-        The records of all shards, by number.
+        limit: number of the list's first rows to use; None = all. It never removes rows.
 
     Raises:
         FileNotFoundError: there is no list.
@@ -56,10 +52,10 @@ def cut_shards(
     }
     ledger = Ledger(root)
     records = ledger.records("urls")
-    # A refused list has left settings but no shard: it may be corrected in place.
+    # a refused list has left settings but no shard, and may be corrected in place
     previous = ledger.read_settings("urls") if records else None
     grown = previous is not None and _is_longer(source, settings, previous)
-    if grown:  # the last line may have grown, too: its shard is made again
+    if grown:  # the last line may have grown, too, so its shard is redone
         ledger.retract("urls", max(records))
         del records[max(records)]
     elif previous is not None and any(previous.get(n) != value for n, value in settings.items()):
@@ -95,7 +91,7 @@ def cut_shards(
 
 
 def check_count(shards: int, remedy: str) -> None:
-    """Refuse more shards than keys have digits for: a key's first five are its shard's number.
+    """Refuse more shards than a key's five digits can number.
 
     Raises:
         ValueError: says what to do.
@@ -125,9 +121,9 @@ def _list_files(manifest: Manifest, place: str) -> tuple[Storage, list[str]]:
 
 
 def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int, str]:
-    """Return size and a hash of both ends, which is fast even for the 2.5 GB of CC12M.
+    """Return the size of a file, or of its first `size` bytes, and a hash of both ends.
 
-    With a size, only that much of the file is considered.
+    This is fast even for the 2.5 GB of CC12M.
     """
     with source.open_input(name, mapped=False) as file:
         size = file.size() if size is None else min(size, file.size())
@@ -139,7 +135,7 @@ def _identity(source: Storage, name: str, size: int | None = None) -> tuple[int,
 
 
 def _is_longer(source: Storage, settings: dict[str, Any], previous: dict[str, Any]) -> bool:
-    """Return whether the list begins with all of the previous one and has the same settings."""
+    """Return whether the list begins with the whole previous one and has the same settings."""
     before, after = previous["list"], settings["list"]
     alike = all(previous.get(n) == value for n, value in settings.items() if n != "list")
     if not alike or before == after:
@@ -154,7 +150,7 @@ def _is_longer(source: Storage, settings: dict[str, Any], previous: dict[str, An
 def _shards(
     batches: Iterator[pa.RecordBatch], shard_size: int, limit: int | None
 ) -> Iterator[pa.Table]:
-    """Regroup record batches into tables of exactly `shard_size` rows, the last one fewer."""
+    """Regroup record batches into tables of `shard_size` rows; the last may have fewer."""
     waiting: list[pa.RecordBatch] = []
     rows = taken = 0
     for batch in batches:

@@ -172,7 +172,8 @@ class Ledger:
         self._root.write_atomic(path, text.encode() + b"\n")
 
     def _broken(self, path: str) -> str:
-        return f"{self._root.uri}: {path} is not a ledger file of codeseg; delete it and run again"
+        place = f"{self._root.uri}: {path}"
+        return f"{place} is not a ledger file of codeseg; delete it and rerun the command"
 
 
 def _record_path(stage: str, shard: int) -> str:

@@ -152,8 +152,8 @@ def state(
 
     Args:
         root: of the dataset.
-        stage: one of `STAGES`.
-        settings: fingerprint of the settings; None = of those last used.
+        stage: to judge.
+        settings: their fingerprint; None: that of the settings last used.
         inputs: shard -> fingerprint of its input, if the ledger does not know it.
         records: of the stage and its inputs, if they have been read already.
 

@@ -237,7 +237,7 @@ class FeaturesWorker:
         self._streak = self._streak + 1 if fault else 0
         if self._streak == FAULTY_STREAK:
             raise FloatingPointError(
-                f"the CLIP's features of {FAULTY_STREAK} rows in a row are {fault}; "
+                f"the CLIP's features of {FAULTY_STREAK} consecutive rows are {fault}; "
                 "try --precision fp32 or check the weights"
             )
         return fault

@@ -58,14 +58,10 @@ class Sample:
 
 
 class Collate:
-    """A function that makes batches.
+    """A function that makes batches, in pinned memory for a GPU if `pin_memory`.
 
-    Args:
-        settings: of the features.
-        vocabulary: of the same roots.
-        pin_memory: gather into pinned memory, for a GPU.
-        pad: round up the sizes of captions and noun tables, so that a compiler sees few of them,
-            and never 1, which it would treat as a special case.
+    With `pad` it rounds up the sizes of captions and noun tables, so that a compiler sees few of
+    them, and never 1, which it would treat as a special case.
     """
 
     def __init__(
@@ -84,13 +80,10 @@ class Collate:
     def __call__(
         self, samples: Sequence[Sample], nouns_BJ: IntArray, views_B: Hash, position: Position
     ) -> StreamBatch:
-        """Return the batch of B samples.
+        """Return the batch of B samples; `position` is the one after it.
 
-        Args:
-            samples: of the batch.
-            nouns_BJ: indices of each caption's selected nouns.
-            views_B: a random number per image that determines its view.
-            position: after this batch.
+        `nouns_BJ` are the indices of each caption's selected nouns; `views_B` is a random number
+        per image that determines its view.
 
         Raises:
             ValueError: a value is corrupt; names the file.

@@ -98,12 +98,7 @@ class MixedOrder:
     In every `PERIOD` positions each table has its share, rounded to whole positions, at positions
     that a hash determines; after its last row a table begins its next epoch. So this order is also
     a pure function of (seed, epoch, index): the number of a table's rows before a position follows
-    from the position alone.
-
-    Args:
-        block_sizes: of each table, the rows of each block.
-        weights: of each table, above 0.
-        seed: of the order.
+    from the position alone. `block_sizes` are, for each table, the rows of each block.
 
     Raises:
         ValueError: the weights are not one positive number for each table, or one is too small.

@@ -38,13 +38,9 @@ def view(
 ) -> Pixels:
     """Return an augmented view of an RGB image, (size, size, 3) uint8 RGB.
 
-    Args:
-        image: RGB.
-        bits: (1,) a random number that identifies the view.
-        size: of the view's sides, pixels.
-        crop_scale: smallest and largest share of the image's area; (1, 1) is the largest centered
-            crop with a ratio within `RATIO`, without randomness.
-        flip: whether half the views are mirrored.
+    `bits` (1,) is a random number that identifies the view; `flip` mirrors half the views.
+    `crop_scale` is the smallest and largest share of the image's area; (1, 1) is the largest
+    centered crop with a ratio within `RATIO`, without randomness.
     """
     draws = uniform(hash_numbers(bits, np.arange(DRAWS)))
     box = _crop(image.width, image.height, crop_scale, draws)

@@ -79,7 +79,7 @@ def _open(root: Storage, settings: FeatureSettings) -> _Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{place} is corrupt ({error}); {again}") from error
     if not table.num_rows:
-        raise ValueError(f"{place} is empty: no caption has nouns; look at {root.uri}")
+        raise ValueError(f"{place} is empty: no caption has nouns; run `codeseg status {root.uri}`")
     (batch,) = table.to_batches()  # written as one record batch: all columns stay mapped
     tokens, knowledge = batch.column("noun_tokens"), batch.column("knowledge_embedding")
     return _Table(

@@ -96,7 +96,7 @@ def test_a_split_saved_on_windows_reads_as_it_should(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"/images/a.png /labels/a.png\n", "lists an image and more; toy wants one image id"),
+        (b"/images/a.png /labels/a.png\n", "lists an image and more; toy needs one image id"),
         (b"a 1\nb -1\n", "lists an image and more"),
         (b"/images/a.png\n", "lists a path"),
         (b"../../a\n", "lists a path"),
