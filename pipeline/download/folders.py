@@ -134,7 +134,7 @@ def _read_metadata(source: Storage, sizes: dict[str, int], place: str) -> dict[s
                 file = str(row["file_name"]).removeprefix("./")
                 found.setdefault(file, []).extend(_texts(captions))
         except (csv.Error, ValueError, RecursionError) as error:
-            raise ValueError(f"{place}/{name}, behind row {number:,}: {error}") from None
+            raise ValueError(f"{place}/{name}, after row {number:,}: {error}") from None
         except (StopIteration, KeyError):
             names = f"file_name and {' or '.join(CAPTIONS)}"
             raise ValueError(f"{place}/{name} has no columns {names} in row {number:,}") from None
@@ -152,7 +152,7 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows as texts; a quote that runs away is an error, not a long caption."""
+    """Yield each row as text; refuse an unclosed quote, which would swallow the rows after it."""
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     for row in rows:
         if None in row or None in row.values():

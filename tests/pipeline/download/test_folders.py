@@ -90,11 +90,11 @@ def test_a_caption_that_looks_like_something_else_is_a_caption(folder, word):
                                   "a.jpg\n"])  # fmt: skip
 def test_a_row_of_metadata_that_is_none_is_named(folder, text):
     (folder / "metadata.csv").write_text(f"file_name,text\nc.jpg,z\n{text}")
-    with pytest.raises(ValueError, match=r"metadata.csv, behind row 1: "):
+    with pytest.raises(ValueError, match=r"metadata.csv, after row 1: "):
         PictureFolder(str(folder), 10)
     (folder / "metadata.csv").unlink()
     (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "x"}\n["a.jpg"]\n')
-    with pytest.raises(ValueError, match=r"metadata.jsonl, behind row 1: not a JSON object"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl, after row 1: not a JSON object"):
         PictureFolder(str(folder), 10)
 
 
