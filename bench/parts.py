@@ -4,7 +4,10 @@
     python -m bench.parts demo-run TABLE     # trains below demo-run/parts, resumes
 
 TABLE is a key of TABLES, `captions` (how many of each selection are wrong), `sky` (what the demo's
-own runs score on grounds) or `pictures` (the parts' label maps side by side, as thesis figure 4.3).
+own runs score on grounds), `pictures` (the parts' label maps side by side, as thesis figure 4.3),
+`choose` (settings of longer runs, on development scenes and a development seed) or `order` (the
+parts in longer runs with the chosen settings, on seeds and scenes that nothing was chosen on) or
+`named` (baseline and CoDe on the same pictures with a caption that names all they show, once).
 Every run is made by `codeseg train` and scored by `codeseg evaluate`; ± is the standard deviation
 over training seeds.
 """
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from bench.methods import codeseg, spread
+from bench.methods import THRESHOLDS, codeseg, curve, spread
 from codeseg.model.inference.segmenter import Segmenter
 from codeseg.model.pictures.pixels import rgb_pixels
 from codeseg.pipeline.audit.database import Audit
@@ -30,12 +33,23 @@ from codeseg.pipeline.benchmark.manifest import load_benchmark
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.storybook import scenes as storybook
 from codeseg.pipeline.storybook.things import THINGS
-from codeseg.stages.demo import BENCHMARKS
+from codeseg.stages.demo import BENCHMARKS, VIEWS
 
 BASELINE, CODE = "storybook_baseline", "storybook"
 PARTS = {BASELINE: "baseline", "storybook_c": "+C", "storybook_cw": "+C +W", CODE: "CoDe"}
 SELECTIONS = {"top70": Condition(top=("clip_score", 0.7)), "random70": Condition(sample=0.7)}
 EMPTY = ("model.area_negative_weight=0.5",)
+LONGER = ("train.steps=300", "train.checkpoint_every=300")
+CANDIDATES = {
+    "the recipe's weights": LONGER,
+    "empty masks 0.5": (*LONGER, *EMPTY),
+    "the better 70 %": (*LONGER, "train.selection=top70"),
+}
+"""What `choose` compares: steps are what the time allows; the rest is what brings the sky back."""
+DEVELOPMENT, REPORTED = 10, (20, 21, 22)
+"""Training seeds of `choose` and of `order`."""
+ORDER_WORLD = 24
+"""Seed of the 200 scenes of `order`; no training, choice or other benchmark draws from them."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,100 @@ def trained(demo: Path, way: Way, seed: int) -> Path:
     return run
 
 
+def world(demo: Path, seed: int, scenes: int) -> Path:
+    """Return the folder of both benchmarks on a world's scenes; written unless they are there."""
+    folder = demo / "parts" / f"world-{seed}"
+    for name in BENCHMARKS:
+        if not (folder / name / "val.txt").exists():
+            storybook.write_benchmark(folder / name, name, scenes, seed)
+    return folder
+
+
+def played(run: Path, folder: Path, benchmark: str, *settings: str) -> float:
+    """Return the mIoU of `codeseg evaluate` on another world than the demo's, percent."""
+    out = run / "evaluations" / "-".join((folder.name, benchmark, *settings))
+    codeseg(
+        *("evaluate", run, "--benchmark", benchmark, "--data", folder / benchmark),
+        *("--out", out, *(word for setting in settings for word in ("--set", setting))),
+    )
+    miou: float = json.loads((out / "scores.json").read_text())["miou"]
+    return miou
+
+
+def developed(demo: Path, recipe: str, changes: tuple[str, ...]) -> tuple[float, float, float]:
+    """Return a development run's best threshold, its mIoU on things there, and on scenes."""
+    run, folder = (
+        trained(demo, Way("", recipe, changes), DEVELOPMENT),
+        world(demo, storybook.DEV_SEED, 100),
+    )
+    data = load_benchmark(BENCHMARKS[0]).open(folder / BENCHMARKS[0])
+    mious = curve(Segmenter.open(run, device="cpu"), data, data.ids)
+    best = int(np.argmax(mious))
+    return float(THRESHOLDS[best]), mious[best], played(run, folder, BENCHMARKS[1])
+
+
+def choose(demo: Path) -> str:
+    """Print each candidate's mean over baseline and CoDe and both benchmarks; return the best.
+
+    The mean is blind to the order of the two methods.
+    """
+    print("| settings | mean of both methods and both benchmarks |\n|---|---|")
+    means = {}
+    for title, changes in CANDIDATES.items():
+        runs = [developed(demo, recipe, changes)[1:] for recipe in (BASELINE, CODE)]
+        means[title] = float(np.mean(runs))
+        print(f"| {title} | {means[title]:.1f} |", flush=True)
+    return max(means, key=means.__getitem__)
+
+
+def order(demo: Path) -> None:
+    """Print the parts with the chosen settings, each at its own development threshold."""
+    changes, folder = CANDIDATES[choose(demo)], world(demo, ORDER_WORLD, 200)
+    print("| | threshold | things | scenes |\n|---|---|---|---|")
+    for recipe, title in PARTS.items():
+        threshold = developed(demo, recipe, changes)[0]
+        runs = [trained(demo, Way("", recipe, changes), seed) for seed in REPORTED]
+        at = f"background_threshold={threshold}"
+        things = [played(run, folder, BENCHMARKS[0], at) for run in runs]
+        scenes = [played(run, folder, BENCHMARKS[1]) for run in runs]
+        rows = (" · ".join(f"{x:.1f}" for x in row) for row in (things, scenes))
+        print(f"| {title} | {threshold} | {' | '.join(rows)} |", flush=True)
+
+
+def named(demo: Path) -> None:
+    """Print baseline and CoDe, trained on captions that name every class of their picture."""
+    folder = demo / "parts" / "named"
+    pictures, data = folder / "pictures", folder / "data"
+    if not (pictures / "metadata.jsonl").exists():
+        pictures.mkdir(parents=True)
+        lines = []
+        for index, scene in enumerate(storybook.scenes(storybook.TRAIN_SEED, 2000)):
+            scene.image.save(pictures / f"{index:06d}.png")
+            said = dict.fromkeys([*(thing.name for thing in scene.things), *scene.grounds])
+            text = " and ".join(f"a {name}" for name in said)
+            lines.append(json.dumps({"file_name": f"{index:06d}.png", "text": text}) + "\n")
+        (pictures / "metadata.jsonl").write_text("".join(lines))
+    manifest = folder / "named.toml"
+    manifest.write_text(
+        'name = "named"\ntitle = "named"\nlicence = "Apache-2.0"\nformat = "imagefolder"\n'
+        f'url_list = "{pictures}"\nimage_size = {storybook.SIZE}\n'
+    )
+    codeseg("download", manifest, data)
+    codeseg("nouns", data)
+    clip = ("--clip", "storybook", "--pretrained", "storybook")
+    codeseg("features", data, *clip, "--image-tokens", "fp16", "--views", VIEWS)
+    print("| | things | scenes |\n|---|---|---|")
+    for recipe in (BASELINE, CODE):
+        runs = [folder / f"{recipe}-{seed}" for seed in (0, 1)]
+        for seed, run in enumerate(runs):
+            codeseg("train", data, run, "--recipe", recipe, "--set", f"train.seed={seed}")
+        cells = [
+            " · ".join(f"{played(run, demo / 'world', name):.1f}" for run in runs)
+            for name in BENCHMARKS
+        ]
+        print(f"| {PARTS[recipe]} | {' | '.join(cells)} |", flush=True)
+
+
 def captions(demo: Path) -> None:
     """Print how many captions name what their picture does not show, or no class at all."""
     singular = {thing["plural"]: name for name, thing in THINGS.items()}
@@ -193,7 +301,14 @@ def draw(demo: Path) -> None:
     sheet.quantize(255).save(demo / "parts" / "pictures.png", optimize=True)
 
 
-OTHERS = {"captions": captions, "sky": explain, "pictures": draw}
+OTHERS = {
+    "captions": captions,
+    "sky": explain,
+    "pictures": draw,
+    "choose": choose,
+    "order": order,
+    "named": named,
+}
 
 if __name__ == "__main__":
     main()
