@@ -73,6 +73,7 @@ def test_predicts_scores_and_records_its_settings(tmp_path, data, clip_file):
     assert np.asarray(Image.open(tmp_path / "out/labels/a.png")).shape == (33, 25)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_image_by_image_to_the_same_bytes(tmp_path, data, run):
     out = tmp_path / "out"
     assert evaluate(data, run, "--out", out).exit_code == 0
@@ -108,6 +109,7 @@ def test_a_protocol_is_recorded_and_two_give_different_label_maps(tmp_path, data
 
 @pytest.mark.parametrize("protocol", ["code", "sclip"])
 @pytest.mark.parametrize("background", [False, True])
+@pytest.mark.slow
 def test_the_oracle_predicts_no_class_that_the_image_lacks(
     tmp_path, data, run, protocol, background
 ):

@@ -43,6 +43,7 @@ def test_regions_are_made_shown_and_not_made_twice(tmp_path):
         (("--weights", "nowhere.pt"), "no weights file nowhere.pt"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_are_one_line_and_exit_2(tmp_path, options, message):
     result = run(tmp_path, *options)
     assert result.returncode == 2

@@ -42,6 +42,7 @@ def test_score_command_writes_what_it_prints(tmp_path):
     assert pq.read_table(tmp_path / "out" / "images.parquet")["id"].to_pylist() == ["a"]
 
 
+@pytest.mark.slow
 def test_two_results_are_compared_image_by_image_and_across_protocols_it_is_said(tmp_path):
     rng = np.random.default_rng(0)
     manifest = toy(tmp_path, raw=rng.integers(0, 3, (8, 8)))

@@ -35,6 +35,7 @@ def test_control_characters_are_shown_and_lines_stay():
     assert visible(EVIL) == r"\x1b]0;title\x07\x1b[2J\x9b31m\u202e\x7f"
 
 
+@pytest.mark.slow
 def test_no_answer_and_no_error_of_sql_reaches_the_terminal_raw(root):
     answer = codeseg("audit", root, "--sql", f"SELECT '{EVIL}' AS \"{EVIL}\"")
     assert answer.returncode == 0 and is_harmless(answer.stdout)

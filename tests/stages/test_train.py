@@ -131,6 +131,7 @@ def test_two_threads_resume_with_the_same_bits_too(root, tmp_path):
     assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_on_two_roots_ends_with_the_same_bits_from_any_checkpoint(root, tmp_path):
     other, recipe = tmp_path / "other", tiny_recipe(root, "train.weights=0.7,0.3")
     shutil.copytree(root, other)
@@ -167,6 +168,7 @@ def test_compilation_may_change_on_resume():
     assert "train.compile" in HARMLESS
 
 
+@pytest.mark.slow
 def test_longer_run_is_allowed_where_done_steps_keep_their_rate_and_else_says_how(
     root, undisturbed, tmp_path
 ):

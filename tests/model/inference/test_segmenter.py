@@ -76,6 +76,7 @@ def photo():
 @pytest.mark.parametrize("pamr", [0, 1])
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 @torch.no_grad()
+@pytest.mark.slow
 def test_one_window_equals_the_reference(pamr, weight):
     spec = json.loads((DATA / "code-small.json").read_text())
     arrays = {k: torch.from_numpy(v) for k, v in np.load(DATA / "code-small.npz").items()}

@@ -86,6 +86,7 @@ def outcome(folder):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("name", [TABLE, RECORD])
 @pytest.mark.parametrize("operation", ["write", "fsync", "rename"])
+@pytest.mark.slow
 def test_a_fault_that_stays_is_one_line_and_the_next_run_ends_the_same(
     tmp_path, disk, expected, operation, name, number
 ):

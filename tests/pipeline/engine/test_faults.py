@@ -72,6 +72,7 @@ def test_a_rerun_after_kills_writes_identical_bytes(tmp_path, image_server):
     assert parquet_hashes(tmp_path / "killed") == expected
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_a_commit_is_whole_or_absent(tmp_path):
     """The process is killed before, between and after the steps of two commits."""
     script = """

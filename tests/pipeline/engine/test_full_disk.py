@@ -92,6 +92,7 @@ def test_a_stage_says_so_and_finishes_with_the_same_bytes(
     assert attempt(disk) == attempt(elsewhere)
 
 
+@pytest.mark.slow
 def test_the_trainer_keeps_its_last_checkpoint_and_goes_on_from_it(disk, tmp_path):
     root = make_root(tmp_path)
     recipe = tiny_recipe(root, "train.steps=4")

@@ -167,6 +167,7 @@ def test_a_record_of_another_shard_is_refused(ledger, tmp_path):
 
 
 @given(VALUES)
+@pytest.mark.slow
 def test_progress_and_settings_of_any_content_stop_no_status(value):
     with TemporaryDirectory() as folder:
         root = Storage.open(folder)

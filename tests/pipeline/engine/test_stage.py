@@ -112,6 +112,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(deadline=None, max_examples=60)
+@pytest.mark.slow
 def test_status_says_what_a_run_would_do_after_anything(steps):
     with TemporaryDirectory() as folder:
         root = Root(folder)

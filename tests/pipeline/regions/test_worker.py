@@ -161,6 +161,7 @@ def test_batches_carry_the_regions_of_the_view_they_chose(root):
     assert seen == {0, 1}
 
 
+@pytest.mark.slow
 def test_other_regions_are_other_data(root, tmp_path):
     """A run that resumes must notice that the regions changed."""
     other = make_root(tmp_path)
