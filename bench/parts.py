@@ -13,6 +13,7 @@ over training seeds.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,12 +116,18 @@ def show(demo: Path, ways: Sequence[Way], seeds: Sequence[int]) -> None:
 
 
 def scores(demo: Path, way: Way, seed: int, benchmark: str) -> dict[str, Any]:
-    """Return what `codeseg evaluate` says of a run; both are made unless they are there."""
+    """Return the scores of a run on the demo's own scenes; the run is made unless it is there."""
     run = trained(demo, way, seed)
-    out = run / "evaluations" / benchmark
+    return evaluated(run, benchmark, demo / "world" / benchmark, run / "evaluations" / benchmark)
+
+
+def evaluated(
+    run: Path, benchmark: str, data: Path, out: Path, settings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what `codeseg evaluate` says of a run, which it is asked unless `out` has it."""
     if not (out / "scores.json").exists():
-        data = demo / "world" / benchmark
-        codeseg("evaluate", run, "--benchmark", benchmark, "--data", data, "--out", out)
+        changes = [word for setting in settings for word in ("--set", setting)]
+        codeseg("evaluate", run, "--benchmark", benchmark, "--data", data, "--out", out, *changes)
     return dict(json.loads((out / "scores.json").read_text()))
 
 
@@ -145,22 +152,16 @@ def world(demo: Path, seed: int, scenes: int) -> Path:
 
 
 def played(run: Path, folder: Path, benchmark: str, *settings: str) -> float:
-    """Return the mIoU of `codeseg evaluate` on another world than the demo's, percent."""
+    """Return a run's mIoU on the scenes of a folder, percent."""
     out = run / "evaluations" / "-".join((folder.name, benchmark, *settings))
-    codeseg(
-        *("evaluate", run, "--benchmark", benchmark, "--data", folder / benchmark),
-        *("--out", out, *(word for setting in settings for word in ("--set", setting))),
-    )
-    miou: float = json.loads((out / "scores.json").read_text())["miou"]
-    return miou
+    return float(evaluated(run, benchmark, folder / benchmark, out, settings)["miou"])
 
 
+@functools.cache
 def developed(demo: Path, recipe: str, changes: tuple[str, ...]) -> tuple[float, float, float]:
     """Return a development run's best threshold, its mIoU on things there, and on scenes."""
-    run, folder = (
-        trained(demo, Way("", recipe, changes), DEVELOPMENT),
-        world(demo, storybook.DEV_SEED, 100),
-    )
+    run = trained(demo, Way("", recipe, changes), DEVELOPMENT)
+    folder = world(demo, storybook.DEV_SEED, 100)
     data = load_benchmark(BENCHMARKS[0]).open(folder / BENCHMARKS[0])
     mious = curve(Segmenter.open(run, device="cpu"), data, data.ids)
     best = int(np.argmax(mious))
