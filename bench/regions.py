@@ -4,7 +4,8 @@
 
 Upper bound: mIoU if every region gets the label that most of its pixels have. Boundary F: the
 F-score of region boundaries against label boundaries within 2 pixels, averaged over the pictures.
-The time is that of `group_patches` alone, without the trunk. Without --data, the pictures are
+The time is that of `group_patches` alone, without the networks. Features: the tiny CLIP's keys, its
+trunk's output, and the patches of a ViT (--vit, the embedded one). Without --data, the pictures are
 development scenes (DEV_SEED), for choosing settings; with it, those of a storybook benchmark.
 """
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from codeseg.model.align.backbone import Backbone
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.inference.pamr import refine
 from codeseg.model.pictures.pixels import rgb_pixels
@@ -29,7 +31,7 @@ from codeseg.pipeline.benchmark.metrics import Scores, confusion_matrix
 from codeseg.pipeline.storybook import scenes as storybook
 
 TOLERANCE = 2  # pixels
-SOURCES = ("keys", "trunk")
+CLIP_SOURCES = ("keys", "trunk")
 
 
 def edges(labels: NDArray[np.uint8]) -> torch.Tensor:
@@ -64,11 +66,18 @@ def region_labels(regions: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDAr
 
 @torch.no_grad()
 def regions_of(
-    clip: FrozenClip, image: torch.Tensor, source: str, grouping: Grouping, pamr: bool
+    clip: FrozenClip,
+    image: torch.Tensor,
+    source: str | Backbone,
+    grouping: Grouping,
+    pamr: bool,
 ) -> tuple[NDArray[np.uint8], int, float]:
     """Return regions at the picture's size, their number, and the grouping's seconds."""
-    tokens = clip.trunk(image)
-    features = clip_keys(clip, tokens) if source == "keys" else tokens[:, 1:]
+    if isinstance(source, Backbone):
+        features = source(clip.denormalize(image), clip.grid(image))
+    else:
+        tokens = clip.trunk(image)
+        features = clip_keys(clip, tokens) if source == "keys" else tokens[:, 1:]
     start = time.perf_counter()
     regions = group_patches(features[0], clip.grid(image), grouping)
     seconds = time.perf_counter() - start
@@ -86,8 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--data", type=Path, help="folder of a storybook benchmark")
+    parser.add_argument("--vit", default="storybook", help="the ViT beside the CLIP")
+    parser.add_argument("--weights", help="file of its weights")
     arguments = parser.parse_args()
     clip = FrozenClip.load("storybook", "storybook")
+    sources = (*CLIP_SOURCES, Backbone(arguments.vit, arguments.weights))
     if arguments.data:
         opened = load_benchmark(arguments.data.name).open(arguments.data)
         names = opened.ids[: arguments.pictures]
@@ -98,7 +110,7 @@ def main() -> None:
     print("| features | method | K | edges | regions | upper bound | boundary F | ms |")
     print("|---|---|---|---|---|---|---|---|")
     for method in ("kmeans", "spectral"):
-        for source in SOURCES:
+        for source in sources:
             for K in (8, 16, 32):
                 for pamr in (False, True):
                     print(_line(clip, drawn, source, Grouping(method, K), pamr), flush=True)
@@ -107,7 +119,7 @@ def main() -> None:
 def _line(
     clip: FrozenClip,
     drawn: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
-    source: str,
+    source: str | Backbone,
     grouping: Grouping,
     pamr: bool,
 ) -> str:
@@ -120,8 +132,9 @@ def _line(
         matrix += confusion_matrix(labels, region_labels(regions, labels), classes)
         rows.append((number, boundary_f(regions, labels), seconds))
     number, f, seconds = np.mean(rows, axis=0)
+    name = source.name if isinstance(source, Backbone) else source
     return (
-        f"| {source} | {grouping.method} | {grouping.regions} | {'color' if pamr else 'patch'} "
+        f"| {name} | {grouping.method} | {grouping.regions} | {'color' if pamr else 'patch'} "
         f"| {number:.1f} | {100 * Scores(matrix).miou:.1f} | {100 * f:.1f} | {1000 * seconds:.1f} |"
     )
 

@@ -21,7 +21,11 @@ DEFAULTS = Grouping()
 def regions(
     root: Annotated[str, typer.Argument(help="Dataset root with features.")],
     group_by: Annotated[
-        str, typer.Option(help="Group by clip (the frozen CLIP's own keys) or by a ViT of timm.")
+        str,
+        typer.Option(
+            help="Group by clip (the frozen CLIP's own keys), a ViT of timm, or storybook (the "
+            "embedded ViT)."
+        ),
     ] = CLIP,
     weights: Annotated[
         str | None, typer.Option(help="Weight file of that ViT, instead of the hub's.")

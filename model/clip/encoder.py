@@ -127,6 +127,13 @@ class FrozenClip(nn.Module):
         mean, std = (pixels_BCHW.new_tensor(v, dtype=torch.float32) for v in (CLIP_MEAN, CLIP_STD))
         return (pixels_BCHW.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
+    def denormalize(self, images_BCHW: Tensor, statistics: str = "imagenet") -> Tensor:
+        """Undo `normalize`: floats 0..255."""
+        if statistics == "imagenet":
+            return 255 * (images_BCHW * self.std + self.mean)
+        mean, std = (images_BCHW.new_tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+        return images_BCHW * std + mean
+
     def is_new(self, text: str) -> bool:
         """Return whether a text has an untrained token: one whose row equals another token's."""
         rows = self.clip.token_embedding.weight
@@ -238,11 +245,17 @@ class FrozenClip(nn.Module):
         return run_block(self.last_text_block, states_BLT, causal=True)
 
     @_in_own_type
-    def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor) -> Tensor:
-        """Encode token embeddings and read position `eos_B` (int64): E^t (B, C), unit."""
+    def encode_embeddings(
+        self, embeddings_BLT: Tensor, eos_B: Tensor, *, unit: bool = True
+    ) -> Tensor:
+        """Encode token embeddings and read position `eos_B` (int64): E^t (B, C).
+
+        Without `unit`, its length is the one that the projection gives it.
+        """
         states_BLT = self._early_states(embeddings_BLT)
         state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
-        return F.normalize(self.project_text(state_BT).float(), dim=-1)
+        text_BC = self.project_text(state_BT).float()
+        return F.normalize(text_BC, dim=-1) if unit else text_BC
 
     @_in_own_type
     def encode_after_prefix(
@@ -283,13 +296,16 @@ class FrozenClip(nn.Module):
         projection: Tensor = self.clip.text_projection
         return projection
 
-    def encode_text(self, tokens_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Encode token ids: E^t (B, C), unit.
+    def encode_text(
+        self, tokens_BL: Tensor, lengths_B: Tensor | None = None, *, unit: bool = True
+    ) -> Tensor:
+        """Encode token ids: E^t (B, C).
 
         Args:
             tokens_BL: SOS, text, EOS, then any padding: attention is causal, so it has no effect.
             lengths_B: tokens up to and including EOS; None finds EOS, the highest id.
+            unit: as in `encode_embeddings`.
         """
         eos_B = tokens_BL.argmax(dim=-1) if lengths_B is None else lengths_B - 1
         longest = int(eos_B.max()) + 1
-        return self.encode_embeddings(self.embed_tokens(tokens_BL[:, :longest]), eos_B)
+        return self.encode_embeddings(self.embed_tokens(tokens_BL[:, :longest]), eos_B, unit=unit)

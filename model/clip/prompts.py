@@ -113,16 +113,20 @@ class Templates(nn.Module):
 
 @torch.no_grad()
 def template_embeddings(
-    clip: FrozenClip, names: list[str], templates: tuple[str, ...] = TEMPLATES
+    clip: FrozenClip,
+    names: list[str],
+    templates: tuple[str, ...] = TEMPLATES,
+    *,
+    unit: bool = True,
 ) -> Tensor:
-    """Embed names in every template: (U, K, C), unit.
+    """Embed names in every template: (U, K, C), unit or as the CLIP's projection makes them.
 
-    Their mean over K, not normalized, is the vocabulary's knowledge embedding (METHOD §3); the
-    normalized mean is the zero-shot class embedding (METHOD §8).
+    The mean over K of unit ones, not normalized, is the vocabulary's knowledge embedding (METHOD
+    §3); the normalized mean is the zero-shot class embedding (METHOD §8).
     """
     device = clip.mean.device
     rows = [
-        clip.encode_text(clip.tokenize([t.format(name) for t in templates]).to(device))
+        clip.encode_text(clip.tokenize([t.format(name) for t in templates]).to(device), unit=unit)
         for name in names
     ]
     return torch.stack(rows)

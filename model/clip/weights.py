@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from codeseg.model.clip.hub import announce, hub_or_cache
 from codeseg.model.clip.weight_files import check_fit, read_weights
@@ -170,10 +171,14 @@ def hash_weights(clip: open_clip.CLIP) -> str:
 
     The activation is not a weight, and no weight file names it, but it changes the model.
     """
-    digest = hashlib.sha256()
-    if isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU):
-        digest.update(b"QuickGELU")
-    for name, weight in sorted(clip.state_dict().items()):
+    quick = isinstance(clip.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    return hash_state(clip.state_dict(), b"QuickGELU" if quick else b"")
+
+
+def hash_state(state: Mapping[str, Tensor], more: bytes = b"") -> str:
+    """Return the SHA-256 over `more` and the names, shapes and fp32 bytes of all weights."""
+    digest = hashlib.sha256(more)
+    for name, weight in sorted(state.items()):
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -10,18 +10,24 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+LEFT_OUT = torch.empty(0)
+"""A tensor that the model does not read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The input of `CoDe.forward`; fields that are None are computed or not needed."""
+    """A model's input; fields that are None are computed or not needed.
 
-    pixels_BCHW: Tensor
+    The first four are left out only for an alignment, which reads vectors instead.
+    """
+
+    pixels_BCHW: Tensor = LEFT_OUT
     """uint8 RGB 0..255, or float already normalized."""
-    caption_tokens_BL: Tensor
+    caption_tokens_BL: Tensor = LEFT_OUT
     """int64: SOS, words, EOS, zeros."""
-    caption_lengths_B: Tensor
+    caption_lengths_B: Tensor = LEFT_OUT
     """int64: tokens up to and including EOS."""
-    labels_BL: Tensor
+    labels_BL: Tensor = LEFT_OUT
     """int64: 1..J the selected nouns' tokens, 0 other nouns', −1 ignored (METHOD §4)."""
     noun_tokens_UM: Tensor
     """int64 BPE ids of the distinct nouns, without SOS and EOS, zero-padded."""
@@ -39,6 +45,10 @@ class Batch:
     """int8: the same, to be multiplied with the scale."""
     image_token_scale_BP: Tensor | None = None
     """fp32: one scale per token."""
+    captions_BC: Tensor | None = None
+    """fp16: CLIP's embedding of the caption, not normalized (alignment)."""
+    vectors_BVD: Tensor | None = None
+    """fp16: vectors of an image from a self-supervised ViT, zeros where there are fewer."""
     regions_BQ: Tensor | None = None
     """int64: region of each patch in scan order; negative is none (METHOD §9)."""
     regions: int = 0
@@ -58,7 +68,7 @@ class Batch:
             (value, dim)
             for name, value in vars(self).items()
             for dim, letter in enumerate(name.rpartition("_")[2])
-            if letter in "LMU" and isinstance(value, Tensor)
+            if letter in "LMU" and isinstance(value, Tensor) and value.numel()
         ]
 
     def trunk_tokens(self) -> Tensor | None:

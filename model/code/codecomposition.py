@@ -36,14 +36,17 @@ from codeseg.model.code.composition import (
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.code.image_segmenter import MASK_PIXELS, ImageSegmenter
 from codeseg.model.code.text_segmenter import TextSegmenter
+from codeseg.model.learner import Learner
 from codeseg.model.regions.recognition import RegionRecognizer, noun_keys
 
 LOG_TEMPERATURE = torch.tensor(1 / 0.07).log().item()
 MAP_PIXELS = 2**28  # maximum number of mask pixels (images × nouns) at a time: 1 GiB in fp32
 
 
-class CoDe(nn.Module):
+class CoDe(Learner):
     """The whole model: a frozen CLIP and all trained modules."""
+
+    config: CoDeConfig
 
     def __init__(self, clip: FrozenClip, config: CoDeConfig) -> None:
         super().__init__()
@@ -88,24 +91,11 @@ class CoDe(nn.Module):
         if self.config.masks:
             self.image_segmenter.block.requires_grad_(phase == 2)
 
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return every weight that is not the frozen CLIP's."""
-        state = self.state_dict()
-        return {name: state[name] for name in state if not name.startswith("clip.")}
-
-    def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the result of `trainable_state_dict`; refuse weights that are not this model's."""
-        own = self.trainable_state_dict()
-        for name in sorted(own.keys() | state.keys()):
-            if name not in state or name not in own:
-                fault = "lacks" if name in own else "has an unknown"
-                raise ValueError(f"the checkpoint {fault} weight {name}: it is of another model")
-            if own[name].shape != state[name].shape:
-                raise ValueError(
-                    f"the checkpoint's weight {name} has shape {tuple(state[name].shape)}, "
-                    f"the model's {tuple(own[name].shape)}: it is of another model"
-                )
-        self.load_state_dict(state, strict=False)
+    def draws(self, seed: int, batch: Batch) -> tuple[Tensor | None, ...]:
+        """Draw the Gumbel noise and, if the config has random_template, the templates."""
+        B, _, H, W = batch.pixels_BCHW.shape
+        drawn = self.draw_templates(seed, B) if self.config.random_template else None
+        return self.mask_noise(seed, B, (H, W)), drawn
 
     # -- inference --------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from codeseg.model.align.backbone import Backbone
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import CLIP, Grouping
 from codeseg.model.regions.grouping import group_patches
-from codeseg.model.regions.patch_features import SelfSupervisedVit, clip_keys
+from codeseg.model.regions.patch_features import clip_keys
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import ShardRecord
 from codeseg.pipeline.engine.progress import SHARD_ROWS
@@ -57,7 +58,7 @@ class RegionsWorker:
                     f"features were made with; {FEATURES.again(self._root)}"
                 )
         else:
-            self._vit = SelfSupervisedVit(self._settings.group_by, self._settings.weights)
+            self._vit = Backbone(self._settings.group_by, self._settings.weights)
             self._vit.to(self._device)
 
     def process(self, shard: int, input: str) -> ShardRecord:

@@ -15,10 +15,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from bench.make_features import make_features
+from codeseg.model.align.backbone import Backbone
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.regions.config import Grouping
 from codeseg.model.regions.grouping import group_patches
-from codeseg.model.regions.patch_features import SelfSupervisedVit, clip_keys
+from codeseg.model.regions.patch_features import clip_keys
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.stage import FEATURES, REGIONS
@@ -184,7 +185,7 @@ def vit_file(tmp_path_factory):
 
 
 def test_vit_patches_lie_on_the_clips_grid(vit_file):
-    vit = SelfSupervisedVit("vit_tiny_patch16_224", vit_file)
+    vit = Backbone("vit_tiny_patch16_224", vit_file)
     pixels = torch.randint(256, (2, 3, 40, 60), dtype=torch.uint8)
     assert vit(pixels, (4, 6)).shape == (2, 24, 192)
 
@@ -198,6 +199,11 @@ def test_regions_by_a_vit_from_a_file(vit_file, tmp_path):
         weights_sha256=weights_sha256(vit_file),
     )
     assert [record.rows_out for record in do_all(root, by_vit)] == [10, 12]
+
+
+def test_regions_by_the_embedded_vit(tmp_path):
+    root = make_root(tmp_path)
+    assert [r.rows_out for r in do_all(root, replace(SETTINGS, group_by="storybook"))] == [10, 12]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_vits_that_cannot_be_had_are_refused_in_one_line(name, weights, message,
         weights = str(tmp_path / "weights.pt")
         Path(weights).write_bytes(b"not weights")
     with pytest.raises(ValueError, match=message) as refused:
-        SelfSupervisedVit(name, weights)
+        Backbone(name, weights)
     assert "\n" not in str(refused.value)
 
 

@@ -1,0 +1,1 @@
+"""Words aligned to the patches of a frozen self-supervised ViT."""
