@@ -1,5 +1,6 @@
 """A small dataset root with features but without the stages before, to test readers of features.
 
+make_vectors(root, facts) adds a table of a backbone's random vectors, for the same pairs.
 make_features(root) writes ledger/, features/NNNNN.arrow and vocabulary/nouns.arrow: random pixels,
 tokens and states of the right shapes, and captions "a w1 w2 …" whose nouns have the right spans.
 """
@@ -7,6 +8,7 @@ tokens and states of the right shapes, and captions "a w1 w2 …" whose nouns ha
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord, from_json
 from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY, commit
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
+from codeseg.pipeline.stream.feature_settings import BackboneFacts, ClipFacts, FeatureSettings
 
 SOS, EOS = 49406, 49407
 NONE: dict[str, Any] = {"rejected": {}, "start": 0.0, "versions": {"codeseg": "0"}}
@@ -86,6 +88,29 @@ def make_features(
     whole = VOCABULARY.inputs_today(records, None) or {}
     made = settings.vocabulary_fingerprint()
     commit(storage, VOCABULARY, 0, whole[0], made, write, rows_in=len(nouns), **NONE)
+
+
+def make_vectors(root: Path, facts: BackboneFacts, seed: int = 0) -> str:
+    """Write features-BACKBONE for every row of a root made by `make_features`; return the table."""
+    storage = Storage.open(root)
+    ledger = Ledger(storage)
+    plain = FeatureSettings.read(storage)
+    settings = replace(plain, image_tokens="vectors", by_picture=True, backbone=facts)
+    stage, draw = settings.stage, np.random.default_rng(seed)
+    ledger.write_settings(stage.table, settings.to_json())
+    size = settings.views * facts.vectors * facts.width
+    for shard, record in ledger.records("features").items():
+        made = pa.ipc.open_file(storage.open_input(FEATURES.path(shard))).read_all()
+        rows = made.select(["key", "noun_ids"]).to_pylist()
+        for row in rows:
+            for name, count in (("caption_embedding", plain.clip.embed_dim), ("vectors", size)):
+                row[name] = draw.standard_normal(count, np.float32).astype(np.float16)
+        write = _writer(settings.schema(), rows, settings.block_rows)
+        commit(
+            storage, stage, shard, record.input, settings.fingerprint(), write,
+            rows_in=len(rows), **NONE,
+        )  # fmt: skip
+    return stage.table
 
 
 def noun_text(number: int) -> str:

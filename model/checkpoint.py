@@ -1,7 +1,8 @@
 """Checkpoints: the trained tensors as safetensors, a config.json and a model card; no pickle.
 
-    CHECKPOINT/model.safetensors      trained tensors only, names as in CoDe.trainable_state_dict
-    CHECKPOINT/config.json            {"codeseg": version, "clip", "model", "train"}: its settings
+    CHECKPOINT/model.safetensors      trained tensors only, names as in trainable_state_dict
+    CHECKPOINT/config.json            {"codeseg": version, "clip", "model", "train"}: its settings;
+                                      an alignment's has "backbone", its self-supervised ViT
     CHECKPOINT/README.md              a model card made from config.json
     CHECKPOINT/optimizer.safetensors  to resume only: optimizer state by parameter name
     CHECKPOINT/state.json             to resume only: step, data position
@@ -27,10 +28,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from codeseg.model.align.alignment import Align
+from codeseg.model.align.backbone import Backbone
+from codeseg.model.align.config import AlignConfig
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.hub import hub_or_cache
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
+from codeseg.model.learner import Learner
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ANYWHERE = "THIS FOLDER OR ITS HUB ID"  # in a card that does not know its future location
@@ -49,7 +54,7 @@ class Checkpoint:
 
 def save_checkpoint(
     folder: Path,
-    code: CoDe,
+    code: Learner,
     train: Mapping[str, Any],
     *,
     version: str,
@@ -78,6 +83,8 @@ def save_checkpoint(
         "train": dict(train),
         "sources": [dict(source) for source in sources],
     }
+    if code.backbone_facts:
+        config["backbone"] = dict(code.backbone_facts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f"{_TEMPORARY}{folder.name}"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while it saved
@@ -196,8 +203,8 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
 
 def load_model(
     place: str | Path, device: str | torch.device = "cpu", pretrained: str | None = None
-) -> CoDe:
-    """Build CoDe from a checkpoint: the frozen CLIP by name, then the trained tensors.
+) -> CoDe | Align:
+    """Build the model of a checkpoint: its frozen parts by name, then the trained tensors.
 
     Args:
         place: a RUN folder, a checkpoint folder or a hub id.
@@ -205,26 +212,55 @@ def load_model(
         pretrained: the new location of the CLIP's weights, if they have moved since training.
 
     Raises:
-        ValueError: the CLIP is unavailable or not the one that the checkpoint was trained with,
-            or the tensors do not fit the model.
+        ValueError: the CLIP, or an alignment's ViT, is unavailable or not the one that the
+            checkpoint was trained with, or the tensors do not fit the model.
     """
     checkpoint = load_checkpoint(place)
     identity = checkpoint.config["clip"]
     clip = FrozenClip.load(identity["model"], pretrained or identity["pretrained"], device=device)
     check_clip(identity, clip, str(checkpoint.folder))
+    facts = checkpoint.config.get("backbone") or {}
     try:
-        config = CoDeConfig(**checkpoint.config["model"])
+        config = (AlignConfig if facts else CoDeConfig)(**checkpoint.config["model"])
     except TypeError as error:  # a field that this version does not know
         raise ValueError(
             f"{checkpoint.folder / CONFIG}: {error}; saved by codeseg "
             f"{checkpoint.config.get('codeseg')}, which differs from this version"
         ) from None
-    code = CoDe(clip, config)
-    restore(code, checkpoint)
-    return code.to(device)
+    model: CoDe | Align
+    if isinstance(config, AlignConfig):
+        backbone = _backbone(facts, str(checkpoint.folder))
+        model = Align(clip, backbone.width, config, backbone)
+        model.backbone_facts = facts
+    else:
+        model = CoDe(clip, config)
+    restore(model, checkpoint)
+    return model.to(device)
 
 
-def restore(code: CoDe, checkpoint: Checkpoint) -> None:
+def _backbone(facts: Mapping[str, Any], owner: str) -> Backbone:
+    """Load an alignment's ViT, from the hub if its weight file is gone; refuse other weights."""
+    file = facts["weights"]
+    backbone = Backbone(facts["name"], file if file and Path(file).is_file() else None)
+    check_backbone(facts, {**facts, "weights_sha256": backbone.weights_sha256}, owner)
+    return backbone
+
+
+def check_backbone(
+    expected: Mapping[str, Any] | None, actual: Mapping[str, Any] | None, owner: str
+) -> None:
+    """Refuse a self-supervised ViT, or none, other than the one that made `owner`."""
+
+    def spell(facts: Mapping[str, Any] | None) -> str:
+        if facts is None:
+            return "no ViT"
+        return f"ViT {facts['name']} (sha256 {facts['weights_sha256'][:12]}…)"
+
+    if spell(expected) != spell(actual):
+        raise ValueError(f"{owner} was made with {spell(expected)}, but this is {spell(actual)}")
+
+
+def restore(code: Learner, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's tensors into a model; refuse names or shapes that do not fit."""
     try:
         code.load_trainable_state_dict(checkpoint.tensors)
@@ -278,6 +314,12 @@ def model_card(config: Mapping[str, Any]) -> str:
     digest = str(clip["weights_sha256"])[:12]
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(train.items()))
     data = "\n".join(_spell_source(source) for source in config.get("sources", ()))
+    method = "CoDe (co-decomposition of images and captions) on"
+    if vit := config.get("backbone"):
+        method = (
+            f"A projection of words to the patches of the frozen self-supervised ViT\n"
+            f"`{vit['name']}` (sha256 {vit['weights_sha256'][:12]}…), read by"
+        )
     return f"""---
 library_name: codeseg
 pipeline_tag: image-segmentation
@@ -287,9 +329,9 @@ tags: [open-vocabulary-segmentation, weakly-supervised]
 
 # An open-vocabulary segmenter learned from image-caption pairs
 
-CoDe (co-decomposition of images and captions) on the frozen CLIP `{clip["model"]}` /
+{method} the frozen CLIP `{clip["model"]}` /
 `{clip["pretrained"]}` (sha256 {digest}…). No mask label was used. This folder holds what was
-trained and nothing of the CLIP, which is fetched by its name and checked by its hash.
+trained and nothing that is frozen, which is fetched by its name and checked by its hash.
 
 ```python
 from codeseg import Segmenter

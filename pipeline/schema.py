@@ -4,6 +4,7 @@
     nouns/NNNNN.parquet       NOUNS         one row per successful pair, rejected ones included
     vocabulary/nouns.arrow    vocabulary()  one row per distinct noun of the corpus
     features/NNNNN.arrow      features()    one row per trainable pair
+    features-NAME/NNNNN.arrow vectors()     one row per trainable pair, for a backbone's patches
     regions/NNNNN.parquet     REGIONS       rows as features
     selections/NAME.arrow     SELECTION     one row per features shard
 
@@ -16,7 +17,6 @@ import hashlib
 import pyarrow as pa
 
 SHARD_DIGITS = 5  # of a key: the shard it belongs to
-TABLES = ("pairs", "nouns", "vocabulary", "features", "regions")
 
 PAIRS = pa.schema(
     [
@@ -90,6 +90,18 @@ def vocabulary(embed_dim: int) -> pa.Schema:
             pa.field("knowledge_embedding", pa.list_(pa.float32(), embed_dim), nullable=False),
         ]
     )
+
+
+def vectors(embed_dim: int) -> pa.Schema:
+    """Return the schema of features-NAME/NNNNN.arrow, for joint width C."""
+    columns = {
+        "key": pa.string(),
+        "caption_embedding": pa.list_(pa.float16(), embed_dim),  # of CLIP, not normalized
+        # of views, their vectors and channels, row-major; shared by a picture's rows; zeros pad
+        "vectors": pa.large_list_view(pa.float16()),
+        "noun_ids": pa.list_(pa.int64()),  # as in features()
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 def features(

@@ -1,4 +1,4 @@
-"""`codeseg features ROOT`: pairs/ and nouns/ -> vocabulary/ and features/ of the frozen CLIP."""
+"""`codeseg features ROOT`: pairs/, nouns/ -> vocabulary/, features/ of a frozen CLIP or ViT."""
 
 import os
 from typing import Annotated
@@ -9,7 +9,7 @@ from codeseg.pipeline.engine.cluster import Resources, ray_session
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.progress import duration
 from codeseg.pipeline.engine.shards import StageReport, run_stage
-from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
+from codeseg.pipeline.engine.stage import VOCABULARY, stage_of
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features import plan
 from codeseg.stages import options
@@ -48,6 +48,26 @@ def features(
     ] = DEFAULTS.least_crop,
     flip: Annotated[bool, typer.Option(help="Mirror half the views.")] = DEFAULTS.flip,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the views.")] = DEFAULTS.seed,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Store a self-supervised ViT's vectors instead of the CLIP's image tokens, to "
+            "align words to it: storybook, or a name of timm, as vit_base_patch14_dinov2.lvd142m."
+        ),
+    ] = DEFAULTS.backbone,
+    weights: Annotated[
+        str | None, typer.Option(help="File with the backbone's weights, instead of the hub's.")
+    ] = DEFAULTS.weights,
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="The backbone's vectors of an image: of its heads' attention, or of its regions."
+        ),
+    ] = DEFAULTS.pool,
+    grid: Annotated[
+        int | None,
+        typer.Option(min=1, help="Patches of the backbone per side (default: as the CLIP has)."),
+    ] = DEFAULTS.grid,
     force: Annotated[
         bool, typer.Option("--force", help="Start even if the disk looks too small.")
     ] = False,
@@ -76,13 +96,18 @@ def features(
         least_crop=least_crop,
         flip=flip,
         seed=seed,
+        backbone=backbone,
+        weights=weights,
+        pool=pool,
+        grid=grid,
     )
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
     resources = options.make_resources(
         ray_address, workers, gpus, memory, cpus=cores, take_over=take_over
     )
     storage = Storage.open(root)
-    options.conclude(storage, FEATURES, run_features(storage, chosen, resources, force=force))
+    reports = run_features(storage, chosen, resources, force=force)
+    options.conclude(storage, stage_of(reports[-1].stage), reports)
 
 
 def run_features(
@@ -93,12 +118,13 @@ def run_features(
     Refuse wrong options, a root without nouns and, unless `force`, too small a disk.
     """
     plan.read_nouns(root)  # refuses a root without nouns before downloading a CLIP
-    settings = plan.resolve_settings(chosen, plan.clip_facts(chosen.clip, chosen.pretrained))
-    work = plan.make_plan(root, settings)
+    clip = plan.clip_facts(chosen.clip, chosen.pretrained)
+    settings = plan.resolve_settings(chosen, clip, plan.backbone_facts(chosen, clip))
+    work, stage = plan.make_plan(root, settings), settings.stage
     if not work.vocabulary.pending and not work.features.pending:
         Ledger(root).write_settings("vocabulary", settings.vocabulary())
-        Ledger(root).write_settings("features", settings.to_json())
-        return [StageReport("vocabulary"), StageReport("features")]
+        Ledger(root).write_settings(stage.table, settings.to_json())
+        return [StageReport("vocabulary"), StageReport(stage.table)]
     device = "cuda" if resources.gpus else "cpu"
     _refuse_missing_gpu(resources)
     if work.features.pending:
@@ -116,7 +142,7 @@ def run_features(
         if vocabulary.failed:
             return [vocabulary]
         features = run_stage(
-            FEATURES, FeaturesWorker, root, given, work.features,
+            stage, FeaturesWorker, root, given, work.features,
             settings.to_json(), resources, work.rows,
         )  # fmt: skip
     return [vocabulary, features]
@@ -141,13 +167,14 @@ def announce(
         time = f"about {duration(seconds)} for one worker ({source})"
     space = "" if free is None else f", {free / 1e9:,.1f} GB free"
     typer.echo(
-        f"features: {rows:,} pairs in {len(work.rows)} shards, about {nouns:,} new nouns, "
-        f"about {work.new_bytes / 1e9:,.2f} GB{space}, {time}"
+        f"{work.settings.stage.table}: {rows:,} pairs in {len(work.rows)} shards, "
+        f"about {nouns:,} new nouns, about {work.new_bytes / 1e9:,.2f} GB{space}, {time}"
     )
     if free is not None and work.new_bytes - work.replaced_bytes > free and not force:
+        less = "" if work.settings.backbone else "--image-tokens int8 or none, "
         raise ValueError(
             f"the features need about {work.new_bytes / 1e9:,.0f} GB but {root.uri} has "
-            f"{free / 1e9:,.0f} GB free: use --image-tokens int8 or none, another root, or --force"
+            f"{free / 1e9:,.0f} GB free: use {less}another root, or --force"
         )
 
 

@@ -2,10 +2,11 @@
 
     python -m tests.kills [--kills 100] [--seed 0] [--scenes 60] [--scheduler ray|none] [--folder D]
 
-Draws a storybook world, serves it on loopback, and runs download, nouns, features and regions once
-undisturbed. Then rounds on fresh folders: each stage is started and killed again and again, at
-most `KILLS_A_STAGE` times, then left to end; until the kills asked for are spent. Half of the
-moments are spread over the whole run of a stage, half fall shortly after a shard's commit.
+Draws a storybook world, serves it on loopback, and runs download, nouns, features, features of a
+random self-supervised ViT, and regions once undisturbed. Then rounds on fresh folders: each stage
+is started and killed again and again, at most `KILLS_A_STAGE` times, then left to end; until the
+kills asked for are spent. Half of the moments are spread over the whole run of a stage, half fall
+shortly after a shard's commit.
 
 With `ray` the commands run as users run them; half of the kills take the command alone, as
 `kill -9` does, and Ray's processes live on into the next run; half take them too, as a power cut
@@ -25,14 +26,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import timm
+import torch
+
 from bench.soak import FORK, family, kill_all, outcome, serve
 from codeseg.pipeline.engine import cluster, shards
 from codeseg.pipeline.storybook import scenes as storybook
 from codeseg.stages.cli import main as main_of_codeseg
 
-STAGES = ("download", "nouns", "features", "regions")
-TABLES = ("urls", "pairs", "nouns", "vocabulary", "features", "regions")
-COMMITS = {"download": "pairs"}  # the ledger's folder, where it is not named as the command
+STAGES = ("download", "nouns", "features", "vectors", "regions")
+VIT = "test_vit"  # of timm, for tests
+TABLES = ("urls", "pairs", "nouns", "vocabulary", "features", f"features-{VIT}", "regions")
+# the ledger's folder, where it is not named as the command
+COMMITS = {"download": "pairs", "vectors": f"features-{VIT}"}
 KILLS_A_STAGE = 7
 SHARD_SIZE = 6
 # the heavy ones, so that a fork is at work at once
@@ -42,20 +48,23 @@ IMPORTED_BEFORE = (
     "img2dataset.downloader",
     "open_clip",
     "codeseg.pipeline.features.worker",
+    "timm",
 )
 
 
 def start(stage, root, world, scheduler):
     """Start a stage as a user would, but in a fork that has the libraries imported already."""
+    clip = ["--clip", "storybook", "--pretrained", "storybook", "--views", 2]
     options = {
         "download": ["storybook", root, "--urls", world / "urls.tsv", "--allow-private-hosts"],
         "nouns": [root],
-        "features": [root, "--clip", "storybook", "--pretrained", "storybook", "--views", 2],
+        "features": [root, *clip],
+        "vectors": [root, *clip, "--backbone", VIT, "--weights", world / "vit.pt"],
         "regions": [root],
     }[stage]
     if stage == "download":
         options += ["--shard-size", SHARD_SIZE]
-    words = [stage, *map(str, options), "--workers", "2"]
+    words = ["features" if stage == "vectors" else stage, *map(str, options), "--workers", "2"]
     process = FORK.Process(target=command, args=(words, f"{root}.log", scheduler))
     process.start()
     return process
@@ -169,6 +178,8 @@ def main():
         world = folder / "world"
         captions = storybook.write_world(world / "images", arguments.scenes)
         storybook.write_url_list(world / "urls.tsv", serve(world / "images"), captions)
+        vit = timm.create_model(VIT, num_classes=0)
+        torch.save(vit.state_dict(), world / "vit.pt")
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
         for module in IMPORTED_BEFORE:
             importlib.import_module(module)

@@ -17,10 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeseg.pipeline import schema
-from codeseg.pipeline.audit.schemas import declared_schema, difference
+from codeseg.pipeline.audit.schemas import declared_schemas, difference
 from codeseg.pipeline.engine.ledger import Ledger, ShardRecord
-from codeseg.pipeline.engine.stage import STAGES, Records, Settings
+from codeseg.pipeline.engine.stage import Records, Settings, root_stages, stage_of
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 
@@ -78,23 +77,27 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
         ValueError: the folder is not a dataset root, or a record cannot be read.
     """
     ledger = Ledger(root)
-    records = {table: ledger.records(table) for table in STAGES}
-    found = {table: set(root.names(table)) for table in schema.TABLES}
+    stages = root_stages(root)
+    records = {table: ledger.records(table) for table in stages}
+    tables = [table for table in stages if table != "urls"]
+    found = {table: set(root.names(table)) for table in tables}
     if not any(records.values()) and not any(found.values()):
         raise ValueError(
             f"{root.uri} is not a dataset root: it has neither a ledger nor any table; "
             "give the folder that `codeseg download` filled"
         )
-    settings = {table: ledger.read_settings(table) or {} for table in STAGES}
-    features = FeatureSettings.read(root) if settings["features"] else None
+    settings = {table: ledger.read_settings(table) or {} for table in stages}
+    made = [stages[t] for t in tables if t.startswith("features") and settings[t]]
+    features = {stage.table: FeatureSettings.read(root, stage) for stage in made}
+    declared = declared_schemas(features)
     jobs = [
         (table, path, recorded)
-        for table in schema.TABLES
+        for table in tables
         for path, recorded in _paths(table, records[table], found[table])
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        files = list(pool.map(lambda job: _examine(root, job, features, hashes), jobs))
-    data: dict[str, list[str]] = {table: [] for table in schema.TABLES}
+        files = list(pool.map(lambda job: _examine(root, job, declared, hashes), jobs))
+    data: dict[str, list[str]] = {table: [] for table in tables}
     for file in files:
         committed = file["recorded_bytes"] is not None
         if committed and not file["problem"] and not file["schema_problem"]:
@@ -104,7 +107,7 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
         files=pa.Table.from_pylist(files, schema=FILES),
         data=data,
         settings=_settings_table(settings),
-        embed_dim=features.clip.embed_dim if features else 1,
+        embed_dim=next((made.clip.embed_dim for made in features.values()), 1),
     )
 
 
@@ -125,7 +128,7 @@ def _paths(
 def _examine(
     root: Storage,
     job: tuple[str, str, dict[str, Any] | None],  # table, path, the ledger's facts about it
-    features: FeatureSettings | None,
+    declared: Mapping[str, pa.Schema],
     hashes: bool,
 ) -> dict[str, Any]:
     """Return one row of FILES."""
@@ -146,8 +149,8 @@ def _examine(
                 source.seek(0)
             if PurePosixPath(path).suffix in (".parquet", ".arrow"):
                 file["rows"], file["pictures"], actual = _footer(source, path)
-                declared = declared_schema(table, features)
-                file["schema_problem"] = declared and difference(actual, declared)
+                if wanted := declared.get(table):
+                    file["schema_problem"] = difference(actual, wanted)
     except FileNotFoundError:
         file["problem"] = "missing"
     except (OSError, pa.ArrowInvalid) as error:  # includes an empty file, which cannot be mapped
@@ -178,8 +181,8 @@ def _pictures(footer: pq.FileMetaData) -> int | None:
 def _ledger_rows(records: Records, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:
     """Return rows of LEDGER, with the input that each shard would be made from today."""
     rows = []
-    for stage in schema.TABLES:
-        inputs = STAGES[stage].inputs_today(records, settings[stage]) or {}
+    for stage in (table for table in records if table != "urls"):
+        inputs = stage_of(stage).inputs_today(records, settings[stage]) or {}
         for shard, record in records[stage].items():
             maps = {name: [*getattr(record, name).items()] for name in ("rejected", "versions")}
             rows.append({**vars(record), **maps, "expected_input": inputs.get(shard)})

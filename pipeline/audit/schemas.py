@@ -3,6 +3,8 @@
 `difference` says in words how the schema of an actual file differs from it.
 """
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from codeseg.pipeline import schema
@@ -12,13 +14,12 @@ TENSORS = ("pixels", "image_tokens", "image_scales", "caption_states", "jpg")
 """Columns of features that are too large for SQL or of types that DuckDB lacks."""
 
 
-def declared_schema(table: str, features: FeatureSettings | None) -> pa.Schema | None:
-    """Return the table's schema; None if the settings that fix its shapes are missing."""
+def declared_schemas(made: Mapping[str, FeatureSettings]) -> dict[str, pa.Schema]:
+    """Return table -> schema, from the settings of the root's tables of features."""
     fixed = {"pairs": schema.PAIRS, "nouns": schema.NOUNS, "regions": schema.REGIONS}
-    if table in fixed or features is None:
-        return fixed.get(table)
-    vocabulary = table == "vocabulary"
-    return schema.vocabulary(features.clip.embed_dim) if vocabulary else features.schema()
+    widths = [settings.clip.embed_dim for settings in made.values()]
+    vocabulary = {"vocabulary": schema.vocabulary(widths[0])} if widths else {}
+    return fixed | vocabulary | {table: settings.schema() for table, settings in made.items()}
 
 
 def light_features() -> pa.Schema:

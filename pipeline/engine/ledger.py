@@ -78,6 +78,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return from_json(kind, value)
     inner = get_args(kind)
+    if type(None) in inner:  # KIND | None
+        return None if value is None else _typed(name, value, inner[0])
     if get_origin(kind) is dict and isinstance(value, dict):
         return {key: _typed(name, item, inner[1]) for key, item in value.items()}
     if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(inner):

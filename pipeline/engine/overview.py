@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.progress import Heartbeat, read_heartbeat
-from codeseg.pipeline.engine.stage import STAGES, StageState, state
+from codeseg.pipeline.engine.stage import Stage, StageState, root_stages, state
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.schema import TABLES
 
 
 @dataclass(frozen=True)
@@ -45,33 +44,36 @@ def read_overview(root: Storage) -> list[StageView]:
         ValueError: the folder is not a dataset root.
     """
     ledger = Ledger(root)
-    with ThreadPoolExecutor(len(STAGES)) as pool:
-        records = dict(zip(STAGES, pool.map(ledger.records, STAGES), strict=True))
-        settings = dict(zip(STAGES, pool.map(ledger.read_settings, STAGES), strict=True))
+    stages = root_stages(root)
+    with ThreadPoolExecutor(len(stages)) as pool:
+        records = dict(zip(stages, pool.map(ledger.records, stages), strict=True))
+        settings = dict(zip(stages, pool.map(ledger.read_settings, stages), strict=True))
         if not any(records.values()) and not any(settings.values()):
             raise ValueError(
                 f"{root.uri} is not a dataset root: it has no ledger; run codeseg download first"
             )
-        found = pool.map(lambda table: state(root, STAGES[table], records=records), TABLES)
-        states = dict(zip(TABLES, found, strict=True))
-        beats = dict(zip(TABLES, pool.map(lambda t: read_heartbeat(root, t), TABLES), strict=True))
-    shards = len({*records["urls"], *(states["pairs"].inputs or {}), *records["pairs"]})
+        tables = [table for table in stages if table != "urls"]
+        states = list(pool.map(lambda t: state(root, stages[t], records=records), tables))
+        beats = list(pool.map(lambda t: read_heartbeat(root, t), tables))
+    shards = len({*records["urls"], *(states[0].inputs or {}), *records["pairs"]})
     views = [
-        _view(table, 1 if STAGES[table].whole else shards, states[table], beats[table])
-        for table in TABLES
+        _view(stages[table], shards, found, beat)
+        for table, found, beat in zip(tables, states, beats, strict=True)
     ]
     left_out = (settings["urls"] or {}).get("left_out")
     views[0] = replace(views[0], left_out=left_out if isinstance(left_out, dict) else {})
     return views
 
 
-def _view(stage: str, shards: int, found: StageState, beat: Heartbeat | None) -> StageView:
+def _view(stage: Stage, shards: int, found: StageState, beat: Heartbeat | None) -> StageView:
+    shards = 1 if stage.whole else shards
     records = found.records.values()
     rejected: Counter[str] = Counter()
     for record in records:
         rejected.update(record.rejected)
     return StageView(
-        stage=stage, shards=max(shards, len(records)), current=found.current, stale=found.stale,
+        stage=stage.table, shards=max(shards, len(records)),
+        current=found.current, stale=found.stale,
         rows_in=sum(record.rows_in for record in records),
         rows_out=sum(record.rows_out for record in records),
         rejected=dict(rejected.most_common()),

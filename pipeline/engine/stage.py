@@ -4,13 +4,14 @@
 
     urls ─► pairs ─┬─► nouns ─┬─► vocabulary
                    └──────────┴─► features ─► regions
+                              └─► features-BACKBONE (any number)
 
 A run redoes missing and stale shards, `status` shows them, the audit compares them and the trainer
 refuses them; all of these call `state`, and every worker ends with `commit`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -113,7 +114,12 @@ VOCABULARY = Stage(
 )  # fmt: skip
 FEATURES = Stage(
     "features", "features", "features/{:05d}.arrow", ("nouns", "pairs"),
-    matters=lambda s: {**s, "clip": _without(s["clip"], "pretrained")}, next="train {} RUN",
+    matters=lambda s: {
+        **s,
+        "clip": _without(s["clip"], "pretrained"),
+        **({"backbone": _without(s["backbone"], "weights")} if "backbone" in s else {}),
+    },
+    next="train {} RUN",
     empty="--min-nouns 1 takes captions with one noun; `codeseg status` counts the other reasons",
 )  # fmt: skip
 REGIONS = Stage(
@@ -122,6 +128,31 @@ REGIONS = Stage(
     empty="the features are empty: run `codeseg features` first",
 )  # fmt: skip
 STAGES = {stage.table: stage for stage in (URLS, PAIRS, NOUNS, VOCABULARY, FEATURES, REGIONS)}
+
+
+def backbone_table(name: str, pool: str) -> str:
+    """Return the table of a self-supervised ViT's features, by its name in timm (no dashes)."""
+    return f"features-{name}" + ("-regions" if pool == "regions" else "")
+
+
+def stage_of(table: str) -> Stage:
+    """Return the stage of a table."""
+    if table in STAGES:
+        return STAGES[table]
+    name, _, pool = table.removeprefix("features-").partition("-")
+    recipe = "storybook_align" if name == "storybook" else "align_dinov2b"
+    return replace(
+        FEATURES, table=table, file=f"{table}/{{:05d}}.arrow",
+        command=f"features --backbone {name}" + (f" --pool {pool}" if pool else ""),
+        next=f"train {{}} RUN --recipe {recipe} --set model.backbone={name}"
+        + (f" --set model.pool={pool}" if pool else ""),
+    )  # fmt: skip
+
+
+def root_stages(root: Storage) -> dict[str, Stage]:
+    """Return table -> stage of a root, those of its backbones included."""
+    more = [name for name in root.folders("ledger") if name.startswith("features-")]
+    return STAGES | {table: stage_of(table) for table in more}
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,12 @@ class Storage:
         """Return the sorted names of files in `folder` that end in `suffix`; [] if missing."""
         return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the sorted names of the folders in `folder`; [] if missing."""
+        selector = fs.FileSelector(self._full(folder), allow_not_found=True)
+        found = self._filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
     def sizes(self, folder: str = "", *, below: bool = False) -> dict[str, int]:
         """Return path under `folder` -> bytes of its files, by one listing; {} if it is missing.
 

@@ -4,7 +4,8 @@ Letters: R rows, K pictures, V views, H W pixels, C channels or joint width, P i
 D vision width, L caption tokens, T text width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,17 @@ CAPTIONS = 256  # encoded together, of similar length
 NOUNS = {"cpu": 1, "cuda": 32}  # encoded together, in all templates
 FAULTS = ("", "zero_norm", "non_finite")  # of image tokens
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread for small products, whose last bits more threads would change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Encoder:
@@ -107,14 +119,16 @@ class Encoder:
         if self._settings.image_tokens == "int8":
             found["image_tokens"], found["image_scales"] = to_int8(tokens_KVPD)
         if self._settings.clip_score:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # small products: more threads would change their last bits
-            ends = self._send(torch.from_numpy(ends_RT)).float()
-            with self.autocast():
+            with one_thread(), self.autocast():
                 found["images"] = self.clip.class_embedding(tokens_KVPD[:, 0].float())
-                found["captions"] = F.normalize(self.clip.project_text(ends).float(), dim=-1)
-            torch.set_num_threads(threads)
+                found["captions"] = F.normalize(self._project(ends_RT), dim=-1)
         return self._fetch(found)
+
+    def _project(self, ends_RT: NDArray[np.float16]) -> Tensor:
+        """Return the captions' joint embeddings (R, C), fp32, not normalized."""
+        ends = self._send(torch.from_numpy(ends_RT)).float()
+        with one_thread(), self.autocast():
+            return self.clip.project_text(ends).float()
 
     @torch.inference_mode()
     def image_tokens(self, pixels_RVHWC: Tensor) -> Tensor:

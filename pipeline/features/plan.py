@@ -11,7 +11,7 @@ from pathlib import Path
 from codeseg.pipeline.engine import stage
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.stream.feature_settings import ClipFacts, FeatureSettings
+from codeseg.pipeline.stream.feature_settings import BackboneFacts, ClipFacts, FeatureSettings
 
 TEMPLATES = 80  # of CLIP's authors for ImageNet
 JPG_BYTES = 20_000  # of a typical web image at 256 pixels
@@ -35,23 +35,30 @@ class FeatureOptions:
     least_crop: float = 0.9  # share of the image's area; 1 = the whole image
     flip: bool = True  # mirror half the views
     seed: int = 0  # of the views
+    backbone: str | None = None  # a self-supervised ViT whose vectors are stored instead
+    weights: str | None = None  # file of its weights; None: the hub's
+    pool: str = "heads"  # or "regions"
+    grid: int | None = None  # its patches per side; None: as many as the CLIP has
 
     def __post_init__(self) -> None:
         for name, known in (
             ("image_tokens", ("fp16", "int8", "none")),
             ("precision", ("fp32", "bf16", "fp16")),
+            ("pool", ("heads", "regions")),
         ):
             if getattr(self, name) not in known:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is {', '.join(known)}, not {getattr(self, name)!r}")
 
 
-def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSettings:
-    """Return the settings that go to `ledger/features/settings.json`."""
-    from_pixels = options.image_tokens == "none"
+def resolve_settings(
+    options: FeatureOptions, clip: ClipFacts, backbone: BackboneFacts | None = None
+) -> FeatureSettings:
+    """Return the settings that go to the ledger."""
+    from_pixels = options.image_tokens == "none" and backbone is None
     return FeatureSettings(
         clip=clip,
-        image_tokens=options.image_tokens,
+        image_tokens="vectors" if backbone else options.image_tokens,
         views=1 if from_pixels else options.views,
         precision=options.precision,
         block_rows=options.batch_size,
@@ -62,8 +69,9 @@ def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSetting
         std=(0.229, 0.224, 0.225),
         seed=options.seed,
         templates=TEMPLATES,
-        clip_score=not from_pixels,
+        clip_score=not from_pixels and backbone is None,
         by_picture=not from_pixels,
+        backbone=backbone,
     )
 
 
@@ -75,6 +83,27 @@ def clip_facts(model: str, pretrained: str) -> ClipFacts:
     clip = FrozenClip.load(model, pretrained)
     names = [field.name for field in fields(ClipFacts)][2:]
     return ClipFacts(model, pretrained, **{name: getattr(clip, name) for name in names})
+
+
+def backbone_facts(options: FeatureOptions, clip: ClipFacts) -> BackboneFacts | None:
+    """Load the backbone that the options name, if any, and return the facts about it."""
+    if options.backbone is None:
+        return None
+    from codeseg.model.align.backbone import Backbone
+    from codeseg.model.regions.config import Grouping
+
+    weights = options.weights and _absolute(options.weights)
+    vit = Backbone(options.backbone, weights)
+    return BackboneFacts(
+        name=options.backbone,
+        weights=weights,
+        weights_sha256=vit.weights_sha256,
+        patch_size=vit.patch_size,
+        width=vit.width,
+        grid=options.grid or clip.image_size // clip.patch_size,
+        pool=options.pool,
+        vectors=vit.heads if options.pool == "heads" else Grouping().regions,
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +151,7 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
     for why, (_, line) in stage.faults(root, stage.NOUNS, nouns).items():
         if why != stage.MISSING:
             raise ValueError(line)
-    features = stage.state(root, stage.FEATURES, settings=settings.fingerprint())
+    features = stage.state(root, settings.stage, settings=settings.fingerprint())
     vocabulary = stage.state(root, stage.VOCABULARY, settings=settings.vocabulary_fingerprint())
     rows = {i: nouns.records[i].rows_out for i in features.pending}
     return Work(settings, vocabulary, features, rows)
@@ -131,6 +160,8 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
 def row_bytes(settings: FeatureSettings) -> int:
     """Return the estimated bytes of a features row."""
     clip = settings.clip
+    if backbone := settings.backbone:
+        return 2 * (settings.views * backbone.vectors * backbone.width + clip.embed_dim) + 60
     caption = CAPTION_TOKENS * (2 * clip.text_width + 4) + 200
     if settings.image_tokens == "none":
         return int(caption + JPG_BYTES)
@@ -164,23 +195,25 @@ def new_nouns(root: Storage, work: Work) -> int:
 
 def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[float, float]:
     """Return a worker's rows and nouns per second, by encoding a few random ones here."""
+    import numpy as np
     import torch
 
     from codeseg.pipeline.features.encoder import Encoder
+    from codeseg.pipeline.features.vectors import VectorEncoder
 
     torch.set_num_threads(threads)
-    encoder = Encoder(settings, device)
-    size, views = settings.clip.image_size, settings.views
-    pixels = torch.zeros(PROBE_IMAGES, views, size, size, 3, dtype=torch.uint8)
+    encoder = (VectorEncoder if settings.backbone else Encoder)(settings, device)
+    shape = (PROBE_IMAGES, settings.views, settings.view_size, settings.view_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     seconds, words = [], []
     for _ in range(2):  # the first run is a warm-up
         begin = time.perf_counter()
         encoder.knowledge([[0]])
         words.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        encoder.caption_states([[0] * CAPTION_TOKENS] * PROBE_IMAGES)
+        states = encoder.caption_states([[0] * CAPTION_TOKENS] * PROBE_IMAGES)
         if settings.image_tokens != "none":
-            encoder.image_tokens(pixels).cpu()
+            encoder.start(pixels, np.stack([values[-1] for values in states]))()
         seconds.append(time.perf_counter() - begin)
     return PROBE_IMAGES / seconds[-1], encoder.nouns_at_once / words[-1]
 

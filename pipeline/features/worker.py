@@ -1,8 +1,9 @@
 """pairs/NNNNN.parquet + nouns/NNNNN.parquet -> features/NNNNN.arrow; CPU or GPU.
 
 The frozen CLIP's features of every trainable pair (METHOD §2.1, §4): image tokens of V augmented
-views, caption states up to EOS. The record's rows_in counts the nouns rows that are not rejected;
-this stage rejects too_few_nouns, no_image, broken_image, non_finite and zero_norm.
+views, caption states up to EOS; with a backbone, its vectors of the views and the caption's
+embedding, into features-BACKBONE/NNNNN.arrow. The record's rows_in counts the nouns rows that are
+not rejected; this stage rejects too_few_nouns, no_image, broken_image, non_finite and zero_norm.
 
 A picture that several rows of the shard share is encoded once and stored once in each record batch;
 it is kept in memory until the last of its rows.
@@ -36,6 +37,7 @@ from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import FAULTS, Encoder
+from codeseg.pipeline.features.vectors import VectorEncoder
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
@@ -51,6 +53,7 @@ VALUES: dict[str, Callable[[Row], Any]] = {
     "key": itemgetter("key"),
     "jpg": lambda row: row["jpg"].as_py(),
     "clip_score": itemgetter("clip_score"),
+    "caption_embedding": itemgetter("caption_embedding"),
     "caption_tokens": itemgetter("caption_tokens"),
     "noun_ids": lambda row: [schema.text_hash(noun["text"]) for noun in row["nouns"]],
     "spans": lambda row: [
@@ -92,7 +95,8 @@ class FeaturesWorker:
         "features": (
             *("key", "jpg", "pixels", "image_tokens", "image_scales", "clip_score"),
             *("caption_tokens", "caption_states", "noun_ids", "spans"),
-        )
+        ),
+        "features-BACKBONE": ("key", "caption_embedding", "vectors", "noun_ids"),
     }
     MEMORY: ClassVar[int] = 4_000_000_000
 
@@ -100,7 +104,8 @@ class FeaturesWorker:
         torch.set_num_threads(options["threads"])
         self._root = Storage.open(root_uri)
         self._settings: FeatureSettings = options["features"]
-        self._encoder = Encoder(self._settings, options["device"])
+        encoder = VectorEncoder if self._settings.backbone else Encoder
+        self._encoder = encoder(self._settings, options["device"])
         self._schema = features_schema(self._settings)
         self._streak = 0  # consecutive faulty rows
         self._pool = ThreadPoolExecutor(options["threads"], thread_name_prefix="decode")
@@ -130,10 +135,12 @@ class FeaturesWorker:
                     rows_out += writing.result()
             assert rows_in == rows_out + rejected.total()
 
+        libraries = ["torch", "open_clip_torch", "pillow"]
+        libraries += ["timm"] if self._settings.backbone else []
         return stage.commit(
-            self._root, stage.FEATURES, shard, input, self._settings.fingerprint(), write,
+            self._root, self._settings.stage, shard, input, self._settings.fingerprint(), write,
             rows_in=rows_in, rejected=rejected, start=start,
-            versions={name: version(name) for name in ("torch", "open_clip_torch", "pillow")},
+            versions={name: version(name) for name in libraries},
         )  # fmt: skip
 
     def _read(self, shard: int, rejected: Counter[str]) -> tuple[list[Row], int]:
@@ -168,7 +175,10 @@ class FeaturesWorker:
             for k, (name, pixels) in enumerate(group.pixels.items()):
                 known[name] = {"pixels": pixels} | {n: values[k] for n, values in found.items()}
             done = [row | {"features": known[row["picture"]]} for row in group.rows]
-            if captions_RC is not None:
+            if captions_RC is not None and self._settings.backbone:
+                rows_R = zip(done, captions_RC, strict=True)
+                done = [row | {"caption_embedding": values} for row, values in rows_R]
+            elif captions_RC is not None:
                 images_RC = np.stack([row["features"]["images"] for row in done])
                 scores = (torch.from_numpy(images_RC) * torch.from_numpy(captions_RC)).sum(dim=-1)
                 done = [r | {"clip_score": s} for r, s in zip(done, scores.tolist(), strict=True)]
@@ -224,7 +234,7 @@ class FeaturesWorker:
             return None
         if settings.image_tokens == "none":
             return np.empty(0, np.uint8)
-        size, scale, flip = settings.clip.image_size, settings.crop_scale, settings.flip
+        size, scale, flip = settings.view_size, settings.crop_scale, settings.flip
         key = schema.text_hash(row["picture"])
         bits = [hash_numbers(settings.seed, key, v) for v in range(settings.views)]
         made = [views.view(image, b, size=size, crop_scale=scale, flip=flip) for b in bits]
@@ -232,7 +242,8 @@ class FeaturesWorker:
 
     def _fault(self, row: Row) -> str:
         """Return a row's reason for rejection; many in succession mean that the CLIP is faulty."""
-        finite = np.isfinite(row["caption_states"]).all()
+        text = "caption_embedding" if self._settings.backbone else "caption_states"
+        finite = np.isfinite(row[text]).all()
         fault = FAULTS[row["features"].get("faults", 0)] if finite else "non_finite"
         self._streak = self._streak + 1 if fault else 0
         if self._streak == FAULTY_STREAK:
@@ -282,6 +293,7 @@ def cut(row: Row, context_length: int) -> Row:
 def features_schema(settings: FeatureSettings) -> pa.Schema:
     """Return the shards' schema, with the settings as JSON in its metadata under `codeseg`."""
     facts = settings.to_json()
-    del facts["clip"]["pretrained"]  # may be a path
+    del facts["clip"]["pretrained"]  # may be a path, as a backbone's weights
+    facts.get("backbone", {}).pop("weights", None)
     arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)
     return arrow.with_metadata({**(arrow.metadata or {}), b"codeseg": text.encode()})

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from codeseg.pipeline.engine.stage import stage_of
 from codeseg.pipeline.stream.collate import Collate, Position, Sample, StreamBatch
 from codeseg.pipeline.stream.order import Hash, IntArray, hash_numbers
 from codeseg.pipeline.stream.roots import Roots
@@ -28,6 +29,7 @@ class FeatureStream:
 
     Args:
         roots: path or URI of a dataset; several are one stream.
+        table: of the features, the CLIP's or a backbone's.
         batch_size: images per batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.
@@ -54,6 +56,7 @@ class FeatureStream:
         self,
         roots: str | Path | Sequence[str | Path],
         *,
+        table: str = "features",
         batch_size: int,
         nouns_per_image: int = 2,
         seed: int = 0,
@@ -71,6 +74,7 @@ class FeatureStream:
     ) -> None:
         self._roots = Roots(
             [roots] if isinstance(roots, str | Path) else roots,
+            stage_of(table),
             weights=weights,
             seed=seed,
             regions=regions,

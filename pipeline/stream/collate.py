@@ -1,4 +1,4 @@
-"""Rows of the features table -> one rank's training batch of tensors. Light.
+"""Rows of a features table -> one rank's training batch of tensors. Light.
 
 `codeseg.model.code.batch` documents the tensors and their letters.
 """
@@ -91,8 +91,11 @@ class Collate:
         return StreamBatch(
             keys=[sample.mark + sample.block.key(sample.row) for sample in samples],
             position=position,
-            **self._images(samples, views_B),
-            **self._captions(samples, nouns_BJ),
+            **(
+                self._vectors(samples, views_B)
+                if self._settings.backbone
+                else self._images(samples, views_B) | self._captions(samples, nouns_BJ)
+            ),
             **self._noun_table(samples, nouns_BJ),
         )
 
@@ -150,6 +153,20 @@ class Collate:
                 if not np.isfinite(scales).all():
                     raise ValueError(_corrupt(sample, NON_FINITE))
         return tensors
+
+    def _vectors(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Any]:
+        """Return a backbone's vectors of each sample's view, and its caption's embedding."""
+        B, block = len(samples), samples[0].block
+        vectors_BVD = self._empty(B, *block.vectors_KVND.shape[2:], dtype=torch.float16)
+        captions_BC = self._empty(B, block.captions_RC.shape[1], dtype=torch.float16)
+        out = zip(vectors_BVD.numpy(), captions_BC.numpy(), strict=True)
+        chosen = [int(v) for v in views_B % np.uint64(self._settings.views)]
+        for sample, view, (vectors, caption) in zip(samples, chosen, out, strict=True):
+            vectors[:] = sample.block.vectors_KVND[sample.block.picture_R[sample.row], view]
+            caption[:] = sample.block.captions_RC[sample.row]
+            _refuse_non_finite(vectors, sample)
+            _refuse_non_finite(caption, sample)
+        return {"vectors_BVD": vectors_BVD, "captions_BC": captions_BC}
 
     def _augmented(self, sample: Sample, bits: Hash) -> views.Pixels:
         try:

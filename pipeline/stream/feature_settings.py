@@ -1,6 +1,7 @@
 """The settings of a root's features: the CLIP, its views and their stored form. Light.
 
-In and out: ROOT's ledger/features/settings.json, whose bytes and fingerprint must stay the same.
+In and out: ROOT's ledger/features/settings.json (and ledger/features-BACKBONE/settings.json), whose
+bytes and fingerprint must stay the same.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 from codeseg.pipeline import schema
 from codeseg.pipeline.engine.ledger import Ledger, from_json
-from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY
+from codeseg.pipeline.engine.stage import FEATURES, VOCABULARY, Stage, backbone_table, stage_of
 from codeseg.pipeline.engine.storage import Storage
 
 
@@ -34,11 +35,25 @@ class ClipFacts:
 
 
 @dataclass(frozen=True)
+class BackboneFacts:
+    """The facts about a self-supervised ViT in the settings, and how its patches are pooled."""
+
+    name: str  # timm's
+    weights: str | None  # location of a file; None: the hub's
+    weights_sha256: str  # their identity
+    patch_size: int  # pixels
+    width: int  # D
+    grid: int  # patches per side of a view
+    pool: str  # "heads" or "regions"
+    vectors: int  # of a view: the heads, or the most regions
+
+
+@dataclass(frozen=True)
 class FeatureSettings:
     """The settings that affect a shard of features."""
 
     clip: ClipFacts
-    image_tokens: str  # "fp16", "int8" or "none"
+    image_tokens: str  # "fp16", "int8", "none" or, with a backbone, "vectors"
     views: int
     precision: str  # "fp32", "bf16" or "fp16"
     block_rows: int  # images encoded together, and rows of a record batch
@@ -52,36 +67,55 @@ class FeatureSettings:
     # older roots do not record these:
     clip_score: bool = False  # whether this column exists
     by_picture: bool = False  # the rows of a picture share its views
+    backbone: BackboneFacts | None = None  # whose vectors are stored, instead of image tokens
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that makes them."""
+        backbone = self.backbone
+        return stage_of(backbone_table(backbone.name, backbone.pool)) if backbone else FEATURES
+
+    @property
+    def view_size(self) -> int:
+        """The height and width of a view, pixels."""
+        backbone = self.backbone
+        return backbone.grid * backbone.patch_size if backbone else self.clip.image_size
 
     @classmethod
-    def read(cls, root: Storage) -> Self:
-        """Return the settings of a root's features.
+    def read(cls, root: Storage, stage: Stage = FEATURES) -> Self:
+        """Return the settings of a root's features, or of those of a backbone.
 
         Raises:
             FileNotFoundError: there are no features.
             ValueError: the file does not hold such settings.
         """
-        value = Ledger(root).read_settings(FEATURES.table)
+        table, again = stage.table, stage.again(root)
+        value = Ledger(root).read_settings(table)
         if value is None:
-            raise FileNotFoundError(f"{root.uri} holds no features; {FEATURES.again(root)}")
+            there = [name for name in root.folders("ledger") if name.startswith("features")]
+            some = f" (there are: {', '.join(there)})" if there else ""
+            raise FileNotFoundError(f"{root.uri} holds no {table}; {again}{some}")
         try:
-            return from_json(cls, value)
+            settings = from_json(cls, value)
+            if settings.stage != stage:
+                raise ValueError(f"they are of {settings.stage.table}")
         except ValueError as error:
             raise ValueError(
-                f"{root.uri}: ledger/features/settings.json holds no settings of features "
-                f"({error}); delete it and {FEATURES.again(root)}"
+                f"{root.uri}: ledger/{table}/settings.json holds no settings of {table} "
+                f"({error}); delete it and {again}"
             ) from None
+        return settings
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON represents them, with lists for tuples."""
         plain = asdict(self)
         whole = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
-        later = ("clip_score", "by_picture")
+        later = ("clip_score", "by_picture", "backbone")
         return {name: value for name, value in whole.items() if value or name not in later}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the features' settings."""
-        return FEATURES.fingerprint(self.to_json())
+        return self.stage.fingerprint(self.to_json())
 
     def vocabulary(self) -> dict[str, Any]:
         """Return the settings that affect the vocabulary, as in its settings.json."""
@@ -95,6 +129,8 @@ class FeatureSettings:
     def schema(self) -> Any:
         """Return the Arrow schema of the shards."""
         clip = self.clip
+        if self.backbone:
+            return schema.vectors(clip.embed_dim)
         return schema.features(
             views=self.views,
             image_size=clip.image_size,

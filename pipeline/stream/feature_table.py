@@ -1,7 +1,7 @@
-"""Read the features table for the trainer: check it first, then read a block at a time. Light.
+"""Read a features table for the trainer: check it first, then read a block at a time. Light.
 
-In: ROOT's features/NNNNN.arrow and ledger. Out: blocks (record batches) as NumPy views,
-memory-mapped if the root is local. The error for every defect says what to run.
+In: ROOT's features/NNNNN.arrow, or features-BACKBONE/, and ledger. Out: blocks (record batches) as
+NumPy views, memory-mapped if the root is local. The error for every defect says what to run.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
-from codeseg.pipeline.engine.stage import DAMAGED, FEATURES, MISSING, StageState, faults, state
+from codeseg.pipeline.engine.stage import (
+    DAMAGED,
+    FEATURES,
+    MISSING,
+    Stage,
+    StageState,
+    faults,
+    state,
+)
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import IntArray
@@ -28,7 +36,8 @@ SHARDS_OPEN = 8192  # on an object store; one of 157 blocks takes 11 kB of memor
 class Block:
     """One record batch of a features shard: R rows as NumPy views, nothing copied.
 
-    Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width, T text width.
+    Letters: R rows, K pictures, V views, H W pixels, P image tokens, D vision width, T text width,
+    N vectors of a view, C joint width.
     """
 
     def __init__(self, batch: pa.RecordBatch, settings: FeatureSettings) -> None:
@@ -50,7 +59,7 @@ class Block:
         """The index of each row's picture among the block's K pictures."""
         if not self._settings.by_picture:
             return np.arange(self.rows)
-        column = self._batch.column("pixels")
+        column = self._batch.column("vectors" if self._settings.backbone else "pixels")
         places: IntArray = column.offsets.to_numpy() // column.sizes.to_numpy()
         return places
 
@@ -74,6 +83,19 @@ class Block:
         return self._fixed("image_scales").reshape(
             -1, self._settings.views, self._settings.clip.tokens
         )
+
+    @cached_property
+    def vectors_KVND(self) -> NDArray[np.float16]:
+        """The vectors of a backbone, and its width; zeros where a picture has fewer regions."""
+        backbone = self._settings.backbone
+        assert backbone is not None
+        shape = (-1, self._settings.views, backbone.vectors, backbone.width)
+        return self._fixed("vectors").reshape(shape)
+
+    @cached_property
+    def captions_RC(self) -> NDArray[np.float16]:
+        """The captions' embeddings, in a table of a backbone."""
+        return self._fixed("caption_embedding").reshape(self.rows, -1)
 
     def values(self, name: str, row: int) -> NDArray[Any]:
         """Return a row's values of a list column, as `schema.features` defines it.
@@ -101,6 +123,7 @@ class FeatureTable:
 
     Args:
         root: of the dataset.
+        stage: of the table, the CLIP's features or a backbone's.
         skip_corrupt: leave out missing and unreadable shards instead of refusing the table.
         selection: name of a selection; only its rows are read.
 
@@ -115,17 +138,24 @@ class FeatureTable:
     """
 
     def __init__(
-        self, root: Storage, *, skip_corrupt: bool = False, selection: str | None = None
+        self,
+        root: Storage,
+        stage: Stage = FEATURES,
+        *,
+        skip_corrupt: bool = False,
+        selection: str | None = None,
     ) -> None:
-        self._root = root
+        self._root, self._stage = root, stage
         self._skip_corrupt = skip_corrupt
-        self._again = FEATURES.again(root)
+        self._again = stage.again(root)
         self.skipped: dict[int, str] = {}
-        self.settings = FeatureSettings.read(root)
-        found = state(root, FEATURES, settings=self.settings.fingerprint())
+        self.settings = FeatureSettings.read(root, stage)
+        found = state(root, stage, settings=self.settings.fingerprint())
         if not found.records:
-            raise FileNotFoundError(f"{root.uri} holds no features; {self._again}")
+            raise FileNotFoundError(f"{root.uri} holds no {stage.table}; {self._again}")
         self._check(found)
+        if selection and stage != FEATURES:
+            raise ValueError(f"a selection chooses rows of features, not of {stage.table}")
         selected = read_selection(root, selection, found.records) if selection else None
         self.selection = f"{selection}: {selected.sql}" if selected else None
         records = {i: record for i, record in found.records.items() if i not in self.skipped}
@@ -174,7 +204,7 @@ class FeatureTable:
 
     def describe_block(self, number: int) -> str:
         """Return the file of a block, for messages."""
-        return f"{self._root.uri}/{FEATURES.path(self._blocks[number][0])}"
+        return f"{self._root.uri}/{self._stage.path(self._blocks[number][0])}"
 
     def _read(self, number: int) -> Block:
         shard, position = self._blocks[number]
@@ -182,17 +212,17 @@ class FeatureTable:
             return Block(self._reader(shard).get_batch(position), self.settings)
         except (pa.ArrowInvalid, OSError) as error:
             self._refuse_network_error(error, shard)
-            place, redo = self.describe_block(number), FEATURES.redo(self._root, shard)
+            place, redo = self.describe_block(number), self._stage.redo(self._root, shard)
             raise ValueError(f"{place} is corrupt ({error}); {redo}") from error
 
     def _refuse_network_error(self, error: Exception, shard: int) -> None:
         """Raise if an object store does not answer, which says nothing about the file."""
         if isinstance(error, OSError) and not self._root.is_local:
-            place = f"{self._root.uri}/{FEATURES.path(shard)}"
+            place = f"{self._root.uri}/{self._stage.path(shard)}"
             raise OSError(f"{place} cannot be read now: {error}") from error
 
     def _open(self, shard: int) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(self._root.open_input(FEATURES.path(shard)))
+        return pa.ipc.open_file(self._root.open_input(self._stage.path(shard)))
 
     def _sizes(self, record: ShardRecord) -> list[int]:
         """Return the number of rows of each block of a shard: all equal except the last."""
@@ -201,7 +231,7 @@ class FeatureTable:
 
     def _check(self, found: StageState) -> None:
         """Refuse shards that a run would redo; missing and damaged ones may be left out."""
-        for why, (shards, line) in faults(self._root, FEATURES, found).items():
+        for why, (shards, line) in faults(self._root, self._stage, found).items():
             if why not in (MISSING, DAMAGED):
                 raise ValueError(line)
             if not self._skip_corrupt:
@@ -210,7 +240,7 @@ class FeatureTable:
 
     def _is_usable(self, record: ShardRecord) -> bool:
         """Return whether the shard's file is whole; refuse or record one that is not."""
-        path = FEATURES.path(record.shard)
+        path = self._stage.path(record.shard)
         try:
             if self._reader(record.shard).num_record_batches != len(self._sizes(record)):
                 raise ValueError("has another number of record batches than it was committed with")

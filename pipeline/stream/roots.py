@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from codeseg.pipeline.engine.ledger import Ledger, fingerprint
+from codeseg.pipeline.engine.stage import Stage
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.collate import Sample
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -43,6 +44,7 @@ class Roots:
     def __init__(
         self,
         places: Sequence[str | Path],
+        stage: Stage,
         *,
         weights: Sequence[float] | None,
         seed: int,
@@ -53,7 +55,7 @@ class Roots:
         storages = [Storage.open(place) for place in places]
         self.name = ", ".join(storage.uri for storage in storages)
         self._tables = [
-            FeatureTable(storage, skip_corrupt=skip_corrupt, selection=selection)
+            FeatureTable(storage, stage, skip_corrupt=skip_corrupt, selection=selection)
             for storage in storages
         ]
         self.settings = self._tables[0].settings
@@ -131,6 +133,8 @@ def _refuse_other_kind(
 ) -> None:
     """Refuse features that cannot be in one batch with the first root's; name the differences."""
     before, after = ({**s.to_json(), **asdict(s.clip)} for s in (wanted, settings))
+    for plain in (before, after):
+        plain.get("backbone", {}).pop("weights", None)
     differing = [
         f"{key} {before[key]} and {after[key]}"
         for key in sorted(before)

@@ -1,4 +1,4 @@
-"""features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop of CoDe (METHOD §7).
+"""features/NNNNN.arrow + vocabulary/nouns.arrow -> RUN: the training loop (METHOD §7).
 
 Sample order, noun choice, initial values and Gumbel noise are functions of (seed, step), so a run
 that was killed resumes from its last checkpoint and ends with the same bits (on a CPU, with the
@@ -19,9 +19,16 @@ from typing import Any
 import torch
 import typer
 
+from codeseg.model.align.alignment import Align
+from codeseg.model.align.config import AlignConfig
+from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.code.config import CoDeConfig
+from codeseg.model.learner import Learner
+from codeseg.pipeline.engine.stage import backbone_table
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.stages.training.flops import peak_flops
 from codeseg.stages.training.optimizer import build_optimizer
 from codeseg.stages.training.processes import Processes
@@ -137,7 +144,7 @@ def prepare(
     """Build the model and restore the state in which the run, or its starting run, stopped."""
     torch.manual_seed(recipe.train.seed)
     clip = load_clip(stream.name, recipe, stream.settings.clip)
-    code = CoDe(clip, recipe.model).to(device)
+    code = make_model(clip, recipe.model, stream.settings).to(device)
     if device.type == "cuda":
         hold_frozen(code, recipe.train.precision)
     state = initial_state(code, recipe.train, device)
@@ -145,7 +152,21 @@ def prepare(
     return state
 
 
-def initial_state(code: CoDe, train: TrainConfig, device: torch.device) -> State:
+def make_model(
+    clip: FrozenClip, config: CoDeConfig | AlignConfig, settings: FeatureSettings
+) -> Learner:
+    """Return the untrained model of a recipe; an alignment needs no ViT, only its vectors."""
+    if isinstance(config, CoDeConfig):
+        return CoDe(clip, config)
+    facts = settings.backbone
+    assert facts is not None
+    align = Align(clip, facts.width, config)
+    names = ("name", "weights", "weights_sha256", "width")
+    align.backbone_facts = {name: getattr(facts, name) for name in names}
+    return align
+
+
+def initial_state(code: Learner, train: TrainConfig, device: torch.device) -> State:
     """Return the state at step 0 of everything that is trained in either phase."""
     code.set_phase(2)
     parameters = {name: p for name, p in code.named_parameters() if p.requires_grad}
@@ -167,15 +188,21 @@ def open_stream(
             f"train.batch_size {train.batch_size} does not divide into {parts} parts "
             f"({processes.world_size} processes × train.accumulation {train.accumulation})"
         )
+    model, table, regions = recipe.model, "features", False
+    if isinstance(model, AlignConfig):
+        table = backbone_table(model.backbone, model.pool)
+    else:
+        regions = model.region_weight > 0
     return FeatureStream(
         root,
+        table=table,
         batch_size=train.batch_size // parts,
-        nouns_per_image=recipe.model.nouns_per_image,
+        nouns_per_image=model.nouns_per_image,
         seed=train.seed,
         rank=processes.rank,
         world_size=processes.world_size,
         start=start,
-        regions=recipe.model.region_weight > 0,
+        regions=regions,
         weights=train.weights,
         selection=train.selection,
         skip_corrupt=train.skip_corrupt,

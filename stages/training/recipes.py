@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from codeseg.model.align.config import AlignConfig
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.override import closest, override, parse_assignments
 from codeseg.stages.training.config import flatten, read_file
@@ -115,7 +116,7 @@ class Recipe:
     name: str
     """The recipe in recipes.toml on which the settings are based."""
     clip: ClipConfig
-    model: CoDeConfig
+    model: CoDeConfig | AlignConfig
     train: TrainConfig
 
 
@@ -136,7 +137,10 @@ FRACTIONS = ("warmup_fraction", "phase1_fraction")
 RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")
 )
-"""Recipe name -> its `base` (none: the defaults above) and the settings that it changes."""
+"""Recipe name -> its `base` (none: the defaults above) and the settings that it changes.
+
+`aligns` says that the defaults are an alignment's.
+"""
 
 
 def resolve(
@@ -173,7 +177,8 @@ def _named(name: str) -> Recipe:
         raise ValueError(f"there is no recipe {name!r}; {closest(name, RECIPES)}")
     changes = dict(RECIPES[name])
     base = changes.pop("base", None)
-    recipe = _named(base) if base else Recipe(name, ClipConfig(), CoDeConfig(), TrainConfig())
+    model = AlignConfig() if changes.pop("aligns", False) else CoDeConfig()
+    recipe = _named(base) if base else Recipe(name, ClipConfig(), model, TrainConfig())
     return override(dataclasses.replace(recipe, name=name), flatten(changes))
 
 

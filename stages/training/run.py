@@ -21,6 +21,7 @@ from torch import nn
 from codeseg.model.checkpoint import (
     OPTIMIZER,
     STATE,
+    check_backbone,
     check_clip,
     checkpoints,
     keep_last,
@@ -31,7 +32,7 @@ from codeseg.model.checkpoint import (
     save_checkpoint,
 )
 from codeseg.model.clip.encoder import FrozenClip
-from codeseg.model.code.codecomposition import CoDe
+from codeseg.model.learner import Learner
 from codeseg.model.override import override
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import START, Position
@@ -66,7 +67,7 @@ class OtherRunError(ValueError):
 class State:
     """Everything that a step changes and a checkpoint saves."""
 
-    code: CoDe
+    code: Learner
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
@@ -196,12 +197,15 @@ def saved_progress(run: Path) -> tuple[int, Position]:
 def resume(run: Path, state: State, start_from: Path | None = None) -> None:
     """Load the run's last checkpoint into the state; a new run loads the weights of `start_from`.
 
-    A ValueError names a damaged file.
+    A ValueError names a damaged file, or a checkpoint of another ViT.
     """
     saved = checkpoints(run)
     if not saved:
         if start_from is not None:
-            restore(state.code, load_checkpoint(start_from))
+            checkpoint = load_checkpoint(start_from)
+            made = checkpoint.config.get("backbone")
+            check_backbone(made, state.code.backbone_facts, str(start_from))
+            restore(state.code, checkpoint)
         return
     restore(state.code, load_checkpoint(saved[-1]))
     tensors = load_tensors(saved[-1] / OPTIMIZER)

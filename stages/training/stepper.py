@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codeseg.model.code.batch import Batch
-from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.composition import Losses
+from codeseg.model.learner import Learner
 from codeseg.stages.training.flops import count_flops
 from codeseg.stages.training.optimizer import learning_rate
 from codeseg.stages.training.processes import Processes, accumulating
@@ -71,20 +71,19 @@ class Stepper:
     def _loss(self, model: Callable[..., Losses], batch: Batch, micro: int) -> dict[str, Tensor]:
         """Return the loss of micro-batch number `micro` and its weighted terms.
 
-        `model` is CoDe, plain, wrapped or compiled. Randomness depends only on seed and step.
+        `model` is the learner, plain, wrapped or compiled. Randomness depends only on seed and
+        step.
         """
         code, device = self._state.code, self._processes.device
         seed = step_seed(self._train.seed, self._state.step, micro)
-        B, _, H, W = batch.pixels_BCHW.shape
-        noise_JBHW = code.mask_noise(seed, B, (H, W))
-        template_N = code.draw_templates(seed, B) if code.config.random_template else None
+        draws = code.draws(seed, batch)
         dtype = AUTOCAST.get(self._train.precision)
         batch = batch.to(device)
         if self._compiles:
             for values, dim in batch.varying():
                 torch._dynamo.mark_dynamic(values, dim)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            losses = model(batch, noise_JBHW, template_N)
+            losses = model(batch, *draws)
         return {"loss": losses.total, **{f"loss_{name}": term for name, term in losses.items()}}
 
     def gradient_norm(self) -> Tensor:
@@ -137,7 +136,7 @@ def compiles(train: TrainConfig, device: torch.device) -> bool:
     return device.type == "cuda" if train.compile is None else train.compile
 
 
-def hold_frozen(code: CoDe, precision: str) -> None:
+def hold_frozen(code: Learner, precision: str) -> None:
     """Keep the frozen CLIP in the dtype of the step's products, which is fastest on a GPU."""
     if dtype := AUTOCAST.get(precision):
         code.clip.hold_in(dtype)

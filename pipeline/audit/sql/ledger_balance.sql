@@ -16,7 +16,7 @@ WITH tables AS (
         AND n.input = n.expected_input AND n.rows_in <> p.rows_out
     UNION
     SELECT f.stage, f.shard FROM records f JOIN records n USING (shard)
-    WHERE f.stage = 'features' AND n.stage = 'nouns'
+    WHERE f.stage LIKE 'features%' AND n.stage = 'nouns'
         AND f.input = f.expected_input AND f.rows_in <> n.rows_out
 )
 SELECT

@@ -2,6 +2,7 @@
 -- Figures: shards done: {shards}; missing: {missing}
 WITH order_of(stage, upstream) AS (
     VALUES ('nouns', 'pairs'), ('features', 'nouns'), ('regions', 'features')
+    UNION SELECT stage, 'nouns' FROM ledger WHERE stage LIKE 'features-%'
 ), missing AS (
     SELECT o.stage, u.shard
     FROM order_of o JOIN ledger u ON u.stage = o.upstream
