@@ -42,6 +42,11 @@ class SegmenterNetworks(nn.Module):
                 f"method {settings.method} groups patches by clustering or repairs them, which "
                 "cannot be exported: choose code, maskclip, sclip, clearclip or naclip"
             )
+        if settings.masks_by == "align":
+            raise ValueError(
+                f"method {settings.method} runs a second network, the self-supervised ViT, which "
+                "cannot be exported: use the RUN with codeseg, or export naclip of its CLIP"
+            )
         for name, only in GRAPH.items():
             if (given := getattr(settings, name)) != only:
                 raise ValueError(f"{name} {given} cannot be exported: set it to {only}")

@@ -12,7 +12,9 @@ from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
 
 def app(
     run: Annotated[str | None, typer.Option(help="RUN, checkpoint or hub id.")] = None,
-    method: Annotated[str | None, typer.Option(help="code | maskclip | naclip | scg …")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="code | align | maskclip | naclip | scg …")
+    ] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
     host: Annotated[

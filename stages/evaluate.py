@@ -60,7 +60,7 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="code (needs RUN) | maskclip | sclip | clearclip | naclip | scclip | scg "
+            help="code, align (need RUN) | maskclip | sclip | clearclip | naclip | scclip | scg "
             "(regions), or one combined with regions: code+scg, naclip+scg …"
         ),
     ] = None,

@@ -1,9 +1,10 @@
-"""Compare the training-free methods with numbers of their authors' own code.
+"""Compare training-free methods, and Talk2DINO, with numbers of their authors' own code.
 
 `python -m tests.reference_dense FILE.json FILE.npz` builds the CLIP that FILE.json describes, fills
-it by the rule of tests.reference, runs every method of the file as `codeseg evaluate` does, and
-prints the largest difference of each array; a label map counts the pixels that differ but for ties.
-Exit status 1 if any is out of tolerance, 2 on a wrong use. Letters: Q names, K classes.
+it by the rule of tests.reference, runs every method of the file as `codeseg evaluate` does, trains
+and scores texts against patches as method align does, and prints the largest difference of each
+array, loss and gradient; a label map counts the pixels that differ but for ties. Exit status 1 if
+any is out of tolerance, 2 on a wrong use. Letters: Q names, K classes.
 """
 
 import json
@@ -19,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeseg.model.align.alignment import Projection, caption_loss, own_vectors
+from codeseg.model.align.backbone import class_attention, head_vectors
+from codeseg.model.align.config import AlignConfig
 from codeseg.model.clip import encoder, sc_clip
 from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES, template_embeddings
 from codeseg.model.inference.decision import decide
-from codeseg.model.inference.masks import cut_to_patches, pad_to_patches
+from codeseg.model.inference.masks import aligned_masks, cut_to_patches, pad_to_patches
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.sliding import layout
@@ -33,10 +37,10 @@ from tests.reference import Difference, draw, show
 
 TOLERANCE = 1e-5
 LOOSER = {"before_projection": 1e-4, "probability": 2e-5, "outlier_score": 1e-3}
+GRADIENT_TOLERANCE = 1e-4  # relative
+PREFIX = "talk2dino/"
 TIE = 1e-6
 """Probabilities, or a probability and its threshold, that count as equal."""
-LATER = "talk2dino/"
-"""Arrays of a method that is not here yet."""
 
 
 def build_clip(spec: dict[str, Any]) -> FrozenClip:
@@ -209,10 +213,85 @@ def compare(json_file: Path, npz_file: Path) -> list[Difference]:
             if key == "window_logits" and len(expected[full]) < len(value):
                 value = arrays["window_logits/last"]
             report.append(_difference(full, value, expected[full]))
-    unknown = {n for n in expected if n not in ours and not n.startswith(LATER)}
+    if "talk2dino" in spec:
+        report += talk2dino(spec, expected, ours)
+    unknown = expected.keys() - ours.keys()
     if unknown:
         raise ValueError(f"{npz_file} has arrays that nothing here computes: {sorted(unknown)}")
     return report
+
+
+def talk2dino(
+    spec: dict[str, Any], expected: dict[str, Tensor], ours: dict[str, Tensor]
+) -> Iterator[Difference]:
+    """Compare every array, loss and gradient of Talk2DINO; the arrays are added to `ours`."""
+    about = spec["talk2dino"]
+    given = {n.removeprefix(PREFIX): v for n, v in expected.items() if n.startswith(PREFIX)}
+    with torch.enable_grad():
+        arrays, numbers = alignment_values(spec, given)
+    for name, value in arrays.items():
+        ours[PREFIX + name] = value
+        yield _difference(PREFIX + name, value.detach(), expected[PREFIX + name])
+    for name, value in numbers.items():
+        wanted = about[name] if name in about else about["grad_norms"][name]
+        tolerance = TOLERANCE if name in about else GRADIENT_TOLERANCE * abs(wanted)
+        full = PREFIX + name.removeprefix("talk2dino.")
+        yield Difference(full, abs(value - wanted), tolerance)
+
+
+def alignment_values(
+    spec: dict[str, Any], given: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return Talk2DINO's arrays, and its losses and norms of gradients, as our code computes them.
+
+    Args:
+        spec: the JSON file.
+        given: the arrays that begin with `input/`; others are not read.
+    """
+    about, arrays = spec["talk2dino"], {n: v for n, v in given.items() if n.startswith("input/")}
+    qkv, patches, texts = (arrays[f"input/{name}"] for name in ("qkv", "patches", "text"))
+    heads, grid = about["heads"], (about["grid_rows"], about["grid_columns"])
+    query, key, _ = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    arrays["attention_raw"] = raw = class_attention(query, key, about["global_tokens"])
+    arrays["attention"], average = raw.softmax(-1), raw.mean(1, keepdim=True)
+    arrays["attention_mean"] = average[:, 0].softmax(-1)
+    arrays["head_vectors"] = vectors = head_vectors(patches, raw)
+    mean_vectors = head_vectors(patches, average)
+    arrays["mean_vector"] = mean_vectors[:, 0]
+
+    projection = Projection(texts.shape[1], patches.shape[2])
+    theirs = {"talk2dino.linear_layer": projection.first}
+    theirs["talk2dino.hidden_layers.0"] = projection.second
+    weights = {f"{n}.{k}": w for n, layer in theirs.items() for k, w in layer.named_parameters()}
+    for name, weight in weights.items():
+        parameter = spec["parameters"][name]
+        value = draw(spec["seed_tag"], name, parameter["shape"], parameter["kind"])
+        weight.data.copy_(value.view_as(weight))
+    scale = torch.tensor(about["logit_scale"], requires_grad=True)
+    config = AlignConfig(temperature=(-scale).exp())  # type: ignore[arg-type]  # for its gradient
+    projected = projection(texts)
+    arrays["text_projected"] = F.normalize(projected, dim=-1)
+    numbers: dict[str, float] = {}
+    for suffix, offered in (("_mean_vector", mean_vectors), ("", vectors)):
+        own = own_vectors(projected, offered)
+        scores = arrays["text_projected"] @ own.T
+        arrays[f"scores{suffix}"] = scores
+        loss = caption_loss(scores, config)
+        numbers[f"loss{suffix}"] = loss.item()
+    arrays["head_index"] = (F.normalize(vectors, dim=-1) == own[:, None]).all(-1).int().argmax(1)
+    gradients = torch.autograd.grad(loss, [*weights.values(), scale])
+    numbers |= {n: g.norm().item() for n, g in zip(weights, gradients, strict=False)}
+    numbers["talk2dino.logit_scale"] = gradients[-1].item()
+
+    words = arrays["class_embedding"] = projection.things(arrays["input/class_sentences"])
+    picture = (patches[:1], raw[:1])
+    for name, options in {
+        "similarity": (None, words, None, 0.0, 0.0),
+        "mask": (None, words, 1.0, 0.0, 0.0),
+        "mask_cleaned": (picture[1], words, 1.0, 0.0, about["lambda_background"]),
+    }.items():
+        arrays[name] = aligned_masks(picture[0], *options).unflatten(-1, grid)
+    return arrays, numbers
 
 
 def _kind(array: Any) -> type:

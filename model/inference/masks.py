@@ -1,12 +1,14 @@
 """Soft masks of one window (METHOD §8): images and class embeddings in, masks at image size out.
 
-Letters: B images, K classes, C joint width, H W image rows and columns.
+Letters: B images, K classes, C joint width, H W image rows and columns; of a self-supervised ViT:
+Q patches, D width, h heads.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeseg.model.align.cleaning import clean
 from codeseg.model.code.codecomposition import CoDe
 
 KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
@@ -37,6 +39,32 @@ def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshol
     """Return scale · (cosine − threshold) of patch and text embeddings: (B, K, h, w)."""
     similarity = torch.einsum("bchw,kc->bkhw", dense_BChw, template_KC).float()
     return scale * (similarity - threshold)
+
+
+def aligned_masks(
+    patches_BQD: Tensor,
+    logits_BhQ: Tensor | None,
+    words_KD: Tensor,
+    scale: float | None,
+    threshold: float,
+    cleaning: float,
+) -> Tensor:
+    """Return masks (B, K, Q), sigmoid(scale · (cosine − threshold)) of patches and words.
+
+    Args:
+        patches_BQD: of the self-supervised ViT, not normalized.
+        logits_BhQ: of its class token's attention; None: no cleaning.
+        words_KD: the things' unit embeddings, projected to the ViT's width.
+        scale: None: the cosine itself.
+        threshold: the cosine where a mask is one half.
+        cleaning: weight of where the heads look, see `clean`.
+    """
+    masks_BKQ = (words_KD @ F.normalize(patches_BQD.float(), dim=-1).mT).float()
+    if scale is not None:
+        masks_BKQ = torch.sigmoid(scale * (masks_BKQ - threshold))
+    if logits_BhQ is None:
+        return masks_BKQ
+    return clean(masks_BKQ, words_KD, patches_BQD, logits_BhQ, cleaning)
 
 
 def cut_to_patches(images_BCHW: Tensor, patch: int) -> Tensor:

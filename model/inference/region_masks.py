@@ -2,7 +2,7 @@
 
 Letters: W windows of a picture, K texts, P = 1 + Q image tokens, Q = h*w patches, R largest number
 of regions of a window, C joint width, H W rows and columns of a mask.
-Regions come from the frozen CLIP's own keys, window by window: no second model, nothing stored.
+Regions come from the frozen CLIP's own keys, or a ViT's patches, window by window.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from codeseg.model.inference.masks import resize
 from codeseg.model.inference.pamr import refine
 from codeseg.model.regions.config import Grouping
 from codeseg.model.regions.grouping import group_patches
-from codeseg.model.regions.patch_features import clip_keys
 from codeseg.model.regions.recognition import RegionRecognizer, members, recognize
 
 
@@ -30,9 +29,9 @@ class Regions:
 
 
 def find_regions(
-    clip: FrozenClip,
-    tokens_WPD: Tensor,
+    features_WQD: Tensor,
     windows_WCHW: Tensor,
+    grid: tuple[int, int],
     grouping: Grouping,
     *,
     follow_edges: bool,
@@ -40,18 +39,17 @@ def find_regions(
     """Group each window's patches.
 
     Args:
-        clip: the frozen CLIP.
-        tokens_WPD: its trunk's output for the windows.
+        features_WQD: of the patches: the CLIP's keys, or another ViT's tokens.
         windows_WCHW: normalized, sides multiples of the patch size.
+        grid: (h, w) of the patches.
         grouping: the settings.
         follow_edges: refine the regions by the picture's colors (PAMR), with as many mask pixels
             per patch as the segmenter; if off, regions consist of whole patches.
     """
-    grid = clip.grid(windows_WCHW)
-    maps = [group_patches(keys_QD, grid, grouping) for keys_QD in clip_keys(clip, tokens_WPD)]
+    maps = [group_patches(features_QD, grid, grouping) for features_QD in features_WQD]
     regions_WQ = torch.stack([torch.from_numpy(m).flatten() for m in maps]).long()
-    patches_WRQ = members(regions_WQ.to(tokens_WPD.device))
-    shares_WRHW = patches_WRQ.to(tokens_WPD.dtype).view(*patches_WRQ.shape[:2], *grid)
+    patches_WRQ = members(regions_WQ.to(features_WQD.device))
+    shares_WRHW = patches_WRQ.to(features_WQD.dtype).view(*patches_WRQ.shape[:2], *grid)
     if follow_edges:
         shares_WRHW = F.interpolate(shares_WRHW, scale_factor=MASK_PIXELS, mode="bilinear")
         shares_WRHW = refine(shares_WRHW, windows_WCHW)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeseg.model.align.alignment import Align
+from codeseg.model.align.backbone import Backbone
 from codeseg.model.checkpoint import load_model
 from codeseg.model.clip.dense import dense_embedding
 from codeseg.model.clip.encoder import FrozenClip
@@ -31,6 +33,7 @@ from codeseg.model.inference.background import choose_background
 from codeseg.model.inference.decision import Maps, decide
 from codeseg.model.inference.laplacian import propagate
 from codeseg.model.inference.masks import (
+    aligned_masks,
     cut_to_patches,
     dense_logits,
     pad_to_patches,
@@ -46,8 +49,10 @@ from codeseg.model.inference.region_masks import (
 )
 from codeseg.model.inference.settings import (
     EMBEDDED,
+    METHODS,
     PHOTOGRAPHS,
     SENTENCES,
+    TRAINED,
     PredictionSettings,
     default_method,
     lexicon,
@@ -56,9 +61,12 @@ from codeseg.model.inference.settings import (
 from codeseg.model.inference.sliding import best_class, layout, stitched, working_size
 from codeseg.model.inference.vocabulary import BACKGROUND, Thing, Words, read_words
 from codeseg.model.inference.word_segments import WordSegments, segment_words
+from codeseg.model.learner import Learner
 from codeseg.model.override import override
 from codeseg.model.pictures.pixels import Picture, Pixels, rgb_pixels
 from codeseg.model.pictures.resize import resize_pixels
+from codeseg.model.regions.config import CLIP
+from codeseg.model.regions.patch_features import clip_keys
 from codeseg.model.results.segmentation import Segmentation
 
 
@@ -66,7 +74,8 @@ from codeseg.model.results.segmentation import Segmentation
 class TextEmbeddings:
     """Unit embeddings of the things to find."""
 
-    words_KC: Tensor  # for the segmenter's own masks: the learned prompt's, or `templates_KC` again
+    words_KC: Tensor  # for trained masks: of the learned prompt, of the projection (then C is the
+    # ViT's width), or `templates_KC` again
     templates_KC: Tensor  # for dense CLIP masks: the mean over the templates
     names: tuple[int, ...] = ()  # number of names of each thing; (): every name is its own thing
 
@@ -99,25 +108,37 @@ class Segmenter:
     """
 
     def __init__(
-        self, clip: FrozenClip, code: CoDe | None = None, settings: PredictionSettings | None = None
+        self,
+        clip: FrozenClip,
+        trained: Learner | None = None,
+        settings: PredictionSettings | None = None,
     ) -> None:
         """Wrap a model.
 
         Args:
             clip: the frozen CLIP.
-            code: the trained parts; None allows only training-free methods.
-            settings: None uses the CLIP's defaults, with method code if `code` is given.
+            trained: CoDe or Align; None allows only training-free methods.
+            settings: None uses the CLIP's defaults, with method code or align if `trained` is
+                given.
 
         Raises:
-            ValueError: invalid settings, or method code without `code`.
+            ValueError: invalid settings, or a trained method without such a model.
         """
-        self.clip = clip
-        self.code = code
+        self.clip, self.trained = clip, trained
+        self.code = trained if isinstance(trained, CoDe) else None
+        self.align = trained if isinstance(trained, Align) else None
         self.recorded: Mapping[str, Any] = {}  # the run's settings, set by `open`
-        method = "code" if code else default_method(None, clip.name)
+        kind = "align" if self.align else "code"
+        method = kind if trained else default_method(None, clip.name)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
-        _refuse_untrained(self.settings, code is not None and code.config.masks)
+        self.able = kind if self.align or (self.code and self.code.config.masks) else None
+        _refuse_untrained(self.settings, self.able)
+        self.backbone: Backbone | None = None
+        if self.align and self.settings.masks_by == "align":
+            self.backbone = self.align.backbone
+        elif self.settings.by_regions and self.settings.region_features != CLIP:
+            self.backbone = Backbone(self.settings.region_features).to(self.device)
         dense = (self.settings.masks_by, self.settings.knowledge_dense)
         if "scclip" in dense and clip.layers < FEWEST_BLOCKS:
             raise ValueError(
@@ -157,16 +178,17 @@ class Segmenter:
         name = clip or PHOTOGRAPHS
         changes = {"method": default_method(run, name), **(settings or {})}
         wanted = override(PredictionSettings(), changes)  # refused before anything is loaded
-        _refuse_untrained(wanted, run is not None)
+        if run is None:
+            _refuse_untrained(wanted, None)
         place = choose_device(device)
         if run is None:
             weights = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
-            code, frozen, recorded = None, FrozenClip.load(name, weights, place), {}
+            trained, frozen, recorded = None, FrozenClip.load(name, weights, place), {}
         else:
-            code = load_model(run, place, pretrained).eval().requires_grad_(False)
-            frozen, recorded = code.clip, run_settings(run)
+            trained = load_model(run, place, pretrained).eval().requires_grad_(False)
+            frozen, recorded = trained.clip, run_settings(run)
         chosen = PredictionSettings.for_clip(frozen, protocol, recorded, **changes)
-        segmenter = cls(frozen, code, chosen)
+        segmenter = cls(frozen, trained, chosen)
         segmenter.recorded = recorded
         return segmenter
 
@@ -174,6 +196,11 @@ class Segmenter:
     def from_pretrained(cls, run: str | Path, **options: Any) -> Self:
         """Load a trained segmenter; the options are those of `open`."""
         return cls.open(run, **options)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that this model can do."""
+        return tuple(m for m in METHODS if m.partition("+")[0] not in {*TRAINED} - {self.able})
 
     @property
     def device(self) -> torch.device:
@@ -297,8 +324,11 @@ class Segmenter:
         counts = tuple(len(thing) for thing in named)
         settings = self.settings
         self._check_texts(texts)
-        mean_KC = template_embeddings(self.clip, list(texts), SENTENCES[settings.templates]).mean(1)
-        templates = F.normalize(mean_KC, dim=-1)
+        sentences = SENTENCES[settings.templates]
+        raw_KSC = template_embeddings(self.clip, list(texts), sentences, unit=False)
+        templates = F.normalize(F.normalize(raw_KSC, dim=-1).mean(1), dim=-1)
+        if self.align is not None and settings.masks_by == "align":
+            return TextEmbeddings(self.align.projection.things(raw_KSC), templates, counts)
         learned = settings.masks_by == "code" or settings.by_regions
         if self.code is None or not learned or settings.prompts == "templates":
             return TextEmbeddings(templates, templates, counts)
@@ -404,42 +434,72 @@ class Segmenter:
         Return masks (W, K, rows, columns), 0..1 (for a softmax: cosines), at the segmenter's
         resolution (4 rows per patch); for a training-free method without refinement, per patch.
         """
-        settings, by_factor = self.settings, self.settings.positions == "factor"
+        settings = self.settings
         with torch.autocast(self.device.type, torch.bfloat16, settings.precision == "bf16"):
-            if "scclip" in (settings.masks_by, settings.knowledge_dense):
-                states = self.clip.states(windows_WCHW, by_factor=by_factor)
-            else:
-                states = [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
+            states = self._states(windows_WCHW)
+            patches = None if self.backbone is None else self._patches(self.backbone, windows_WCHW)
             masks = None
             if settings.masks_by is not None:
-                masks = self._masks(windows_WCHW, states, settings.masks_by, embeddings)
+                masks = self._masks(windows_WCHW, states, patches, embeddings)
                 if not settings.by_regions:
                     return masks
-            return self._region_masks(masks, windows_WCHW, states[-1], embeddings).float()
+            return self._region_masks(masks, windows_WCHW, states, patches, embeddings).float()
+
+    def _states(self, windows_WCHW: Tensor) -> list[Tensor]:
+        """Return the outputs of the CLIP's blocks that the method reads; the last is the trunk's.
+
+        None at all for an alignment that mixes nothing of the CLIP in.
+        """
+        settings, by_factor = self.settings, self.settings.positions == "factor"
+        if settings.masks_by == "align" and not settings.knowledge_weight:
+            return []
+        if "scclip" in (settings.masks_by, settings.knowledge_dense):
+            return self.clip.states(windows_WCHW, by_factor=by_factor)
+        return [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
+
+    def _patches(self, backbone: Backbone, windows_WCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the ViT's patches (W, Q, D) on the CLIP's grid; for cleaning, its attention."""
+        grid = self.clip.grid(windows_WCHW)
+        pixels_WCHW = self.clip.denormalize(windows_WCHW, self.settings.normalisation)
+        if self.settings.masks_by == "align" and self.settings.cleaning:
+            return backbone.attend(pixels_WCHW, grid)
+        return backbone(pixels_WCHW, grid), None
 
     def _masks(
-        self, windows_WCHW: Tensor, states: list[Tensor], method: str, embeddings: TextEmbeddings
+        self,
+        windows_WCHW: Tensor,
+        states: list[Tensor],
+        patches: tuple[Tensor, Tensor | None] | None,
+        embeddings: TextEmbeddings,
     ) -> Tensor:
         """Return a method's masks (W, K, rows, columns) without regions."""
-        settings = self.settings
-        refined = settings.refinement != "none" and settings.refine_at == "mask"
-        if method != "code":
+        settings, method = self.settings, self.settings.masks_by
+        if method == "code":
+            assert self.code is not None
+            masks = segmenter_masks(
+                self.code,
+                windows_WCHW,
+                embeddings.words_KC,
+                tokens_BPD=states[-1],
+                cosines=settings.score == "softmax",
+            )
+        elif method == "align":
+            assert patches is not None
+            masks = aligned_masks(
+                *patches,
+                embeddings.words_KC,
+                None if settings.score == "softmax" else settings.align_scale,
+                settings.align_threshold,
+                settings.cleaning,
+            ).view(len(windows_WCHW), -1, *self.clip.grid(windows_WCHW))
+        else:
+            assert method is not None
             masks = self._dense_masks(windows_WCHW, states, method, embeddings)
-            if not refined:
-                return masks
-            masks = F.interpolate(masks, scale_factor=4, mode="bilinear")
-            return self._refined(masks, windows_WCHW)
-        assert self.code is not None
-        masks = segmenter_masks(
-            self.code,
-            windows_WCHW,
-            embeddings.words_KC,
-            tokens_BPD=states[-1],
-            cosines=settings.score == "softmax",
-        )
-        if refined:
+        if settings.refinement != "none" and settings.refine_at == "mask":
+            if method != "code":  # whose masks have four rows per patch already
+                masks = F.interpolate(masks, scale_factor=4, mode="bilinear")
             masks = self._refined(masks, windows_WCHW)
-        if settings.knowledge_weight > 0:
+        if method in TRAINED and settings.knowledge_weight > 0:
             dense = self._dense_masks(windows_WCHW, states, settings.knowledge_dense, embeddings)
             masks = torch.lerp(masks, resize(dense, masks), settings.knowledge_weight)
         return masks
@@ -448,25 +508,30 @@ class Segmenter:
         self,
         masks: Tensor | None,
         windows_WCHW: Tensor,
-        tokens_WPD: Tensor,
+        states: list[Tensor],
+        patches: tuple[Tensor, Tensor | None] | None,
         embeddings: TextEmbeddings,
     ) -> Tensor:
         """Label regions and mix in the means of the method's masks inside regions, if any (§9)."""
         settings, code = self.settings, self.code
+        features_WQD = patches[0] if patches else clip_keys(self.clip, states[-1])
         regions = find_regions(
-            self.clip,
-            tokens_WPD,
+            features_WQD,
             windows_WCHW,
+            self.clip.grid(windows_WCHW),
             settings.grouping,
             follow_edges=settings.refinement != "none",
         )
         recognizer = code.region_recogniser if code and code.config.region_weight else None
-        found_WRC = embed_regions(self.clip, recognizer, tokens_WPD, regions)
-        texts_KC = embeddings.templates_KC if recognizer is None else embeddings.words_KC
+        if settings.masks_by == "align":
+            found_WRC = F.normalize(regions.patches_WRQ.float() @ features_WQD.float(), dim=-1)
+        else:
+            found_WRC = embed_regions(self.clip, recognizer, states[-1], regions)
+        trained = recognizer is not None or settings.masks_by == "align"
         labels = label_regions(
             regions,
             found_WRC,
-            texts_KC,
+            embeddings.words_KC if trained else embeddings.templates_KC,
             settings.region_scale,
             settings.region_threshold,
             cosines=settings.score == "softmax",
@@ -487,10 +552,12 @@ class Segmenter:
         return torch.sigmoid(dense_logits(dense, embeddings.templates_KC, scale, threshold))
 
 
-def _refuse_untrained(settings: PredictionSettings, trained: bool) -> None:
-    if settings.masks_by == "code" and not trained:
+def _refuse_untrained(settings: PredictionSettings, able: str | None) -> None:
+    """Refuse a method that a model cannot do; `able` is the trained one that it can."""
+    if settings.masks_by in TRAINED and settings.masks_by != able:
+        wanted = "makes masks" if settings.masks_by == "code" else "aligns words to a ViT"
         raise ValueError(
-            f"method {settings.method} needs a trained model that makes masks: give such "
+            f"method {settings.method} needs a trained model that {wanted}: give such "
             "a RUN, or another method (scg for one trained on regions alone)"
         )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from codeseg.model.checkpoint import find_settings, locate
+from codeseg.model.checkpoint import CONFIG, find_settings, locate, read_json
 from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import CUSTOM_TEMPLATES, TEMPLATES
@@ -15,10 +15,11 @@ from codeseg.model.inference.masks import KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD
 from codeseg.model.inference.pamr import DILATIONS
 from codeseg.model.override import closest, override
 from codeseg.model.pictures.resize import RESIZES
-from codeseg.model.regions.config import Grouping, Method
+from codeseg.model.regions.config import CLIP, Grouping, Method
 
 SCG = "scg"
-METHODS = ("code", *VARIANTS, SCG, f"code+{SCG}", *(f"{variant}+{SCG}" for variant in VARIANTS))
+TRAINED = ("code", "align")  # need a RUN: of CoDe, or of words aligned to a self-supervised ViT
+METHODS = (*TRAINED, *VARIANTS, SCG, *(f"{name}+{SCG}" for name in (*TRAINED, *VARIANTS)))
 EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"  # the tiny CLIP in the package; the default CLIP
 SENTENCES = {
     "custom": CUSTOM_TEMPLATES,
@@ -35,8 +36,9 @@ class PredictionSettings:
     """Everything that affects a label map except weights, picture and words; recorded with it."""
 
     method: str = "code"
-    """code (the trained segmenter); training-free: maskclip, sclip, clearclip, naclip, scclip; scg
-    labels regions (METHOD §9); code+scg, naclip+scg … combine both."""
+    """code (the trained segmenter); align (words against the patches of a self-supervised ViT);
+    training-free: maskclip, sclip, clearclip, naclip, scclip; scg labels regions (METHOD §9);
+    code+scg, align+scg, naclip+scg … combine both."""
     protocol: str = "code"
     """The protocol from which the settings below come: data_manifests/protocols."""
     normalisation: str = "imagenet"
@@ -83,13 +85,20 @@ class PredictionSettings:
     """Sentences for dense CLIP masks: custom (the reference's 9), imagenet (CLIP's 80), photo
     (one) or plain (the word)."""
     knowledge_weight: float = 0.3
-    """code: share of the dense CLIP's mask in the mix; other methods use only dense CLIP."""
+    """code, align (0 by default): share of the dense CLIP's mask in the mix."""
     knowledge_dense: str = "maskclip"
-    """code: dense method of the knowledge branch."""
+    """code, align: dense method of the knowledge branch."""
     knowledge_scale: float = KNOWLEDGE_SCALE
     """Dense mask = sigmoid(scale · (cosine − threshold))."""
     knowledge_threshold: float = KNOWLEDGE_THRESHOLD
     """Cosine at which a dense mask is one half."""
+    align_scale: float = 10.0
+    """align: mask = sigmoid(scale · (cosine − threshold))."""
+    align_threshold: float = 0.24
+    """align: cosine at which a mask is one half; a background of 0.4 is at 0.2, as published."""
+    cleaning: float = 0.0
+    """align: weight, beside 1 of the mask, of where the ViT's heads look (Talk2DINO's background
+    cleaning); 0: none."""
     background_threshold: float = 0.4
     """sigmoid: constant score of the background, if there is one."""
     regions: int = 16
@@ -98,6 +107,9 @@ class PredictionSettings:
     """scg: kmeans or spectral."""
     region_min_patches: int = 2
     """scg: smaller regions are merged into their most similar neighbor."""
+    region_features: str = CLIP
+    """scg: what patches are grouped by: clip (its keys), storybook or a ViT of timm; align+scg: the
+    ViT of the alignment, whatever stands here."""
     region_weight: float = 0.5
     """code+scg …: share of the regions' own labels; the rest is the other method's masks, averaged
     inside each region."""
@@ -154,6 +166,7 @@ class PredictionSettings:
             window=side,
             stride=side // 2,
             refinement="none" if method in VARIANTS else "pamr",
+            knowledge_weight=0.0 if method.startswith("align") else cls.knowledge_weight,
         )
         chosen = dict(protocol or {})
         if protocol is None and clip.pretrained != EMBEDDED:
@@ -169,14 +182,18 @@ class PredictionSettings:
     def record(self) -> dict[str, Any]:
         """Return the settings that affect this method, to be recorded with a score."""
         values = asdict(self)
-        if self.masks_by != "code":
-            for name in ("knowledge_weight", "knowledge_dense"):
-                del values[name]
-            if not self.by_regions:
-                del values["prompts"]
         foreign: tuple[str, ...] = ("logit_scale", "probability_threshold", "area_threshold")
         if self.score == "softmax":
             foreign = ("background_threshold", "knowledge_scale", "knowledge_threshold")
+            foreign += ("align_scale", "align_threshold")
+        if self.masks_by not in TRAINED:
+            foreign += ("knowledge_weight", "knowledge_dense")
+        if self.masks_by != "code" and not self.by_regions:
+            foreign += ("prompts",)
+        if self.masks_by == "align":
+            foreign += ("prompts", "region_features")
+        else:
+            foreign += ("align_scale", "align_threshold", "cleaning")
         if self.refinement == "none":
             foreign += ("refine_at", "dilations")
         values = {k: v for k, v in values.items() if k not in foreign}
@@ -224,6 +241,8 @@ class PredictionSettings:
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
+        if self.cleaning < 0:
+            raise ValueError(f"cleaning must not be negative, not {self.cleaning}")
         _ = self.grouping  # checks itself
 
 
@@ -253,9 +272,10 @@ def run_settings(run: str | Path) -> dict[str, Any]:
 
 
 def default_method(run: str | Path | None, clip: str) -> str:
-    """Return the default method: the run's (code unless recorded), else the CLIP's best."""
+    """Return the default method: the run's (recorded, or its kind), else the CLIP's best."""
     if run is not None:
-        return str(run_settings(run).get("method", "code"))
+        kind = "align" if "backbone" in read_json(locate(run) / CONFIG) else "code"
+        return str(run_settings(run).get("method", kind))
     return "naclip" if clip == EMBEDDED else "scclip"
 
 

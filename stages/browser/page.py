@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from codeseg.model.inference.segmenter import Segmenter
-from codeseg.model.inference.settings import METHODS, PredictionSettings
+from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.vocabulary import Thing, read_words
 from codeseg.model.pictures.overlay import colors
 from codeseg.model.pictures.pixels import Pixels, rgb_pixels
@@ -99,7 +99,7 @@ def segment_by(segmenter: Segmenter, sent: Sequence[Any], method: str) -> Segmen
     if settings.score == segmenter.settings.score:  # the slider applies only to this kind of score
         least = float(threshold)
         settings = replace(settings, background_threshold=least, probability_threshold=least)
-    by = Segmenter(segmenter.clip, segmenter.code, settings)
+    by = Segmenter(segmenter.clip, segmenter.trained, settings)
     return by.segment(pixels, things, background=bool(background))
 
 
@@ -145,11 +145,10 @@ def example(index: int) -> list[str]:
 def build(segmenter: Segmenter) -> PageBlocks:
     """Build the page of a segmenter."""
     code, settings, clip = segmenter.code, segmenter.settings, segmenter.clip.name
-    trained = code is not None and code.config.masks
-    taught = trained and code is not None and code.config.co_decomposition
+    taught = code is not None and code.config.masks and code.config.co_decomposition
     info = None if taught else "needs a trained model: codeseg app --run RUN"
-    methods = [name for name in METHODS if trained or not name.startswith("code")]
-    model = f"{clip}, {'trained' if code else 'untrained'}, method {settings.method}"
+    methods = list(segmenter.methods)
+    model = f"{clip}, {'trained' if segmenter.trained else 'untrained'}, method {settings.method}"
     model += ": it knows drawn things only" if clip == "storybook" else ""
     page = PageBlocks(title="codeseg", delete_cache=(60, 3600))  # every 60 s, files older than 1 h
     with page:

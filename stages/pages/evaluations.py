@@ -21,7 +21,8 @@ from codeseg.stages.pages.html import readable
 
 METHODS = {
     "code": "CoDe", "scg": "SCG", "maskclip": "MaskCLIP", "sclip": "SCLIP", "naclip": "NACLIP",
-    "clearclip": "ClearCLIP", "scclip": "SC-CLIP", "maskclip_bare": "MaskCLIP without the MLP",
+    "clearclip": "ClearCLIP", "scclip": "SC-CLIP", "align": "Aligned words",
+    "maskclip_bare": "MaskCLIP without the MLP",
 }  # fmt: skip
 PLAYED = ("short_side", "window", "stride", "score", "background")  # that `--set` may change
 

@@ -194,7 +194,7 @@ def test_words_the_embedded_clip_was_never_trained_on_are_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "method 'magic' is none of code, maskclip"),
+        ({"method": "magic"}, "method 'magic' is none of code, align, maskclip"),
         ({"stride": 65}, "stride 65 exceeds window 64"),
         ({"window": 0, "stride": 0}, "stride must be at least 1"),
         ({"knowledge_weight": 1.5}, "must be in 0..1"),

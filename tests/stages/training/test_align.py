@@ -7,19 +7,23 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import timm
 import torch
+from typer.testing import CliRunner
 
 from bench.make_features import make_vectors
 from codeseg.model.align.alignment import Align
 from codeseg.model.align.backbone import Backbone
 from codeseg.model.checkpoint import checkpoints, load_model, read_json
 from codeseg.pipeline.stream.feature_settings import BackboneFacts
+from codeseg.stages.cli import app
 from codeseg.stages.training.loop import fit
 from codeseg.stages.training.recipes import resolve
 from codeseg.stages.training.runlog import read_metrics
 from tests.helpers.tiny_run import assignments, make_root
+from tests.helpers.toy_benchmark import toy
 
 VIT = "test_vit"  # of timm, for tests
 
@@ -86,6 +90,23 @@ def test_run_resumes_exactly_loads_no_vit_and_comes_back_with_it(root, tmp_path,
     names = {f"projection.{part}.{kind}" for part in ("first", "second")
              for kind in ("weight", "bias")}  # fmt: skip
     assert model.trainable_state_dict().keys() == names
+
+
+def test_a_run_segments_and_is_evaluated_as_an_alignment(root, tmp_path):
+    run, manifest = tmp_path / "run", toy(tmp_path / "data", raw=np.arange(30).reshape(5, 6) % 3)
+    assert fit(root, run, recipe_of(root, "storybook_align_nouns", "train.steps=2"))
+    picture, out = manifest.parent / "images/a.png", tmp_path / "out"
+    for method in ("align", "align+scg"):
+        words = ["evaluate", run, "--benchmark", manifest, "--data", manifest.parent,
+                 "--device", "cpu", "--method", method, "--out", out / method]  # fmt: skip
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exit_code == 0, done.output
+        assert read_json(out / method / "scores.json")["method"] == method
+        assert read_json(out / method / "settings.json")["align_scale"] == 10
+    words = ["segment", picture, "--run", run, "--text", "dog, cat", "--out", out / "segments"]
+    done = CliRunner().invoke(app, [*map(str, words), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert read_json(out / "segments" / "segments.json")["method"] == "align"  # the run's own
 
 
 def test_the_loss_falls(root, tmp_path):
