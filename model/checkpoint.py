@@ -202,7 +202,10 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
 
 
 def load_model(
-    place: str | Path, device: str | torch.device = "cpu", pretrained: str | None = None
+    place: str | Path,
+    device: str | torch.device = "cpu",
+    pretrained: str | None = None,
+    weights: str | None = None,
 ) -> CoDe | Align:
     """Build the model of a checkpoint: its frozen parts by name, then the trained tensors.
 
@@ -210,6 +213,7 @@ def load_model(
         place: a RUN folder, a checkpoint folder or a hub id.
         device: the model's device.
         pretrained: the new location of the CLIP's weights, if they have moved since training.
+        weights: the new location of the weight file of an alignment's ViT, if it has moved.
 
     Raises:
         ValueError: the CLIP, or an alignment's ViT, is unavailable or not the one that the
@@ -229,19 +233,22 @@ def load_model(
         ) from None
     model: CoDe | Align
     if isinstance(config, AlignConfig):
-        backbone = _backbone(facts, str(checkpoint.folder))
-        model = Align(clip, backbone.width, config, backbone)
-        model.backbone_facts = facts
+        backbone = _load_backbone(facts, weights or facts["weights"], str(checkpoint.folder))
+        model = Align(clip, config, facts, backbone)
     else:
         model = CoDe(clip, config)
     restore(model, checkpoint)
     return model.to(device)
 
 
-def _backbone(facts: Mapping[str, Any], owner: str) -> Backbone:
-    """Load an alignment's ViT, from the hub if its weight file is gone; refuse other weights."""
-    file = facts["weights"]
-    backbone = Backbone(facts["name"], file if file and Path(file).is_file() else None)
+def _load_backbone(facts: Mapping[str, Any], file: str | None, owner: str) -> Backbone:
+    """Load an alignment's ViT from a file or else the hub; refuse other weights."""
+    if file and not Path(file).is_file():
+        raise ValueError(
+            f"{owner} needs the ViT {facts['name']} with the weights in {file}, which does not "
+            "exist: give the file's new location with --weights FILE"
+        )
+    backbone = Backbone(facts["name"], file)
     check_backbone(facts, {**facts, "weights_sha256": backbone.weights_sha256}, owner)
     return backbone
 
@@ -249,15 +256,13 @@ def _backbone(facts: Mapping[str, Any], owner: str) -> Backbone:
 def check_backbone(
     expected: Mapping[str, Any] | None, actual: Mapping[str, Any] | None, owner: str
 ) -> None:
-    """Refuse a self-supervised ViT, or none, other than the one that made `owner`."""
-
-    def spell(facts: Mapping[str, Any] | None) -> str:
-        if facts is None:
-            return "no ViT"
-        return f"ViT {facts['name']} (sha256 {facts['weights_sha256'][:12]}…)"
-
-    if spell(expected) != spell(actual):
-        raise ValueError(f"{owner} was made with {spell(expected)}, but this is {spell(actual)}")
+    """Refuse a self-supervised ViT, or none, other than the one that `owner` was trained with."""
+    one, other = (
+        f"ViT {facts['name']} (sha256 {facts['weights_sha256'][:12]}…)" if facts else "no ViT"
+        for facts in (expected, actual)
+    )
+    if one != other:
+        raise ValueError(f"{owner} was trained with {one}, but this is {other}")
 
 
 def restore(code: Learner, checkpoint: Checkpoint) -> None:
@@ -317,8 +322,8 @@ def model_card(config: Mapping[str, Any]) -> str:
     method = "CoDe (co-decomposition of images and captions) on"
     if vit := config.get("backbone"):
         method = (
-            f"A projection of words to the patches of the frozen self-supervised ViT\n"
-            f"`{vit['name']}` (sha256 {vit['weights_sha256'][:12]}…), read by"
+            "A projection to the patch tokens of the frozen self-supervised ViT\n"
+            f"`{vit['name']}` (sha256 {vit['weights_sha256'][:12]}…) from the text embeddings of"
         )
     return f"""---
 library_name: codeseg
@@ -331,7 +336,7 @@ tags: [open-vocabulary-segmentation, weakly-supervised]
 
 {method} the frozen CLIP `{clip["model"]}` /
 `{clip["pretrained"]}` (sha256 {digest}…). No mask label was used. This folder holds what was
-trained and nothing that is frozen, which is fetched by its name and checked by its hash.
+trained; frozen models are fetched by their name, and their weights are checked by their hash.
 
 ```python
 from codeseg import Segmenter

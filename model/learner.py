@@ -1,4 +1,4 @@
-"""A model with frozen parts, as the trainer and the checkpoints see it."""
+"""A model with frozen parts, as the trainer and the checkpoints use it."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,22 +9,21 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.batch import Batch
 
 FROZEN = ("clip.", "backbone.")
-"""Beginnings of the names of weights that are not trained and not saved."""
+"""Prefixes of weights that are neither trained nor saved."""
 
 
 class Learner(nn.Module):
-    """What is trained around a frozen CLIP; `forward(batch, *draws)` returns the loss terms."""
+    """A model trained around a frozen CLIP; `forward(batch, *draws)` returns the loss terms."""
 
     clip: FrozenClip
     config: Any
-    backbone_facts: Mapping[str, Any] | None = None
-    """The name, weights, hash and width of the self-supervised ViT that it aligns words to."""
+    backbone_facts: Mapping[str, Any] | None = None  # of an alignment's ViT
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Choose what is trained; by default the same in both phases."""
 
     def draws(self, seed: int, batch: Batch) -> tuple[Tensor | None, ...]:
-        """Draw the random inputs of a step: the same on any number of ranks."""
+        """Return the random inputs of a step: the same on any number of ranks."""
         return ()
 
     def trainable_state_dict(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from codeseg.stages.options import Clip, Device, Pretrained, prediction_settings
+from codeseg.stages.options import Clip, Device, Pretrained, VitWeights, prediction_settings
 
 
 def app(
@@ -17,6 +17,7 @@ def app(
     ] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
+    weights: VitWeights = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on (127.0.0.1: only this machine).")
     ] = "127.0.0.1",
@@ -32,7 +33,10 @@ def app(
     from codeseg.stages.browser.serve import LOOPBACK, serve
 
     settings = prediction_settings(method, None)
-    page = build(Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device=device))
+    segmenter = Segmenter.open(
+        run, settings, clip=clip, pretrained=pretrained, weights=weights, device=device
+    )
+    page = build(segmenter)
     if host not in LOOPBACK:
         typer.echo(f"warning: --host {host} lets anyone who can reach this machine use the page")
     typer.echo(f"open {serve(page, host, port)} (Ctrl-C ends it)")

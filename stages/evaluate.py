@@ -31,7 +31,14 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_b
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
-from codeseg.stages.options import Assignments, Device, JsonFile, Pretrained, prediction_settings
+from codeseg.stages.options import (
+    Assignments,
+    Device,
+    JsonFile,
+    Pretrained,
+    VitWeights,
+    prediction_settings,
+)
 from codeseg.stages.score import print_caveat, score_folder, write_and_show
 from codeseg.stages.terminal import progress
 
@@ -78,6 +85,7 @@ def evaluate(
         ),
     ] = None,
     pretrained: Pretrained = None,
+    weights: VitWeights = None,
     assignments: Assignments = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     oracle: Annotated[
@@ -120,6 +128,7 @@ def evaluate(
             played.settings_for(manifest),
             clip=clip,
             pretrained=pretrained,
+            weights=weights,
             device=processes.device,
         )
         names = names_of_classes(segmenter, played, manifest)

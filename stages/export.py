@@ -48,6 +48,7 @@ def export(
     ] = None,
     clip: options.Clip = None,
     pretrained: options.Pretrained = None,
+    weights: options.VitWeights = None,
     assignments: options.Assignments = None,
 ) -> None:
     """Export a segmenter's image branch as ONNX, for any picture size and number of texts.
@@ -66,7 +67,9 @@ def export(
     # PAMR is not a network: it is off by default, and SegmenterNetworks refuses it.
     settings = {"refinement": "none"} | ({} if run else {"method": "naclip"})
     settings |= options.prediction_settings(method, assignments)
-    segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device="cpu")
+    segmenter = Segmenter.open(
+        run, settings, clip=clip, pretrained=pretrained, weights=weights, device="cpu"
+    )
     networks = SegmenterNetworks(segmenter)  # refuses methods that are no networks
     embeddings = networks.named(segmenter.embed_texts(texts)) if texts else {}
     out.parent.mkdir(parents=True, exist_ok=True)

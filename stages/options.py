@@ -59,6 +59,12 @@ Pretrained = Annotated[
         "location, if they have moved."
     ),
 ]
+VitWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", help="New location of the weight file of an alignment's ViT, if it has moved."
+    ),
+]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Change a prediction setting: key=value.")
 ]

@@ -46,6 +46,7 @@ def segment(
     ] = None,
     clip: options.Clip = None,
     pretrained: options.Pretrained = None,
+    weights: options.VitWeights = None,
     background: Annotated[
         bool, typer.Option(help="Leave pixels unlabeled where no text scores above the threshold.")
     ] = True,
@@ -74,7 +75,9 @@ def segment(
     places = dict(zip(map(str, paths), folder_names(paths), strict=True))
     names, opened = [thing[0] for thing in things], deque[str]()
     with ResultFolder(out, names, chosen, list(places.values()), overwrite=overwrite) as folder:
-        segmenter = Segmenter.open(run, settings, clip=clip, pretrained=pretrained, device=device)
+        segmenter = Segmenter.open(
+            run, settings, clip=clip, pretrained=pretrained, weights=weights, device=device
+        )
         settings = segmenter.settings.record()
         folder.about = {"method": settings["method"], "clip": segmenter.clip.name}
         folder.about["settings"] = settings

@@ -28,7 +28,7 @@ from codeseg.model.clip.dense import VARIANTS
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES, template_embeddings
 from codeseg.model.inference.decision import decide
-from codeseg.model.inference.masks import aligned_masks, cut_to_patches, pad_to_patches
+from codeseg.model.inference.masks import clean, cut_to_patches, dense_logits, pad_to_patches
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
 from codeseg.model.inference.settings import PredictionSettings
 from codeseg.model.inference.sliding import layout
@@ -284,13 +284,10 @@ def alignment_values(
     numbers["talk2dino.logit_scale"] = gradients[-1].item()
 
     words = arrays["class_embedding"] = projection.things(arrays["input/class_sentences"])
-    picture = (patches[:1], raw[:1])
-    for name, options in {
-        "similarity": (None, words, None, 0.0, 0.0),
-        "mask": (None, words, 1.0, 0.0, 0.0),
-        "mask_cleaned": (picture[1], words, 1.0, 0.0, about["lambda_background"]),
-    }.items():
-        arrays[name] = aligned_masks(picture[0], *options).unflatten(-1, grid)
+    units = F.normalize(patches[:1], dim=-1).mT.unflatten(-1, grid)
+    arrays["similarity"] = cosines = dense_logits(units, words, 1.0, 0.0)
+    arrays["mask"] = masks = torch.sigmoid(cosines)
+    arrays["mask_cleaned"] = clean(masks, words, patches[:1], raw[:1], about["lambda_background"])
     return arrays, numbers
 
 

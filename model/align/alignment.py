@@ -1,11 +1,13 @@
-"""Words -> the patches of a self-supervised ViT: the projection and its training losses.
+"""CLIP's text embeddings -> a self-supervised ViT's patch tokens: the projection and its losses.
 
-Letters: B images of this rank, A images of all ranks, V vectors of an image (its heads, or its
-regions), D width of the ViT, C joint width of the CLIP, J nouns per image, N = J*B pairs (noun-
-major), K things.
+Letters: B images of this rank, A images of all ranks, V vectors of an image (one for each head or
+region), D width of the ViT, C joint width of the CLIP, N nouns (noun-major), K things.
 
-Source: Talk2DINO (Barsellotti et al., ICCV 2025): captions choose a head, InfoNCE over pictures.
+Source: Talk2DINO (Barsellotti et al., ICCV 2025); the noun loss is ours.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +20,13 @@ from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.batch import Batch
 from codeseg.model.code.composition import Losses
 from codeseg.model.learner import Learner
-from codeseg.model.regions.recognition import noun_keys, noun_region_loss, noun_region_scores
+from codeseg.model.regions.recognition import noun_keys, one_way_loss
 
 
 class Projection(nn.Module):
-    """The map of CLIP's text embeddings, not normalized, to a ViT's patches: (…, C) to (…, D).
+    """Two linear layers with a tanh between them: text embeddings (…, C) to (…, D).
 
-    Two linear layers with a tanh between them; the result is not normalized.
+    Neither its input nor its output is normalized.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
@@ -51,7 +53,7 @@ def own_vectors(texts_BD: Tensor, vectors_BVD: Tensor) -> Tensor:
 
 
 def real(vectors_BVD: Tensor) -> Tensor:
-    """Return which vectors are there (B, V): rows of zeros pad images with fewer regions."""
+    """Return which vectors are no padding, bool (B, V): those that are not all zeros."""
     return vectors_BVD.abs().amax(-1) > 0
 
 
@@ -68,19 +70,24 @@ class Align(Learner):
 
     Args:
         clip: the frozen CLIP whose text embeddings are projected.
-        width: D of the ViT's patches.
         config: settings of the losses.
-        backbone: the ViT, which only inference needs.
+        facts: the ViT's name, weights (file), weights_sha256 and width, saved in checkpoints.
+        backbone: the ViT itself, which only inference needs.
     """
 
     config: AlignConfig
 
     def __init__(
-        self, clip: FrozenClip, width: int, config: AlignConfig, backbone: Backbone | None = None
+        self,
+        clip: FrozenClip,
+        config: AlignConfig,
+        facts: Mapping[str, Any],
+        backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
         self.clip, self.config, self.backbone = clip, config, backbone
-        self.projection = Projection(clip.embed_dim, width)
+        self.backbone_facts = facts
+        self.projection = Projection(clip.embed_dim, facts["width"])
 
     def forward(self, batch: Batch) -> Losses:
         """Return the weighted loss terms of a batch, equal on every rank.
@@ -91,34 +98,29 @@ class Align(Learner):
         assert batch.captions_BC is not None and batch.vectors_BVD is not None
         config, vectors_BVD = self.config, batch.vectors_BVD.float()
         with torch.autocast(vectors_BVD.device.type, enabled=False):
-            texts_BD = self.projection(batch.captions_BC.float())
+            captions_BC = batch.captions_BC.float()
+            texts_BD = self.projection(captions_BC)
             texts_AD = distributed.gather(F.normalize(texts_BD, dim=-1))
             images_AD = distributed.gather(own_vectors(texts_BD, vectors_BVD))
-            terms = Losses(
-                caption=config.caption_weight * caption_loss(texts_AD @ images_AD.T, config)
-            )
+            loss = caption_loss(texts_AD @ images_AD.T, config)
+            terms = Losses(caption=config.caption_weight * loss)
             if config.noun_weight:
-                terms["noun"] = config.noun_weight * self._noun_loss(batch, vectors_BVD)
+                loss = self._noun_loss(batch, captions_BC, vectors_BVD)
+                terms["noun"] = config.noun_weight * loss
         return terms
 
-    def _noun_loss(self, batch: Batch, vectors_BVD: Tensor) -> Tensor:
+    def _noun_loss(self, batch: Batch, captions_BC: Tensor, vectors_BVD: Tensor) -> Tensor:
         """Return the one-way loss of SCG (METHOD §9): each noun must find its own image.
 
-        Nouns have mean embeddings of unit length over the templates; they are brought to the mean
-        length of the batch's captions, which is what the projection is made for.
+        The projection is trained for raw embeddings of captions, so the nouns' mean embeddings
+        are scaled to the mean norm of the batch's captions.
         """
-        assert batch.captions_BC is not None
-        config, B = self.config, len(vectors_BVD)
-        length = distributed.gather(batch.captions_BC.float().norm(dim=-1)).mean()
-        nouns_UC = length * F.normalize(batch.knowledge_UC, dim=-1)
-        nouns_UD = F.normalize(self.projection(nouns_UC), dim=-1)
-        nouns_ND = nouns_UD.index_select(0, batch.noun_index_N)
-        scores_AB = noun_region_scores(
-            distributed.gather(nouns_ND), F.normalize(vectors_BVD, dim=-1), real(vectors_BVD)
+        length = distributed.gather(captions_BC.norm(dim=-1)).mean()
+        nouns_UD = self.projection(length * F.normalize(batch.knowledge_UC, dim=-1))
+        return one_way_loss(
+            F.normalize(nouns_UD, dim=-1).index_select(0, batch.noun_index_N),
+            noun_keys(batch.noun_tokens_UM)[batch.noun_index_N],
+            F.normalize(vectors_BVD, dim=-1),
+            real(vectors_BVD),
+            1 / self.config.temperature,
         )
-        ranks = torch.arange(distributed.world_size(), device=nouns_ND.device)
-        own_N = torch.arange(len(nouns_ND), device=nouns_ND.device) % B
-        image_A = (ranks[:, None] * B + own_N).flatten()
-        noun_A = distributed.gather(noun_keys(batch.noun_tokens_UM)[batch.noun_index_N])
-        scores_AA = distributed.gather(scores_AB, dim=1)
-        return noun_region_loss(scores_AA, image_A, noun_A, 1 / config.temperature)

@@ -1,7 +1,7 @@
-"""Pixels -> patch tokens of a frozen self-supervised ViT, and what its class token looks at.
+"""Pixels -> patch tokens of a frozen self-supervised ViT, and its class token's attention to them.
 
 Letters: B images, Q = h*w patches in scan order, D width, H heads of the last block. The patches
-lie on the grid of the frozen CLIP's, so that a region, or a mask, means the same in both.
+lie on the frozen CLIP's grid, so that a region or a mask covers the same pixels in both models.
 """
 
 import json
@@ -20,20 +20,17 @@ from codeseg.model.regions.config import Grouping
 from codeseg.model.regions.grouping import group_patches
 from codeseg.model.regions.recognition import members
 
-EMBEDDED = "storybook"
-"""The name of the tiny ViT that comes with codeseg, for drawings (bench/self_supervised.py)."""
-
 
 class Backbone(nn.Module):
     """A frozen ViT of timm (DINO, DINOv2, DINOv3 …) that returns its last layer's patch tokens.
 
     Args:
         name: timm's model name with a tag, such as "vit_small_patch14_dinov2.lvd142m"; or
-            "storybook", the embedded ViT.
+            "storybook", the embedded ViT for drawings.
         weights: a weight file in timm's or the authors' format; None downloads it from the hub.
 
     Attributes:
-        width, heads: D and H; patch_size: pixels.
+        width: D; patch_size: pixels.
 
     Raises:
         ValueError: the model is unknown or not a ViT, or its weights are unavailable.
@@ -44,18 +41,17 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str | None = None) -> None:
         super().__init__()
-        self.name, self.weights = name, weights
+        self.name = name
         self.vit = _create(name, weights).requires_grad_(False).eval()
         config = self.vit.pretrained_cfg
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
         self.width: int = self.vit.num_features
-        self.heads: int = self.vit.blocks[-1].attn.num_heads
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
     @cached_property
     def weights_sha256(self) -> str:
-        """The hash of every weight in fp32, whatever the file."""
+        """The hash of all weights in fp32, which does not depend on the file's format."""
         return hash_state(self.vit.state_dict())
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -64,12 +60,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return patch tokens (B, Q, D).
+        """Return patch tokens (B, Q, D) of RGB pixels, 0..255.
 
-        Args:
-            pixels_BCHW: RGB, 0..255; resized (bilinear, antialiased) so that the ViT's patches
-                match the grid.
-            grid: (h, w).
+        The pixels are resized (bilinear, antialiased) so that the ViT's patches match the h×w grid.
         """
         size = [side * self.patch_size for side in grid]
         images = F.interpolate(
@@ -80,23 +73,24 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def attend(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return patch tokens as `forward`, and the logits of the class token's attention to them.
-
-        Returns:
-            (B, Q, D), and (B, H, Q): of every head of the last block, before the softmax.
+        """Return `forward`'s patch tokens, and the class token's attention logits (B, H, Q).
 
         Raises:
-            ValueError: the ViT has no class token, or attends in a way that cannot be read.
+            ValueError: the ViT has no class token, or its attention does not go through torch's
+                scaled_dot_product_attention.
         """
         with _LastAttention() as last:
             patches_BQD = self(pixels_BCHW, grid)
-        if last.query is None or not getattr(self.vit, "cls_token", None) is not None:
-            raise ValueError(f"the attention of {self.name}'s class token cannot be read")
+        if last.query is None or getattr(self.vit, "cls_token", None) is None:
+            raise ValueError(
+                f"the attention of {self.name}'s class token cannot be read: pool by regions, or "
+                "use a plain ViT with a class token"
+            )
         return patches_BQD, class_attention(last.query, last.key, self.vit.num_prefix_tokens)
 
 
 class _LastAttention(TorchFunctionMode):
-    """Remember query and key (B, H, tokens, d) of the last attention that runs inside."""
+    """Keep query and key (B, H, tokens, d) of the last attention computed in this context."""
 
     query: Tensor | None = None
     key: Tensor
@@ -110,26 +104,24 @@ class _LastAttention(TorchFunctionMode):
 
 
 def class_attention(query_BHPd: Tensor, key_BHPd: Tensor, prefix: int) -> Tensor:
-    """Return the logits (B, H, Q) of the first token's attention to those after the prefix."""
-    logits_BHQ1: Tensor = key_BHPd[:, :, prefix:] @ query_BHPd[:, :, :1].mT
-    logits_BHQ1 = logits_BHQ1 * float(query_BHPd.shape[-1]) ** -0.5
+    """Return the first token's attention logits (B, H, Q) to the tokens after the prefix."""
+    scale = float(query_BHPd.shape[-1]) ** -0.5
+    logits_BHQ1: Tensor = scale * (key_BHPd[:, :, prefix:] @ query_BHPd[:, :, :1].mT)
     return logits_BHQ1[..., 0]
 
 
 def head_vectors(patches_BQD: Tensor, logits_BHQ: Tensor) -> Tensor:
-    """Pool the patches by each head's attention: (B, H, D), the mean of attention * patch.
+    """Return each head's mean over the patches of attention * patch token: (B, H, D).
 
-    Source: Talk2DINO's weighted embeddings; the mean over patches, not the sum.
+    Source: Talk2DINO's weighted embeddings.
     """
     return logits_BHQ.softmax(-1) @ patches_BQD / patches_BQD.shape[1]
 
 
 def region_vectors(patches_BQD: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pool the patches by the picture's regions: (B, R, D), means; zeros where there are fewer.
+    """Return the mean patch token of each region of an h×w grid: (B, R, D), padded with zeros.
 
-    Args:
-        patches_BQD: finite.
-        grid: (h, w).
+    The regions come from the default grouping of the patches, which must be finite.
     """
     grouping = Grouping()
     maps = [group_patches(patches_QD, grid, grouping) for patches_QD in patches_BQD]
@@ -143,22 +135,21 @@ def _create(name: str, weights: str | None) -> Any:
     import timm
 
     sizes: dict[str, Any] = {"model_name": name}
-    if name == EMBEDDED:
+    if name == "storybook":
         sizes = json.loads((WEIGHTS / "storybook_vit.json").read_text())
         weights = weights or str(WEIGHTS / "storybook_vit.safetensors")
     elif not timm.is_model(name):
         raise ValueError(
-            f"unknown model {name!r} to group by: use clip or a ViT of timm, for example "
-            "vit_small_patch16_dinov3.lvd1689m (timm.list_models('*dino*') lists more), or "
-            "storybook, the embedded ViT"
+            f"unknown ViT {name!r}: use storybook (the embedded ViT) or a ViT of timm, for example "
+            "vit_small_patch16_dinov3.lvd1689m (timm.list_models('*dino*') lists more); regions "
+            "can also be grouped by clip"
         )
-    overlay = {} if weights is None else {"file": weights}
     try:
         with hub_or_cache():
             vit = timm.create_model(
                 **sizes,
                 pretrained=True,
-                pretrained_cfg_overlay=overlay,
+                pretrained_cfg_overlay={"file": weights} if weights else {},
                 num_classes=0,
                 dynamic_img_size=True,
             )
@@ -169,8 +160,8 @@ def _create(name: str, weights: str | None) -> Any:
         source = f"in {weights}" if weights else "on the hub"
         raise ValueError(
             f"the weights of {name} were not found {source} ({reason}): check its tag "
-            "and the network, use --weights FILE, or group by clip"
+            "and the network, or use --weights FILE"
         ) from error
     if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens"):
-        raise ValueError(f"{name} has no single grid of patch tokens: use clip or a plain ViT")
+        raise ValueError(f"{name} has no single grid of patch tokens: use a plain ViT")
     return vit

@@ -1,29 +1,27 @@
-"""The settings of an alignment of words to patches."""
+"""The settings of an alignment: its ViT and its losses. Light, no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Pool = Literal["heads", "regions"]
-
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """The loss of the projection of words; the defaults are Talk2DINO's."""
+    """Settings of the projection's training; the defaults are Talk2DINO's."""
 
     backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
-    """The self-supervised ViT, a name of timm; its features are read."""
-    pool: Pool = "heads"
-    """Vectors of an image: one for each head's attention, or one for each region."""
+    """The self-supervised ViT, by its name in timm; its table of features is read."""
+    pool: Literal["heads", "regions"] = "heads"
+    """What an image's vectors are pooled by: the attention of each head, or regions."""
     nouns_per_image: int = 2
-    """Nouns drawn from each caption (J)."""
+    """Number of nouns sampled from each caption (J)."""
     temperature: float = 0.07
-    """Of both contrastive losses; not trained."""
+    """Temperature of both contrastive losses; not trained."""
     caption_weight: float = 1.0
-    """Weight of the InfoNCE between captions and the vectors that they choose."""
+    """Weight of the InfoNCE between captions and the vectors that they select."""
     noun_weight: float = 0.0
-    """Weight of the one-way InfoNCE between nouns and the vectors that they choose."""
+    """Weight of the one-way InfoNCE between nouns and the vectors that they select."""
     squared_batch: bool = True
-    """Divide the captions' loss by the number of pictures squared, as the authors do."""
+    """Divide the captions' loss by the squared number of images, as the authors do."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

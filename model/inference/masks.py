@@ -1,14 +1,12 @@
 """Soft masks of one window (METHOD §8): images and class embeddings in, masks at image size out.
 
-Letters: B images, K classes, C joint width, H W image rows and columns; of a self-supervised ViT:
-Q patches, D width, h heads.
+Letters: B images, K classes, C joint width, H W image rows and columns, h w patch grid.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codeseg.model.align.cleaning import clean
 from codeseg.model.code.codecomposition import CoDe
 
 KNOWLEDGE_SCALE, KNOWLEDGE_THRESHOLD = 10.0, 0.25
@@ -41,30 +39,30 @@ def dense_logits(dense_BChw: Tensor, template_KC: Tensor, scale: float, threshol
     return scale * (similarity - threshold)
 
 
-def aligned_masks(
-    patches_BQD: Tensor,
-    logits_BhQ: Tensor | None,
-    words_KD: Tensor,
-    scale: float | None,
-    threshold: float,
-    cleaning: float,
+def clean(
+    masks_BKhw: Tensor, words_KD: Tensor, patches_BQD: Tensor, logits_BHQ: Tensor, weight: float
 ) -> Tensor:
-    """Return masks (B, K, Q), sigmoid(scale · (cosine − threshold)) of patches and words.
+    """Mix attention maps of a ViT into masks, as Talk2DINO cleans the background: (B, K, h, w).
 
     Args:
-        patches_BQD: of the self-supervised ViT, not normalized.
-        logits_BhQ: of its class token's attention; None: no cleaning.
-        words_KD: the things' unit embeddings, projected to the ViT's width.
-        scale: None: the cosine itself.
-        threshold: the cosine where a mask is one half.
-        cleaning: weight of where the heads look, see `clean`.
+        masks_BKhw: masks of things, or cosines.
+        words_KD: the things' unit embeddings, projected to the ViT's width D.
+        patches_BQD: the ViT's Q = h*w patch tokens, not normalized.
+        logits_BHQ: its class token's attention logits, of each head.
+        weight: lambda; the result is (mask + lambda * map) / (1 + lambda).
     """
-    masks_BKQ = (words_KD @ F.normalize(patches_BQD.float(), dim=-1).mT).float()
-    if scale is not None:
-        masks_BKQ = torch.sigmoid(scale * (masks_BKQ - threshold))
-    if logits_BhQ is None:
-        return masks_BKQ
-    return clean(masks_BKQ, words_KD, patches_BQD, logits_BhQ, cleaning)
+    pooled_BHD = F.normalize(logits_BHQ @ patches_BQD, dim=-1)
+    heads_BKH = torch.einsum("kd,bhd->bkh", words_KD, pooled_BHD).softmax(-1)
+    maps_BKhw = (heads_BKH @ logits_BHQ).softmax(-1).view_as(masks_BKhw)
+    (low, high), (least, most) = _extremes(masks_BKhw), _extremes(maps_BKhw)
+    maps_BKhw = low + (high - low) * (maps_BKhw - least) / most
+    return (masks_BKhw + weight * maps_BKhw) / (1 + weight)
+
+
+def _extremes(values_BKhw: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value of each image, (B, 1, 1, 1)."""
+    dims = (1, 2, 3)
+    return values_BKhw.amin(dims, keepdim=True), values_BKhw.amax(dims, keepdim=True)
 
 
 def cut_to_patches(images_BCHW: Tensor, patch: int) -> Tensor:

@@ -33,7 +33,7 @@ from codeseg.model.inference.background import choose_background
 from codeseg.model.inference.decision import Maps, decide
 from codeseg.model.inference.laplacian import propagate
 from codeseg.model.inference.masks import (
-    aligned_masks,
+    clean,
     cut_to_patches,
     dense_logits,
     pad_to_patches,
@@ -74,8 +74,8 @@ from codeseg.model.results.segmentation import Segmentation
 class TextEmbeddings:
     """Unit embeddings of the things to find."""
 
-    words_KC: Tensor  # for trained masks: of the learned prompt, of the projection (then C is the
-    # ViT's width), or `templates_KC` again
+    words_KC: Tensor  # for trained masks: of the learned prompt, or projected to a ViT's width;
+    # otherwise `templates_KC` again
     templates_KC: Tensor  # for dense CLIP masks: the mean over the templates
     names: tuple[int, ...] = ()  # number of names of each thing; (): every name is its own thing
 
@@ -132,8 +132,8 @@ class Segmenter:
         method = kind if trained else default_method(None, clip.name)
         self.settings = settings or PredictionSettings.for_clip(clip, method=method)
         self.settings.check()
-        self.able = kind if self.align or (self.code and self.code.config.masks) else None
-        _refuse_untrained(self.settings, self.able)
+        self._able = kind if self.align or (self.code and self.code.config.masks) else None
+        _refuse_untrained(self.settings, self._able)
         self.backbone: Backbone | None = None
         if self.align and self.settings.masks_by == "align":
             self.backbone = self.align.backbone
@@ -155,6 +155,7 @@ class Segmenter:
         *,
         clip: str | None = None,
         pretrained: str | None = None,
+        weights: str | None = None,
         device: str | torch.device = "auto",
     ) -> Self:
         """Load a trained segmenter, or a CLIP alone with a training-free method.
@@ -168,6 +169,7 @@ class Segmenter:
             clip: without a run, the CLIP (see `FrozenClip.load`). None: ViT-B-16, downloaded once
                 from the hub; "storybook": the embedded CLIP for drawings.
             pretrained: the CLIP's weights; with a run, their new location if they have moved.
+            weights: the new location of the weight file of the run's ViT, if it has moved.
             device: "auto" (cuda, else mps, else cpu) or a torch device.
 
         Raises:
@@ -182,10 +184,10 @@ class Segmenter:
             _refuse_untrained(wanted, None)
         place = choose_device(device)
         if run is None:
-            weights = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
-            trained, frozen, recorded = None, FrozenClip.load(name, weights, place), {}
+            pretrained = pretrained or (EMBEDDED if name == EMBEDDED else "openai")
+            trained, frozen, recorded = None, FrozenClip.load(name, pretrained, place), {}
         else:
-            trained = load_model(run, place, pretrained).eval().requires_grad_(False)
+            trained = load_model(run, place, pretrained, weights).eval().requires_grad_(False)
             frozen, recorded = trained.clip, run_settings(run)
         chosen = PredictionSettings.for_clip(frozen, protocol, recorded, **changes)
         segmenter = cls(frozen, trained, chosen)
@@ -199,8 +201,8 @@ class Segmenter:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that this model can do."""
-        return tuple(m for m in METHODS if m.partition("+")[0] not in {*TRAINED} - {self.able})
+        """The methods that this model supports."""
+        return tuple(m for m in METHODS if m.partition("+")[0] not in {*TRAINED} - {self._able})
 
     @property
     def device(self) -> torch.device:
@@ -446,10 +448,7 @@ class Segmenter:
             return self._region_masks(masks, windows_WCHW, states, patches, embeddings).float()
 
     def _states(self, windows_WCHW: Tensor) -> list[Tensor]:
-        """Return the outputs of the CLIP's blocks that the method reads; the last is the trunk's.
-
-        None at all for an alignment that mixes nothing of the CLIP in.
-        """
+        """Return the CLIP's block outputs that the method reads, the trunk's last; may be []."""
         settings, by_factor = self.settings, self.settings.positions == "factor"
         if settings.masks_by == "align" and not settings.knowledge_weight:
             return []
@@ -458,7 +457,7 @@ class Segmenter:
         return [self.clip.trunk(windows_WCHW, by_factor=by_factor)]
 
     def _patches(self, backbone: Backbone, windows_WCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the ViT's patches (W, Q, D) on the CLIP's grid; for cleaning, its attention."""
+        """Return the ViT's patch tokens (W, Q, D) and, if needed for cleaning, its attention."""
         grid = self.clip.grid(windows_WCHW)
         pixels_WCHW = self.clip.denormalize(windows_WCHW, self.settings.normalisation)
         if self.settings.masks_by == "align" and self.settings.cleaning:
@@ -485,13 +484,13 @@ class Segmenter:
             )
         elif method == "align":
             assert patches is not None
-            masks = aligned_masks(
-                *patches,
-                embeddings.words_KC,
-                None if settings.score == "softmax" else settings.align_scale,
-                settings.align_threshold,
-                settings.cleaning,
-            ).view(len(windows_WCHW), -1, *self.clip.grid(windows_WCHW))
+            (patches_WQD, logits_WHQ), words_KD = patches, embeddings.words_KC
+            units_WDQ = F.normalize(patches_WQD.float(), dim=-1).mT
+            units_WDhw = units_WDQ.view(*units_WDQ.shape[:2], *self.clip.grid(windows_WCHW))
+            scale, threshold = settings.align_scale, settings.align_threshold
+            masks = self._patch_masks(units_WDhw, words_KD, scale, threshold)
+            if logits_WHQ is not None:
+                masks = clean(masks, words_KD, patches_WQD, logits_WHQ, settings.cleaning)
         else:
             assert method is not None
             masks = self._dense_masks(windows_WCHW, states, method, embeddings)
@@ -523,15 +522,16 @@ class Segmenter:
             follow_edges=settings.refinement != "none",
         )
         recognizer = code.region_recogniser if code and code.config.region_weight else None
+        texts_KC = embeddings.words_KC
         if settings.masks_by == "align":
             found_WRC = F.normalize(regions.patches_WRQ.float() @ features_WQD.float(), dim=-1)
         else:
             found_WRC = embed_regions(self.clip, recognizer, states[-1], regions)
-        trained = recognizer is not None or settings.masks_by == "align"
+            texts_KC = embeddings.templates_KC if recognizer is None else texts_KC
         labels = label_regions(
             regions,
             found_WRC,
-            embeddings.words_KC if trained else embeddings.templates_KC,
+            texts_KC,
             settings.region_scale,
             settings.region_threshold,
             cosines=settings.score == "softmax",
@@ -543,17 +543,22 @@ class Segmenter:
     def _dense_masks(
         self, windows_WCHW: Tensor, states: list[Tensor], variant: str, embeddings: TextEmbeddings
     ) -> Tensor:
-        """Return masks (for a softmax: cosines), (W, K, h, w), of the frozen CLIP alone."""
-        settings = self.settings
-        dense = dense_embedding(self.clip, states, self.clip.grid(windows_WCHW), variant)
-        if settings.score == "softmax":
-            return dense_logits(dense, embeddings.templates_KC, 1.0, 0.0)
-        scale, threshold = settings.knowledge_scale, settings.knowledge_threshold
-        return torch.sigmoid(dense_logits(dense, embeddings.templates_KC, scale, threshold))
+        """Return `_patch_masks` of the frozen CLIP alone."""
+        dense_WChw = dense_embedding(self.clip, states, self.clip.grid(windows_WCHW), variant)
+        scale, threshold = self.settings.knowledge_scale, self.settings.knowledge_threshold
+        return self._patch_masks(dense_WChw, embeddings.templates_KC, scale, threshold)
+
+    def _patch_masks(
+        self, patches_WChw: Tensor, texts_KC: Tensor, scale: float, threshold: float
+    ) -> Tensor:
+        """Return masks (for a softmax: cosines), (W, K, h, w), of unit patches and texts."""
+        if self.settings.score == "softmax":
+            return dense_logits(patches_WChw, texts_KC, 1.0, 0.0)
+        return torch.sigmoid(dense_logits(patches_WChw, texts_KC, scale, threshold))
 
 
 def _refuse_untrained(settings: PredictionSettings, able: str | None) -> None:
-    """Refuse a method that a model cannot do; `able` is the trained one that it can."""
+    """Refuse a trained method other than `able`, the one that the model was trained for."""
     if settings.masks_by in TRAINED and settings.masks_by != able:
         wanted = "makes masks" if settings.masks_by == "code" else "aligns words to a ViT"
         raise ValueError(

@@ -52,9 +52,7 @@ class RegionRecognizer(nn.Module):
         noun_N: Tensor,
         count: int | None = None,
     ) -> Tensor:
-        """Return the one-way loss over the pictures of all ranks, equal on every rank.
-
-        Ranks exchange nouns, then scores: N·B numbers, regardless of R.
+        """Return the `one_way_loss` of nouns and regions.
 
         Args:
             tokens_BPD: trunk tokens of this rank's pictures.
@@ -63,23 +61,12 @@ class RegionRecognizer(nn.Module):
             noun_N: int64, equal for equal nouns on any rank.
             count: maximum number of regions; None reads it, for which a GPU has to wait.
         """
-        B, N = len(tokens_BPD), len(nouns_NC)
         members_BRQ = members(regions_BQ, count)
         regions_BRC = self(tokens_BPD, members_BRQ)
         with torch.autocast(tokens_BPD.device.type, enabled=False):
             scale = self.log_scale.exp().clamp(max=MAX_SCALE)
-            scores_AB = noun_region_scores(
-                distributed.gather(nouns_NC.float()),
-                regions_BRC,
-                members_BRQ.any(dim=-1),
-                pool=self.pool,
-                temperature=1 / scale,
-            )
-            ranks = torch.arange(distributed.world_size(), device=noun_N.device)
-            own_N = torch.arange(N, device=noun_N.device) % B
-            image_A = (ranks[:, None] * B + own_N).flatten()
-            scores_AA = distributed.gather(scores_AB, dim=1)
-            return noun_region_loss(scores_AA, image_A, distributed.gather(noun_N), scale)
+            real_BR = members_BRQ.any(dim=-1)
+            return one_way_loss(nouns_NC.float(), noun_N, regions_BRC, real_BR, scale, self.pool)
 
 
 def noun_keys(tokens_UM: Tensor) -> Tensor:
@@ -114,6 +101,30 @@ def recognize(block: ResidualAttentionBlock, tokens_BPD: Tensor, members_BRQ: Te
     keys_BLD = torch.cat([normed_BPD[:, 1:], copies_BRD], dim=1)
     attended_BRD = attend_across(block.attn, copies_BRD, keys_BLD, seen[:, None])
     return feed_forward(block, tokens_BPD[:, :1] + block.ls_1(attended_BRD))
+
+
+def one_way_loss(
+    nouns_NC: Tensor,
+    noun_N: Tensor,
+    regions_BRC: Tensor,
+    real_BR: Tensor,
+    scale: Tensor | float,
+    pool: Pool = "max",
+) -> Tensor:
+    """Return `noun_region_loss` over the pictures of all ranks, equal on every rank.
+
+    Ranks exchange nouns, then scores: N·B numbers, regardless of R. The nouns and pictures are
+    this rank's, N = J·B noun-major; `noun_N` is equal for equal nouns on any rank.
+    """
+    B = len(regions_BRC)
+    scores_AB = noun_region_scores(
+        distributed.gather(nouns_NC), regions_BRC, real_BR, pool=pool, temperature=1 / scale
+    )
+    ranks = torch.arange(distributed.world_size(), device=noun_N.device)
+    own_N = torch.arange(len(nouns_NC), device=noun_N.device) % B
+    image_A = (ranks[:, None] * B + own_N).flatten()
+    scores_AA = distributed.gather(scores_AB, dim=1)
+    return noun_region_loss(scores_AA, image_A, distributed.gather(noun_N), scale)
 
 
 def noun_region_scores(

@@ -38,7 +38,7 @@ class Stage:
     file: str  # of a shard, under the root
     inputs: tuple[str, ...] = ()  # tables whose shard of the same number it is made from
     whole: bool = False  # a single shard, made from every shard of its input
-    matters: Callable[[Settings], object] = dict  # the settings that affect the content
+    matters: Callable[[Settings], Settings] = dict  # the settings that affect the content
     next: str = ""  # the next command
     empty: str = ""  # what to do if no row was kept
 
@@ -141,16 +141,16 @@ def stage_of(table: str) -> Stage:
         return STAGES[table]
     name, _, pool = table.removeprefix("features-").partition("-")
     recipe = "storybook_align" if name == "storybook" else "align_dinov2b"
+    option, setting = (f" --pool {pool}", f" --set model.pool={pool}") if pool else ("", "")
     return replace(
         FEATURES, table=table, file=f"{table}/{{:05d}}.arrow",
-        command=f"features --backbone {name}" + (f" --pool {pool}" if pool else ""),
-        next=f"train {{}} RUN --recipe {recipe} --set model.backbone={name}"
-        + (f" --set model.pool={pool}" if pool else ""),
+        command=f"features --backbone {name}{option}",
+        next=f"train {{}} RUN --recipe {recipe} --set model.backbone={name}{setting}",
     )  # fmt: skip
 
 
 def root_stages(root: Storage) -> dict[str, Stage]:
-    """Return table -> stage of a root, those of its backbones included."""
+    """Return table -> stage, with the backbones' tables of a root."""
     more = [name for name in root.folders("ledger") if name.startswith("features-")]
     return STAGES | {table: stage_of(table) for table in more}
 

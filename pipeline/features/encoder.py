@@ -1,7 +1,7 @@
-"""Pixels and caption tokens -> the frozen CLIP's features; CPU or GPU.
+"""Pixels and caption tokens -> features of the frozen CLIP, or of a ViT and the CLIP; CPU or GPU.
 
 Letters: R rows, K pictures, V views, H W pixels, C channels or joint width, P image tokens,
-D vision width, L caption tokens, T text width.
+Q patches, N vectors of a view, D vision width, L caption tokens, T text width.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from codeseg.model.align.backbone import Backbone, head_vectors, region_vectors
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.clip.prompts import TEMPLATES
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -36,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Encoder:
-    """The frozen CLIP at the precision of the settings, on "cpu" or "cuda".
+    """The frozen CLIP, and the settings' self-supervised ViT if any, on "cpu" or "cuda".
 
     Raises:
         ValueError: this machine's weights are not those of the settings.
@@ -52,11 +53,11 @@ class Encoder:
         encode, sos = self.clip.tokenizer.encode, self.clip.tokenizer.sot_token_id
         parts = [template.split("{}") for template in TEMPLATES]
         self._templates = [([sos, *encode(before)], encode(after)) for before, after in parts]
-        if self.clip.weights_sha256 != clip.weights_sha256:
-            raise ValueError(
-                f"the weights {clip.pretrained!r} of {clip.model} on this machine differ "
-                "from those the stage was started with; give every machine the same file"
-            )
+        _refuse_other_weights(clip.model, clip.weights_sha256, self.clip.weights_sha256)
+        self._vit: Backbone | None = None
+        if vit := settings.backbone:
+            self._vit = Backbone(vit.name, vit.weights).to(device)
+            _refuse_other_weights(vit.name, vit.weights_sha256, self._vit.weights_sha256)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the CLIP's precision."""
@@ -112,8 +113,17 @@ class Encoder:
         Returns:
             A function that waits for the pictures' columns of the table (image_tokens …), `faults`
             (K,) into FAULTS and, for scores, unit embeddings: `images` (K, C), of the first view in
-            the features' normalization, and `captions` (R, C).
+            the features' normalization, and `captions` (R, C). With a ViT, it waits for `vectors`
+            (K, V, N, D), `faults` and `captions`, not normalized.
         """
+        if self._vit is not None:
+            images_KVCHW = self._send(torch.from_numpy(pixels_KVHWC)).permute(0, 1, 4, 2, 3)
+            views = [self._pool(self._vit, images_KCHW) for images_KCHW in images_KVCHW.unbind(1)]
+            vectors, patches = (torch.stack(part, dim=1) for part in zip(*views, strict=True))
+            captions = self._project(ends_RT).half()
+            return self._fetch(
+                {"vectors": vectors, "faults": find_faults(patches), "captions": captions}
+            )
         tokens_KVPD = self.image_tokens(torch.from_numpy(pixels_KVHWC))
         found = {"image_tokens": tokens_KVPD, "faults": find_faults(tokens_KVPD)}
         if self._settings.image_tokens == "int8":
@@ -129,6 +139,25 @@ class Encoder:
         ends = self._send(torch.from_numpy(ends_RT)).float()
         with one_thread(), self.autocast():
             return self.clip.project_text(ends).float()
+
+    def _pool(self, vit: Backbone, images_KCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors (K, N, D) and the patches (K, Q, D) of one view, both fp16."""
+        facts = self._settings.backbone
+        assert facts is not None
+        grid, by_heads = (facts.grid, facts.grid), facts.pool == "heads"
+        with self.autocast():
+            if by_heads:
+                patches_KQD, logits_KHQ = vit.attend(images_KCHW, grid)
+            else:
+                patches_KQD = vit(images_KCHW, grid)
+        patches_KQD = patches_KQD.float()
+        with one_thread():
+            vectors_KND = (
+                head_vectors(patches_KQD, logits_KHQ.float())
+                if by_heads
+                else region_vectors(patches_KQD.nan_to_num(), grid)  # non-finite ones are rejected
+            )
+        return vectors_KND.half(), patches_KQD.half()
 
     @torch.inference_mode()
     def image_tokens(self, pixels_RVHWC: Tensor) -> Tensor:
@@ -171,6 +200,14 @@ class Encoder:
             return {name: values.numpy() for name, values in found.items()}
 
         return wait
+
+
+def _refuse_other_weights(name: str, expected: str, actual: str) -> None:
+    if actual != expected:
+        raise ValueError(
+            f"the weights of {name} on this machine differ from those the stage was started with; "
+            "give every machine the same file"
+        )
 
 
 def to_int8(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from codeseg.pipeline.engine import stage
+from codeseg.pipeline.engine.ledger import Ledger
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import BackboneFacts, ClipFacts, FeatureSettings
@@ -35,7 +36,7 @@ class FeatureOptions:
     least_crop: float = 0.9  # share of the image's area; 1 = the whole image
     flip: bool = True  # mirror half the views
     seed: int = 0  # of the views
-    backbone: str | None = None  # a self-supervised ViT whose vectors are stored instead
+    backbone: str | None = None  # a self-supervised ViT whose vectors replace the image tokens
     weights: str | None = None  # file of its weights; None: the hub's
     pool: str = "heads"  # or "regions"
     grid: int | None = None  # its patches per side; None: as many as the CLIP has
@@ -49,6 +50,10 @@ class FeatureOptions:
             if getattr(self, name) not in known:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.backbone is None and (self.weights or self.grid or self.pool != "heads"):
+            raise ValueError("--weights, --pool and --grid are options of --backbone: name a ViT")
+        if self.backbone and self.image_tokens != "fp16":
+            raise ValueError("--image-tokens has no effect with --backbone: leave one out")
 
 
 def resolve_settings(
@@ -86,14 +91,18 @@ def clip_facts(model: str, pretrained: str) -> ClipFacts:
 
 
 def backbone_facts(options: FeatureOptions, clip: ClipFacts) -> BackboneFacts | None:
-    """Load the backbone that the options name, if any, and return the facts about it."""
+    """Load the options' backbone, if any, and return its facts for the settings."""
     if options.backbone is None:
         return None
+    import torch
+
     from codeseg.model.align.backbone import Backbone
     from codeseg.model.regions.config import Grouping
 
     weights = options.weights and _absolute(options.weights)
-    vit = Backbone(options.backbone, weights)
+    vit, vectors = Backbone(options.backbone, weights), Grouping().regions
+    if options.pool == "heads":  # their number; refuses a ViT whose attention cannot be read
+        vectors = vit.attend(torch.zeros(1, 3, 1, 1), (1, 1))[1].shape[1]
     return BackboneFacts(
         name=options.backbone,
         weights=weights,
@@ -102,7 +111,7 @@ def backbone_facts(options: FeatureOptions, clip: ClipFacts) -> BackboneFacts | 
         width=vit.width,
         grid=options.grid or clip.image_size // clip.patch_size,
         pool=options.pool,
-        vectors=vit.heads if options.pool == "heads" else Grouping().regions,
+        vectors=vectors,
     )
 
 
@@ -143,7 +152,8 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
     """Return the work that remains according to the ledger.
 
     Raises:
-        ValueError: there are no nouns, or they are older than the pairs.
+        ValueError: there are no nouns, or they are older than the pairs, or another table of
+            features needs another vocabulary.
     """
     nouns = read_nouns(root)
     if nouns.inputs is None:
@@ -151,10 +161,26 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
     for why, (_, line) in stage.faults(root, stage.NOUNS, nouns).items():
         if why != stage.MISSING:
             raise ValueError(line)
+    for other in stage.root_stages(root).values():
+        if other.command.startswith("features") and other not in (stage.VOCABULARY, settings.stage):
+            _refuse_other_vocabulary(root, other, settings)
     features = stage.state(root, settings.stage, settings=settings.fingerprint())
     vocabulary = stage.state(root, stage.VOCABULARY, settings=settings.vocabulary_fingerprint())
     rows = {i: nouns.records[i].rows_out for i in features.pending}
     return Work(settings, vocabulary, features, rows)
+
+
+def _refuse_other_vocabulary(root: Storage, other: stage.Stage, settings: FeatureSettings) -> None:
+    """Refuse to replace the vocabulary that another table of features was made with."""
+    if not Ledger(root).records(other.table):
+        return
+    made = FeatureSettings.read(root, other)
+    if made.vocabulary_fingerprint() != settings.vocabulary_fingerprint():
+        raise ValueError(
+            f"{other.table} of {root.uri} was made with CLIP {made.clip.model}/"
+            f"{made.clip.pretrained} in {made.precision} and shares the vocabulary: use the same "
+            f"--clip, --pretrained and --precision, or first delete ledger/{other.table}"
+        )
 
 
 def row_bytes(settings: FeatureSettings) -> int:
@@ -199,10 +225,9 @@ def probe_speed(settings: FeatureSettings, device: str, threads: int) -> tuple[f
     import torch
 
     from codeseg.pipeline.features.encoder import Encoder
-    from codeseg.pipeline.features.vectors import VectorEncoder
 
     torch.set_num_threads(threads)
-    encoder = (VectorEncoder if settings.backbone else Encoder)(settings, device)
+    encoder = Encoder(settings, device)
     shape = (PROBE_IMAGES, settings.views, settings.view_size, settings.view_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     seconds, words = [], []

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from typing import Any, ClassVar
@@ -53,7 +54,7 @@ class VocabularyWorker:
         self._root = Storage.open(root_uri)
         self._settings: FeatureSettings = options["features"]
         self._shards: list[int] = options["shards"]
-        self._encoder = Encoder(self._settings, options["device"])
+        self._encoder = Encoder(replace(self._settings, backbone=None), options["device"])
         clip = self._encoder.clip
         made_with = {"made_with": self._settings.vocabulary_fingerprint()}
         self._schema = schema.vocabulary(clip.embed_dim).with_metadata(

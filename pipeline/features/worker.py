@@ -1,9 +1,10 @@
 """pairs/NNNNN.parquet + nouns/NNNNN.parquet -> features/NNNNN.arrow; CPU or GPU.
 
 The frozen CLIP's features of every trainable pair (METHOD §2.1, §4): image tokens of V augmented
-views, caption states up to EOS; with a backbone, its vectors of the views and the caption's
-embedding, into features-BACKBONE/NNNNN.arrow. The record's rows_in counts the nouns rows that are
-not rejected; this stage rejects too_few_nouns, no_image, broken_image, non_finite and zero_norm.
+views, caption states up to EOS; with a backbone (METHOD §13), its vectors of the views and the
+caption's embedding, into features-BACKBONE/NNNNN.arrow. The record's rows_in counts the nouns rows
+that are not rejected; this stage rejects too_few_nouns, no_image, broken_image, non_finite and
+zero_norm.
 
 A picture that several rows of the shard share is encoded once and stored once in each record batch;
 it is kept in memory until the last of its rows.
@@ -37,7 +38,6 @@ from codeseg.pipeline.engine.progress import SHARD_ROWS
 from codeseg.pipeline.engine.shards import read_shard
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features.encoder import FAULTS, Encoder
-from codeseg.pipeline.features.vectors import VectorEncoder
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
@@ -104,8 +104,7 @@ class FeaturesWorker:
         torch.set_num_threads(options["threads"])
         self._root = Storage.open(root_uri)
         self._settings: FeatureSettings = options["features"]
-        encoder = VectorEncoder if self._settings.backbone else Encoder
-        self._encoder = encoder(self._settings, options["device"])
+        self._encoder = Encoder(self._settings, options["device"])
         self._schema = features_schema(self._settings)
         self._streak = 0  # consecutive faulty rows
         self._pool = ThreadPoolExecutor(options["threads"], thread_name_prefix="decode")
@@ -135,8 +134,12 @@ class FeaturesWorker:
                     rows_out += writing.result()
             assert rows_in == rows_out + rejected.total()
 
-        libraries = ["torch", "open_clip_torch", "pillow"]
-        libraries += ["timm"] if self._settings.backbone else []
+        libraries = (
+            "torch",
+            "open_clip_torch",
+            "pillow",
+            *["timm"] * bool(self._settings.backbone),
+        )
         return stage.commit(
             self._root, self._settings.stage, shard, input, self._settings.fingerprint(), write,
             rows_in=rows_in, rejected=rejected, start=start,
@@ -176,8 +179,9 @@ class FeaturesWorker:
                 known[name] = {"pixels": pixels} | {n: values[k] for n, values in found.items()}
             done = [row | {"features": known[row["picture"]]} for row in group.rows]
             if captions_RC is not None and self._settings.backbone:
-                rows_R = zip(done, captions_RC, strict=True)
-                done = [row | {"caption_embedding": values} for row, values in rows_R]
+                done = [
+                    r | {"caption_embedding": c} for r, c in zip(done, captions_RC, strict=True)
+                ]
             elif captions_RC is not None:
                 images_RC = np.stack([row["features"]["images"] for row in done])
                 scores = (torch.from_numpy(images_RC) * torch.from_numpy(captions_RC)).sum(dim=-1)
@@ -241,14 +245,14 @@ class FeaturesWorker:
         return np.stack(made)
 
     def _fault(self, row: Row) -> str:
-        """Return a row's reason for rejection; many in succession mean that the CLIP is faulty."""
+        """Return a row's reason for rejection; many in succession mean that a model is faulty."""
         text = "caption_embedding" if self._settings.backbone else "caption_states"
         finite = np.isfinite(row[text]).all()
         fault = FAULTS[row["features"].get("faults", 0)] if finite else "non_finite"
         self._streak = self._streak + 1 if fault else 0
         if self._streak == FAULTY_STREAK:
             raise FloatingPointError(
-                f"the CLIP's features of {FAULTY_STREAK} consecutive rows are {fault}; "
+                f"the features of {FAULTY_STREAK} consecutive rows are {fault}; "
                 "try --precision fp32 or check the weights"
             )
         return fault
@@ -292,8 +296,6 @@ def cut(row: Row, context_length: int) -> Row:
 
 def features_schema(settings: FeatureSettings) -> pa.Schema:
     """Return the shards' schema, with the settings as JSON in its metadata under `codeseg`."""
-    facts = settings.to_json()
-    del facts["clip"]["pretrained"]  # may be a path, as a backbone's weights
-    facts.get("backbone", {}).pop("weights", None)
+    facts = stage.FEATURES.matters(settings.to_json())  # without paths
     arrow, text = settings.schema(), json.dumps(facts, sort_keys=True)
     return arrow.with_metadata({**(arrow.metadata or {}), b"codeseg": text.encode()})

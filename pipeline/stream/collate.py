@@ -3,7 +3,7 @@
 `codeseg.model.code.batch` documents the tensors and their letters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from codeseg.pipeline.stream.order import Hash, IntArray
 from codeseg.pipeline.stream.region_table import RegionTable
 from codeseg.pipeline.stream.vocabulary_table import Vocabulary
 
-NON_FINITE = "has features that are not finite"
 SIGN, EXPONENT = 0x8000, 0x7C00  # bits of fp16; all exponent bits set: infinite or NaN
 
 
@@ -116,57 +115,53 @@ class Collate:
 
     def _images(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Any]:
         """Return pixels and image tokens of each sample's view."""
-        clip, kind = self._settings.clip, self._settings.image_tokens
-        B, S = len(samples), clip.image_size
-        pixels_BHWC = self._empty(B, S, S, 3, dtype=torch.uint8)
-        tensors: dict[str, Any] = {"pixels_BCHW": pixels_BHWC.permute(0, 3, 1, 2)}
+        kind, tensors = self._settings.image_tokens, dict[str, Any]()
         if kind == "none":
-            for sample, out, view in zip(samples, pixels_BHWC.numpy(), views_B, strict=True):
-                out[:] = self._augmented(sample, view)
-            return tensors
-        chosen = [int(v) for v in views_B % np.uint64(self._settings.views)]
+            made = map(self._augmented, samples, views_B)
+            return {"pixels_BCHW": self._stack(samples, made).permute(0, 3, 1, 2)}
+        places = self._places(samples, views_B)
         maps = [
             sample.regions.regions(sample.block.key(sample.row), v).ravel()
-            for sample, v in zip(samples, chosen, strict=True)
+            for sample, (_, _, v) in zip(samples, places, strict=True)
             if sample.regions is not None
         ]
         if maps:
             tensors["regions_BQ"] = self._tensor(np.stack(maps).astype(np.int64))
             tables = [sample.regions for sample in samples if sample.regions is not None]
             tensors["regions"] = max(table.settings["grouping"]["regions"] for table in tables)
-        P, D = samples[0].block.image_tokens_KVPD.shape[2:]
-        half = kind == "fp16"
-        tokens_BPD = self._empty(B, P, D, dtype=torch.float16 if half else torch.int8)
-        tensors["image_tokens_BPD" if half else "image_tokens_int8_BPD"] = tokens_BPD
-        scales_BP = self._empty(B, P, dtype=torch.float32)
-        if not half:
-            tensors["image_token_scale_BP"] = scales_BP
-        out = zip(pixels_BHWC.numpy(), tokens_BPD.numpy(), scales_BP.numpy(), strict=True)
-        for sample, v, (pixels, tokens, scales) in zip(samples, chosen, out, strict=True):
-            picture = sample.block.picture_R[sample.row]
-            pixels[:] = sample.block.pixels_KVHWC[picture, v]
-            tokens[:] = sample.block.image_tokens_KVPD[picture, v]
-            if half:
-                _refuse_non_finite(tokens, sample)
-            else:
-                scales[:] = sample.block.image_scales_KVP[picture, v]
-                if not np.isfinite(scales).all():
-                    raise ValueError(_corrupt(sample, NON_FINITE))
+        pixels_BHWC = self._stack(samples, (b.pixels_KVHWC[k, v] for b, k, v in places))
+        tensors["pixels_BCHW"] = pixels_BHWC.permute(0, 3, 1, 2)
+        tokens = "image_tokens_BPD" if kind == "fp16" else "image_tokens_int8_BPD"
+        tensors[tokens] = self._stack(samples, (b.image_tokens_KVPD[k, v] for b, k, v in places))
+        if kind == "int8":
+            scales = (b.image_scales_KVP[k, v] for b, k, v in places)
+            tensors["image_token_scale_BP"] = self._stack(samples, scales)
         return tensors
 
     def _vectors(self, samples: Sequence[Sample], views_B: Hash) -> dict[str, Any]:
         """Return a backbone's vectors of each sample's view, and its caption's embedding."""
-        B, block = len(samples), samples[0].block
-        vectors_BVD = self._empty(B, *block.vectors_KVND.shape[2:], dtype=torch.float16)
-        captions_BC = self._empty(B, block.captions_RC.shape[1], dtype=torch.float16)
-        out = zip(vectors_BVD.numpy(), captions_BC.numpy(), strict=True)
-        chosen = [int(v) for v in views_B % np.uint64(self._settings.views)]
-        for sample, view, (vectors, caption) in zip(samples, chosen, out, strict=True):
-            vectors[:] = sample.block.vectors_KVND[sample.block.picture_R[sample.row], view]
-            caption[:] = sample.block.captions_RC[sample.row]
-            _refuse_non_finite(vectors, sample)
-            _refuse_non_finite(caption, sample)
-        return {"vectors_BVD": vectors_BVD, "captions_BC": captions_BC}
+        places = self._places(samples, views_B)
+        return {
+            "vectors_BVD": self._stack(samples, (b.vectors_KVND[k, v] for b, k, v in places)),
+            "captions_BC": self._stack(samples, (s.block.captions_RC[s.row] for s in samples)),
+        }
+
+    def _places(self, samples: Sequence[Sample], views_B: Hash) -> list[tuple[Block, int, int]]:
+        """Return each sample's block, picture and view."""
+        chosen = (views_B % np.uint64(self._settings.views)).tolist()
+        return [
+            (s.block, s.block.picture_R[s.row], v) for s, v in zip(samples, chosen, strict=True)
+        ]
+
+    def _stack(self, samples: Sequence[Sample], arrays: Iterable[NDArray[Any]]) -> Tensor:
+        """Copy an array of each sample into a tensor; refuse values that are not finite."""
+        rows = list(arrays)
+        dtype = torch.from_numpy(np.empty(0, rows[0].dtype)).dtype
+        tensor = self._empty(len(rows), *rows[0].shape, dtype=dtype)
+        for sample, row, out in zip(samples, rows, tensor.numpy(), strict=True):
+            out[:] = row
+            _refuse_non_finite(out, sample)
+        return tensor
 
     def _augmented(self, sample: Sample, bits: Hash) -> views.Pixels:
         try:
@@ -226,13 +221,19 @@ class Collate:
         }
 
 
-def _refuse_non_finite(values: NDArray[np.float16], sample: Sample) -> None:
-    # checking the exponents costs 9 µs per sample of ViT-B/16; as signed integers, positive
-    # values are the largest, as unsigned ones, negative values
-    if values.view(np.int16).max() >= EXPONENT or values.view(np.uint16).max() >= SIGN + EXPONENT:
-        raise ValueError(_corrupt(sample, NON_FINITE))
+def _refuse_non_finite(values: NDArray[Any], sample: Sample) -> None:
+    if values.dtype == np.float16:
+        # checking the exponents costs 9 µs per sample of ViT-B/16; as signed integers, positive
+        # values are the largest, as unsigned ones, negative values
+        signed, unsigned = values.view(np.int16).max(), values.view(np.uint16).max()
+        finite = signed < EXPONENT and unsigned < SIGN + EXPONENT
+    else:
+        finite = values.dtype.kind != "f" or np.isfinite(values).all()
+    if not finite:
+        raise ValueError(_corrupt(sample, "has features that are not finite"))
 
 
 def _corrupt(sample: Sample, what: str) -> str:
     place = f"{sample.place}: {sample.block.key(sample.row)}"
-    return f"{place} {what}; delete the shard's ledger record and run `codeseg features`"
+    command = sample.block.settings.stage.command
+    return f"{place} {what}; delete the shard's ledger record and run `codeseg {command}`"

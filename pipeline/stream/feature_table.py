@@ -15,15 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
-from codeseg.pipeline.engine.stage import (
-    DAMAGED,
-    FEATURES,
-    MISSING,
-    Stage,
-    StageState,
-    faults,
-    state,
-)
+from codeseg.pipeline.engine.stage import DAMAGED, MISSING, Stage, StageState, faults, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import IntArray
@@ -42,7 +34,7 @@ class Block:
 
     def __init__(self, batch: pa.RecordBatch, settings: FeatureSettings) -> None:
         self._batch = batch
-        self._settings = settings
+        self.settings = settings
         self._lists: dict[str, tuple[NDArray[Any], NDArray[np.int32]]] = {}  # values, offsets
         self.rows = batch.num_rows
 
@@ -57,45 +49,40 @@ class Block:
     @cached_property
     def picture_R(self) -> IntArray:
         """The index of each row's picture among the block's K pictures."""
-        if not self._settings.by_picture:
+        if not self.settings.by_picture:
             return np.arange(self.rows)
-        column = self._batch.column("vectors" if self._settings.backbone else "pixels")
+        column = self._batch.column("vectors" if self.settings.backbone else "pixels")
         places: IntArray = column.offsets.to_numpy() // column.sizes.to_numpy()
         return places
 
     @cached_property
     def pixels_KVHWC(self) -> NDArray[np.uint8]:
         """The RGB pixels, 0..255, of the stored views."""
-        S = self._settings.clip.image_size
-        return self._fixed("pixels").reshape(-1, self._settings.views, S, S, 3)
+        S = self.settings.clip.image_size
+        return self._views("pixels", S, S, 3)
 
     @cached_property
     def image_tokens_KVPD(self) -> NDArray[np.float16] | NDArray[np.int8]:
         """The trunk output (METHOD §2.1), fp16 or int8."""
-        clip = self._settings.clip
-        return self._fixed("image_tokens").reshape(
-            -1, self._settings.views, clip.tokens, clip.width
-        )
+        return self._views("image_tokens", self.settings.clip.tokens, self.settings.clip.width)
 
     @cached_property
     def image_scales_KVP(self) -> NDArray[np.float32]:
         """The scales of int8 tokens."""
-        return self._fixed("image_scales").reshape(
-            -1, self._settings.views, self._settings.clip.tokens
-        )
+        return self._views("image_scales", self.settings.clip.tokens)
 
     @cached_property
     def vectors_KVND(self) -> NDArray[np.float16]:
-        """The vectors of a backbone, and its width; zeros where a picture has fewer regions."""
-        backbone = self._settings.backbone
+        """The vectors of a backbone, of its width D; zeros pad pictures with fewer regions."""
+        backbone = self.settings.backbone
         assert backbone is not None
-        shape = (-1, self._settings.views, backbone.vectors, backbone.width)
-        return self._fixed("vectors").reshape(shape)
+        return self._views("vectors", backbone.vectors, backbone.width)
 
     @cached_property
     def captions_RC(self) -> NDArray[np.float16]:
-        """The captions' embeddings, in a table of a backbone."""
-        return self._fixed("caption_embedding").reshape(self.rows, -1)
+        """The CLIP's embeddings of the captions, not normalized, in a backbone's table."""
+        values: NDArray[np.float16] = self._batch.column("caption_embedding").values.to_numpy()
+        return values.reshape(self.rows, -1)
 
     def values(self, name: str, row: int) -> NDArray[Any]:
         """Return a row's values of a list column, as `schema.features` defines it.
@@ -113,9 +100,9 @@ class Block:
         values, offsets = self._lists[name]
         return values[offsets[row] : offsets[row + 1]]
 
-    def _fixed(self, name: str) -> NDArray[Any]:
+    def _views(self, name: str, *shape: int) -> NDArray[Any]:
         values: NDArray[Any] = self._batch.column(name).values.to_numpy(zero_copy_only=True)
-        return values
+        return values.reshape(-1, self.settings.views, *shape)
 
 
 class FeatureTable:
@@ -123,7 +110,7 @@ class FeatureTable:
 
     Args:
         root: of the dataset.
-        stage: of the table, the CLIP's features or a backbone's.
+        stage: that of the CLIP's features or of a backbone's.
         skip_corrupt: leave out missing and unreadable shards instead of refusing the table.
         selection: name of a selection; only its rows are read.
 
@@ -138,12 +125,7 @@ class FeatureTable:
     """
 
     def __init__(
-        self,
-        root: Storage,
-        stage: Stage = FEATURES,
-        *,
-        skip_corrupt: bool = False,
-        selection: str | None = None,
+        self, root: Storage, stage: Stage, *, skip_corrupt: bool, selection: str | None
     ) -> None:
         self._root, self._stage = root, stage
         self._skip_corrupt = skip_corrupt
@@ -154,7 +136,7 @@ class FeatureTable:
         if not found.records:
             raise FileNotFoundError(f"{root.uri} holds no {stage.table}; {self._again}")
         self._check(found)
-        if selection and stage != FEATURES:
+        if selection and self.settings.backbone:
             raise ValueError(f"a selection chooses rows of features, not of {stage.table}")
         selected = read_selection(root, selection, found.records) if selection else None
         self.selection = f"{selection}: {selected.sql}" if selected else None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from codeseg.pipeline.engine.ledger import Ledger, fingerprint
-from codeseg.pipeline.engine.stage import Stage
+from codeseg.pipeline.engine.stage import FEATURES, Stage
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.collate import Sample
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
@@ -132,9 +132,9 @@ def _refuse_other_kind(
     first: str, wanted: FeatureSettings, other: str, settings: FeatureSettings
 ) -> None:
     """Refuse features that cannot be in one batch with the first root's; name the differences."""
-    before, after = ({**s.to_json(), **asdict(s.clip)} for s in (wanted, settings))
-    for plain in (before, after):
-        plain.get("backbone", {}).pop("weights", None)
+    before, after = (
+        {**FEATURES.matters(s.to_json()), **asdict(s.clip)} for s in (wanted, settings)
+    )
     differing = [
         f"{key} {before[key]} and {after[key]}"
         for key in sorted(before)
@@ -143,5 +143,6 @@ def _refuse_other_kind(
     if differing:
         raise ValueError(
             f"{first} and {other} cannot be trained together: their features differ in "
-            f"{'; '.join(differing)}: run `codeseg features` on one with the other's settings"
+            f"{'; '.join(differing)}: run `codeseg {settings.stage.command}` on one with the "
+            "other's settings"
         )

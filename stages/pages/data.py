@@ -13,7 +13,7 @@ from codeseg.stages.pages import figures
 from codeseg.stages.pages.evaluations import names_apart
 from codeseg.stages.pages.page import Section, grid
 
-STAGES = ("pairs", "nouns", "features")  # in the order of the flow
+STAGES = ("pairs", "nouns", "features*")  # in the order of the flow; those of backbones too
 SMOOTHED = 0.02  # share of a run's rows that a loss curve averages over
 
 
@@ -23,14 +23,15 @@ def stage_sections(folder: Path) -> list[Section]:
     note = "Rows in = rows out + rows rejected; a rejected row keeps its key and its reason."
     sections = []
     for ledger in sorted(path for path in folder.glob("**/ledger") if path.is_dir()):
-        rows = [row for stage in STAGES for row in _stage_rows(ledger / stage, stage)]
+        stages = [path for pattern in STAGES for path in sorted(ledger.glob(pattern))]
+        rows = [row for path in stages for row in _stage_rows(path)]
         if rows:
             table = figures.table(header, rows)
             sections.append(Section(f"Data: {ledger.parent.name}", table, note))
     return sections
 
 
-def _stage_rows(folder: Path, stage: str) -> list[list[Any]]:
+def _stage_rows(folder: Path) -> list[list[Any]]:
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
     if not records:
         return []
@@ -39,7 +40,7 @@ def _stage_rows(folder: Path, stage: str) -> list[list[Any]]:
         rejected.update(record["rejected"])
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
     totals = [sum(record[key] for record in records) for key in ("rows_in", "rows_out")]
-    return [[stage, len(records), *totals, reasons or "none"]]
+    return [[folder.name, len(records), *totals, reasons or "none"]]
 
 
 def loss_section(folder: Path) -> Section | None:

@@ -155,15 +155,11 @@ def prepare(
 def make_model(
     clip: FrozenClip, config: CoDeConfig | AlignConfig, settings: FeatureSettings
 ) -> Learner:
-    """Return the untrained model of a recipe; an alignment needs no ViT, only its vectors."""
+    """Return the untrained model of a recipe; an alignment is trained without its ViT."""
     if isinstance(config, CoDeConfig):
         return CoDe(clip, config)
-    facts = settings.backbone
-    assert facts is not None
-    align = Align(clip, facts.width, config)
-    names = ("name", "weights", "weights_sha256", "width")
-    align.backbone_facts = {name: getattr(facts, name) for name in names}
-    return align
+    assert settings.backbone is not None
+    return Align(clip, config, asdict(settings.backbone))
 
 
 def initial_state(code: Learner, train: TrainConfig, device: torch.device) -> State:
@@ -188,11 +184,9 @@ def open_stream(
             f"train.batch_size {train.batch_size} does not divide into {parts} parts "
             f"({processes.world_size} processes × train.accumulation {train.accumulation})"
         )
-    model, table, regions = recipe.model, "features", False
+    model, table = recipe.model, "features"
     if isinstance(model, AlignConfig):
         table = backbone_table(model.backbone, model.pool)
-    else:
-        regions = model.region_weight > 0
     return FeatureStream(
         root,
         table=table,
@@ -202,7 +196,7 @@ def open_stream(
         rank=processes.rank,
         world_size=processes.world_size,
         start=start,
-        regions=regions,
+        regions=isinstance(model, CoDeConfig) and model.region_weight > 0,
         weights=train.weights,
         selection=train.selection,
         skip_corrupt=train.skip_corrupt,

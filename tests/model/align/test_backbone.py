@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from codeseg.model.align.backbone import Backbone, head_vectors
-from codeseg.model.align.cleaning import clean
 from codeseg.model.clip.weights import WEIGHTS
+from codeseg.model.inference.masks import clean
 
 LARGEST = 6_000_000  # bytes of the embedded weights
 
@@ -50,15 +50,15 @@ def test_the_logits_are_those_of_the_class_tokens_own_attention(backbone, pixels
     torch.testing.assert_close(head_vectors(patches, logits), pooled)
 
 
-def test_cleaning_takes_away_where_no_head_of_the_thing_looks():
+def test_cleaning_takes_away_where_no_head_of_the_thing_attends():
     patches = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 4).float()
     logits = torch.tensor([[[9.0, 9, 0, 0], [0, 0, 9, 9]]])  # a head for each half
     words = 20 * torch.eye(4)[:2]  # sure of its head
-    masks = torch.tensor([[[0.8, 0.2, 0.8, 0.2], [0.8, 0.2, 0.8, 0.2]]])
+    masks = torch.tensor([0.8, 0.2, 0.8, 0.2]).expand(1, 2, 4).reshape(1, 2, 1, 4)
     cleaned = clean(masks, words, patches, logits, 1.0)
     low, high = masks.amin(), masks.amax()
-    left = torch.tensor([1.0, 1, 0, 0])
-    looked = torch.stack([left, 1 - left])[None]
-    expected = (masks + low + (high - low) * looked) / 2
+    left = torch.tensor([[1.0, 1, 0, 0]])
+    attended = torch.stack([left, 1 - left])[None]
+    expected = (masks + low + (high - low) * attended) / 2
     torch.testing.assert_close(cleaned, expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(clean(masks, words, patches, logits, 0.0), masks)

@@ -24,10 +24,8 @@ def align():
     torch.manual_seed(0)
     backbone = Backbone("storybook")
     clip = FrozenClip.load("storybook", "storybook")
-    align = Align(clip, backbone.width, AlignConfig("storybook"), backbone).eval()
-    names = ("name", "weights", "weights_sha256", "width")
-    align.backbone_facts = {name: getattr(backbone, name) for name in names}
-    return align
+    facts = {name: getattr(backbone, name) for name in ("name", "weights_sha256", "width")}
+    return Align(clip, AlignConfig("storybook"), facts | {"weights": None}, backbone).eval()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,7 +265,8 @@ def test_a_corrupt_vector_names_file_and_key(root, vit_file, monkeypatch):
     place = content.find(vectors)
     content[place : place + 2] = np.float16(np.nan).tobytes()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"features-test_vit/00000\.arrow: .* not finite"):
+    message = r"features-test_vit/00000\.arrow: .* not finite; .* `codeseg features --backbone test"
+    with pytest.raises(ValueError, match=message):
         for _, _batch in zip(range(8), FeatureStream(root, table=f"features-{VIT}", batch_size=4),
                              strict=False):  # fmt: skip
             pass
@@ -271,9 +275,11 @@ def test_a_corrupt_vector_names_file_and_key(root, vit_file, monkeypatch):
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"backbone": "vit_of_nowhere"}, "unknown model 'vit_of_nowhere'"),
+        ({"backbone": "vit_of_nowhere"}, "unknown ViT 'vit_of_nowhere'"),
         ({"weights": "nowhere.pt"}, "were not found in nowhere.pt"),
         ({"pool": "patches"}, "--pool is heads, regions, not 'patches'"),
+        ({"backbone": None}, "--weights, --pool and --grid are options of --backbone"),
+        ({"image_tokens": "int8"}, "--image-tokens has no effect with --backbone"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(root, vit_file, wishes, message):
@@ -281,6 +287,41 @@ def test_what_cannot_be_had_is_one_line(root, vit_file, wishes, message):
     with pytest.raises(ValueError, match=message) as refused:
         run_features(Storage.open(root), plan.FeatureOptions(**asked), Resources(cpus=1))
     assert "\n" not in str(refused.value)
+
+
+def test_a_vit_whose_attention_cannot_be_read_is_refused_before_the_work(root, vit_file):
+    timm.layers.set_fused_attn(False)
+    try:
+        with pytest.raises(ValueError, match="class token cannot be read: pool by regions"):
+            options(root, vit_file)
+        assert options(root, vit_file, pool="regions")["features"].backbone.vectors == 16
+    finally:
+        timm.layers.set_fused_attn(True)
+
+
+def test_tables_that_share_the_vocabulary_need_the_same_clip_and_precision(root, vit_file):
+    run(root, vit_file)
+    with pytest.raises(ValueError, match=rf"features-{VIT} of .* in fp32 and shares the vocab"):
+        run(root, None, backbone=None, weights=None, precision="bf16")
+    run(root, vit_file, precision="bf16")  # a table alone may change
+    run(root, None, backbone=None, weights=None, precision="bf16")
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_same_bytes_by_ray_as_a_worker_alone(root, vit_file, tmp_path):
+    shutil.copytree(root, tmp_path / "alone")
+    table = run(tmp_path / "alone", vit_file).stage.table
+    words = ["features", root, "--clip", TINY, "--pretrained", "random:0", "--batch-size", 4,
+             "--views", 2, "--backbone", VIT, "--weights", vit_file, "--workers", 2]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "codeseg", *map(str, words)],
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"train {root} RUN --recipe align_dinov2b --set model.backbone={VIT}" in done.stdout
+    for shard in ("00000", "00001"):
+        made = [folder / table / f"{shard}.arrow" for folder in (root, tmp_path / "alone")]
+        assert made[0].read_bytes() == made[1].read_bytes()
 
 
 def test_size_and_time_are_said_before_and_too_small_a_disk_is_refused(

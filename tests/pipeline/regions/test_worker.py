@@ -209,7 +209,7 @@ def test_regions_by_the_embedded_vit(tmp_path):
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("vit_of_nowhere", None, "unknown model 'vit_of_nowhere' to group by: use clip or a ViT"),
+        ("vit_of_nowhere", None, "unknown ViT 'vit_of_nowhere': use storybook"),
         ("vit_tiny_patch16_224.augreg_in21k", None, "were not found on the hub"),
         ("vit_tiny_patch16_224", "BROKEN", "were not found in"),
         ("resnet18", "BROKEN", "no single grid of patch tokens"),

@@ -17,6 +17,7 @@ from bench.make_features import make_vectors
 from codeseg.model.align.alignment import Align
 from codeseg.model.align.backbone import Backbone
 from codeseg.model.checkpoint import checkpoints, load_model, read_json
+from codeseg.model.inference.segmenter import Segmenter
 from codeseg.pipeline.stream.feature_settings import BackboneFacts
 from codeseg.stages.cli import app
 from codeseg.stages.training.loop import fit
@@ -38,7 +39,7 @@ def vit_file(tmp_path_factory):
 
 def facts_of(vit_file, pool):
     vit = Backbone(VIT, vit_file)
-    vectors = 16 if pool == "regions" else vit.heads
+    vectors = 16 if pool == "regions" else 2
     return BackboneFacts(VIT, vit_file, vit.weights_sha256, 16, vit.width, 4, pool, vectors)
 
 
@@ -66,7 +67,9 @@ RECIPES = ["storybook_align", "storybook_align_nouns", "storybook_align_regions"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_run_resumes_exactly_loads_no_vit_and_comes_back_with_it(root, tmp_path, name, monkeypatch):
+def test_run_resumes_exactly_loads_no_vit_and_comes_back_with_it(
+    root, tmp_path, vit_file, name, monkeypatch
+):
     recipe, run = recipe_of(root, name), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Backbone, "__init__", None)  # would fail
@@ -82,7 +85,8 @@ def test_run_resumes_exactly_loads_no_vit_and_comes_back_with_it(root, tmp_path,
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert ("loss_noun" in read_metrics(run).column_names) == (name != "storybook_align")
     config = read_json(last / "config.json")
-    assert config["backbone"].keys() == {"name", "weights", "weights_sha256", "width"}
+    pool = recipe.model.pool
+    assert config["backbone"] == asdict(facts_of(vit_file, pool))
     assert f"self-supervised ViT\n`{VIT}`" in (last / "README.md").read_text()
     model = load_model(run)
     assert isinstance(model, Align) and model.config == recipe.model
@@ -92,7 +96,7 @@ def test_run_resumes_exactly_loads_no_vit_and_comes_back_with_it(root, tmp_path,
     assert model.trainable_state_dict().keys() == names
 
 
-def test_a_run_segments_and_is_evaluated_as_an_alignment(root, tmp_path):
+def test_a_run_segments_is_evaluated_and_reported_as_an_alignment(root, tmp_path, vit_file):
     run, manifest = tmp_path / "run", toy(tmp_path / "data", raw=np.arange(30).reshape(5, 6) % 3)
     assert fit(root, run, recipe_of(root, "storybook_align_nouns", "train.steps=2"))
     picture, out = manifest.parent / "images/a.png", tmp_path / "out"
@@ -103,10 +107,17 @@ def test_a_run_segments_and_is_evaluated_as_an_alignment(root, tmp_path):
         assert done.exit_code == 0, done.output
         assert read_json(out / method / "scores.json")["method"] == method
         assert read_json(out / method / "settings.json")["align_scale"] == 10
-    words = ["segment", picture, "--run", run, "--text", "dog, cat", "--out", out / "segments"]
+    words = ["segment", picture, "--run", run, "--text", "dog, cat", "--out", out / "segments",
+             "--weights", vit_file]  # fmt: skip
     done = CliRunner().invoke(app, [*map(str, words), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert read_json(out / "segments" / "segments.json")["method"] == "align"  # the run's own
+    shutil.copytree(root / "ledger", out / "root" / "ledger")
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(out / "report.html")])
+    assert done.exit_code == 0, done.output
+    page = (out / "report.html").read_text()
+    for part in ("Aligned words", "Aligned words + SCG", "caption", f"features-{VIT}-regions"):
+        assert part in page, part
 
 
 def test_the_loss_falls(root, tmp_path):
@@ -147,11 +158,38 @@ def test_a_run_begins_with_another_ones_weights_but_not_with_another_vits(root, 
     config = checkpoints(first)[-1] / "config.json"
     own = facts_of(vit_file, "heads").weights_sha256
     config.write_text(config.read_text().replace(own, "0" * 64))
-    message = r"was made with ViT test_vit \(sha256 000000000000…\), but this is ViT"
+    message = r"was trained with ViT test_vit \(sha256 000000000000…\), but this is ViT"
     with pytest.raises(ValueError, match=message):
         fit(root, tmp_path / "third", still, first)
     with pytest.raises(ValueError, match=message):
         load_model(first)
+
+
+def test_a_weight_file_that_has_moved_is_refused_until_its_new_location_is_given(
+    root, tmp_path, vit_file
+):
+    run = tmp_path / "run"
+    assert fit(root, run, recipe_of(root, "storybook_align", "train.steps=1"))
+    config = checkpoints(run)[-1] / "config.json"
+    config.write_text(config.read_text().replace(vit_file, "/gone/vit.pt"))
+    for load in (load_model, Segmenter.open):
+        with pytest.raises(
+            ValueError, match=r"weights in /gone/vit.pt, which does not exist: give"
+        ):
+            load(run)
+        assert load(run, weights=vit_file) is not None
+    torch.save(timm.create_model(VIT, num_classes=0).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"was trained with ViT test_vit .* but this is ViT"):
+        load_model(run, weights=str(tmp_path / "other.pt"))
+
+
+def test_features_whose_weight_file_has_moved_are_the_same_data(root, tmp_path, vit_file):
+    run, recipe = tmp_path / "run", recipe_of(root, "align_dinov2b", "train.steps=1")
+    root = shutil.copytree(root, tmp_path / "copy")
+    assert fit(root, run, recipe)
+    settings = root / f"ledger/features-{VIT}/settings.json"
+    settings.write_text(settings.read_text().replace(vit_file, "/elsewhere/vit.pt"))
+    assert fit(root, run, recipe)
 
 
 def test_a_table_of_another_vit_is_refused_in_one_line(root, tmp_path):
