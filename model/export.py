@@ -37,15 +37,11 @@ class SegmenterNetworks(nn.Module):
         """Take a segmenter's networks; refuse methods and settings that are no networks."""
         super().__init__()
         settings, code = segmenter.settings, segmenter.code
-        if settings.by_regions or settings.masks_by in (None, "scclip"):
+        if settings.by_regions or settings.masks_by in (None, "scclip", "align"):
             raise ValueError(
-                f"method {settings.method} groups patches by clustering or repairs them, which "
-                "cannot be exported: choose code, maskclip, sclip, clearclip or naclip"
-            )
-        if settings.masks_by == "align":
-            raise ValueError(
-                f"method {settings.method} runs a second network, the self-supervised ViT, which "
-                "cannot be exported: use the RUN with codeseg, or export naclip of its CLIP"
+                f"method {settings.method} groups patches by clustering, repairs them or runs a "
+                "second network, which cannot be exported: choose code, maskclip, sclip, clearclip "
+                "or naclip"
             )
         for name, only in GRAPH.items():
             if (given := getattr(settings, name)) != only:

@@ -31,14 +31,7 @@ from codeseg.pipeline.benchmark.manifest import Benchmark, BenchmarkData, load_b
 from codeseg.pipeline.benchmark.predictions import PredictionFolder
 from codeseg.pipeline.benchmark.protocol import Protocol, load_protocol, own_protocol
 from codeseg.pipeline.engine.storage import write_json
-from codeseg.stages.options import (
-    Assignments,
-    Device,
-    JsonFile,
-    Pretrained,
-    VitWeights,
-    prediction_settings,
-)
+from codeseg.stages import options
 from codeseg.stages.score import print_caveat, score_folder, write_and_show
 from codeseg.stages.terminal import progress
 
@@ -84,9 +77,9 @@ def evaluate(
             help="CLIP to use without RUN (default: storybook for its benchmarks, else ViT-B-16)."
         ),
     ] = None,
-    pretrained: Pretrained = None,
-    weights: VitWeights = None,
-    assignments: Assignments = None,
+    pretrained: options.Pretrained = None,
+    weights: options.VitWeights = None,
+    assignments: options.Assignments = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the data folder.")] = False,
     oracle: Annotated[
         bool,
@@ -95,8 +88,8 @@ def evaluate(
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Use only the first N images.", min=1)] = None,
-    device: Device = "auto",
-    json_file: JsonFile = None,
+    device: options.Device = "auto",
+    json_file: options.JsonFile = None,
 ) -> None:
     """Predict the label maps of a benchmark and score them.
 
@@ -116,7 +109,7 @@ def evaluate(
 
     if run is None and clip is None:
         clip = EMBEDDED if manifest.name.startswith("storybook") else PHOTOGRAPHS
-    wanted = prediction_settings(method, assignments)
+    wanted = options.prediction_settings(method, assignments)
     wanted.setdefault("method", default_method(run, clip or ""))
     recorded = for_method(manifest.settings, wanted["method"])
     named = (wanted.pop("protocol", None), recorded.pop("protocol", None))
@@ -199,6 +192,8 @@ def record(run: str | None, benchmark: Benchmark, segmenter: "Segmenter") -> dic
         checkpoint = locate(run)
         settings["checkpoint"] = checkpoint.name
         settings["checkpoint_sha256"] = sha256((checkpoint / MODEL).read_bytes()).hexdigest()
+    if vit := segmenter.backbone:
+        settings |= {"backbone": vit.name, "backbone_sha256": vit.weights_sha256}
     return settings
 
 

@@ -245,13 +245,8 @@ class FrozenClip(nn.Module):
         return run_block(self.last_text_block, states_BLT, causal=True)
 
     @_in_own_type
-    def encode_embeddings(
-        self, embeddings_BLT: Tensor, eos_B: Tensor, *, unit: bool = True
-    ) -> Tensor:
-        """Encode token embeddings and read position `eos_B` (int64): E^t (B, C).
-
-        Without `unit`, its length is the one that the projection gives it.
-        """
+    def encode_embeddings(self, embeddings_BLT: Tensor, eos_B: Tensor, unit: bool = True) -> Tensor:
+        """Encode token embeddings and read position `eos_B` (int64): E^t (B, C), raw or unit."""
         states_BLT = self._early_states(embeddings_BLT)
         state_BT = run_block_for_one(self.last_text_block, states_BLT, eos_B, causal=True)
         text_BC = self.project_text(state_BT).float()
@@ -297,15 +292,15 @@ class FrozenClip(nn.Module):
         return projection
 
     def encode_text(
-        self, tokens_BL: Tensor, lengths_B: Tensor | None = None, *, unit: bool = True
+        self, tokens_BL: Tensor, lengths_B: Tensor | None = None, unit: bool = True
     ) -> Tensor:
         """Encode token ids: E^t (B, C).
 
         Args:
             tokens_BL: SOS, text, EOS, then any padding: attention is causal, so it has no effect.
             lengths_B: tokens up to and including EOS; None finds EOS, the highest id.
-            unit: as in `encode_embeddings`.
+            unit: normalize.
         """
         eos_B = tokens_BL.argmax(dim=-1) if lengths_B is None else lengths_B - 1
         longest = int(eos_B.max()) + 1
-        return self.encode_embeddings(self.embed_tokens(tokens_BL[:, :longest]), eos_B, unit=unit)
+        return self.encode_embeddings(self.embed_tokens(tokens_BL[:, :longest]), eos_B, unit)

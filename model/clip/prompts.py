@@ -113,13 +113,9 @@ class Templates(nn.Module):
 
 @torch.no_grad()
 def template_embeddings(
-    clip: FrozenClip,
-    names: list[str],
-    templates: tuple[str, ...] = TEMPLATES,
-    *,
-    unit: bool = True,
+    clip: FrozenClip, names: list[str], templates: tuple[str, ...] = TEMPLATES, unit: bool = True
 ) -> Tensor:
-    """Embed names in every template: (U, K, C), unit or as the CLIP's projection makes them.
+    """Embed names in every template: (U, K, C), unit or not normalized.
 
     The mean over K of unit ones, not normalized, is the vocabulary's knowledge embedding (METHOD
     §3); the normalized mean is the zero-shot class embedding (METHOD §8).

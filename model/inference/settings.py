@@ -181,27 +181,22 @@ class PredictionSettings:
 
     def record(self) -> dict[str, Any]:
         """Return the settings that affect this method, to be recorded with a score."""
-        values = asdict(self)
-        foreign: tuple[str, ...] = ("logit_scale", "probability_threshold", "area_threshold")
-        if self.score == "softmax":
-            foreign = ("background_threshold", "knowledge_scale", "knowledge_threshold")
-            foreign += ("align_scale", "align_threshold")
-        if self.masks_by not in TRAINED:
-            foreign += ("knowledge_weight", "knowledge_dense")
-        if self.masks_by != "code" and not self.by_regions:
-            foreign += ("prompts",)
-        if self.masks_by == "align":
-            foreign += ("prompts", "region_features")
-        else:
-            foreign += ("align_scale", "align_threshold", "cleaning")
-        if self.refinement == "none":
-            foreign += ("refine_at", "dilations")
-        values = {k: v for k, v in values.items() if k not in foreign}
-        if not self.by_regions:
-            values = {k: v for k, v in values.items() if not k.startswith("region")}
-        elif self.masks_by is None:
-            del values["region_weight"]
-        return values
+        method, softmax = self.masks_by, self.score == "softmax"
+        foreign = {
+            "logit_scale probability_threshold area_threshold": not softmax,
+            "background_threshold knowledge_scale knowledge_threshold": softmax,
+            "align_scale align_threshold": softmax or method != "align",
+            "cleaning": method != "align",
+            "knowledge_weight knowledge_dense": method not in TRAINED,
+            "prompts": method == "align" or (method != "code" and not self.by_regions),
+            "refine_at dilations": self.refinement == "none",
+            "regions region_method region_min_patches": not self.by_regions,
+            "region_scale region_threshold": not self.by_regions,
+            "region_features": method == "align" or not self.by_regions,
+            "region_weight": method is None or not self.by_regions,
+        }
+        left_out = {name for names, out in foreign.items() if out for name in names.split()}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def check(self) -> None:
         """Refuse invalid settings; the ValueError names the first."""

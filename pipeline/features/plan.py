@@ -155,32 +155,25 @@ def make_plan(root: Storage, settings: FeatureSettings) -> Work:
         ValueError: there are no nouns, or they are older than the pairs, or another table of
             features needs another vocabulary.
     """
-    nouns = read_nouns(root)
+    nouns, ledger = read_nouns(root), Ledger(root)
     if nouns.inputs is None:
         raise ValueError(f"{root.uri} holds no pairs; {stage.PAIRS.again(root)}")
     for why, (_, line) in stage.faults(root, stage.NOUNS, nouns).items():
         if why != stage.MISSING:
             raise ValueError(line)
-    for other in stage.root_stages(root).values():
-        if other.command.startswith("features") and other not in (stage.VOCABULARY, settings.stage):
-            _refuse_other_vocabulary(root, other, settings)
+    for table, other in stage.root_stages(root).items():
+        if table.startswith("features") and other != settings.stage and ledger.records(table):
+            made = FeatureSettings.read(root, other)
+            if made.vocabulary_fingerprint() != settings.vocabulary_fingerprint():
+                raise ValueError(
+                    f"{table} of {root.uri}, made with CLIP {made.clip.model}/"
+                    f"{made.clip.pretrained} in {made.precision}, shares the vocabulary: use the "
+                    f"same --clip, --pretrained and --precision, or delete ledger/{table} first"
+                )
     features = stage.state(root, settings.stage, settings=settings.fingerprint())
     vocabulary = stage.state(root, stage.VOCABULARY, settings=settings.vocabulary_fingerprint())
     rows = {i: nouns.records[i].rows_out for i in features.pending}
     return Work(settings, vocabulary, features, rows)
-
-
-def _refuse_other_vocabulary(root: Storage, other: stage.Stage, settings: FeatureSettings) -> None:
-    """Refuse to replace the vocabulary that another table of features was made with."""
-    if not Ledger(root).records(other.table):
-        return
-    made = FeatureSettings.read(root, other)
-    if made.vocabulary_fingerprint() != settings.vocabulary_fingerprint():
-        raise ValueError(
-            f"{other.table} of {root.uri} was made with CLIP {made.clip.model}/"
-            f"{made.clip.pretrained} in {made.precision} and shares the vocabulary: use the same "
-            f"--clip, --pretrained and --precision, or first delete ledger/{other.table}"
-        )
 
 
 def row_bytes(settings: FeatureSettings) -> int:

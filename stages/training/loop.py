@@ -21,14 +21,12 @@ import typer
 
 from codeseg.model.align.alignment import Align
 from codeseg.model.align.config import AlignConfig
-from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.learner import Learner
 from codeseg.pipeline.engine.stage import backbone_table
 from codeseg.pipeline.engine.storage import write_json
 from codeseg.pipeline.stream.batches import FeatureStream, Position, StreamBatch
-from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.stages.training.flops import peak_flops
 from codeseg.stages.training.optimizer import build_optimizer
 from codeseg.stages.training.processes import Processes
@@ -144,22 +142,18 @@ def prepare(
     """Build the model and restore the state in which the run, or its starting run, stopped."""
     torch.manual_seed(recipe.train.seed)
     clip = load_clip(stream.name, recipe, stream.settings.clip)
-    code = make_model(clip, recipe.model, stream.settings).to(device)
+    code: Learner
+    if isinstance(recipe.model, AlignConfig):
+        assert stream.settings.backbone is not None
+        code = Align(clip, recipe.model, asdict(stream.settings.backbone))
+    else:
+        code = CoDe(clip, recipe.model)
+    code.to(device)
     if device.type == "cuda":
         hold_frozen(code, recipe.train.precision)
     state = initial_state(code, recipe.train, device)
     resume(run, state, start_from)
     return state
-
-
-def make_model(
-    clip: FrozenClip, config: CoDeConfig | AlignConfig, settings: FeatureSettings
-) -> Learner:
-    """Return the untrained model of a recipe; an alignment is trained without its ViT."""
-    if isinstance(config, CoDeConfig):
-        return CoDe(clip, config)
-    assert settings.backbone is not None
-    return Align(clip, config, asdict(settings.backbone))
 
 
 def initial_state(code: Learner, train: TrainConfig, device: torch.device) -> State:

@@ -136,7 +136,7 @@ def test_what_a_model_cannot_do_is_refused_in_one_line(align):
         Segmenter(align.clip, None, settings)
     with pytest.raises(ValueError, match="cleaning must not be negative"):
         replace(settings, cleaning=-0.1).check()
-    with pytest.raises(ValueError, match="the self-supervised ViT, which cannot be exported"):
+    with pytest.raises(ValueError, match="runs a second network, which cannot be exported"):
         SegmenterNetworks(segmenter(align))
 
 

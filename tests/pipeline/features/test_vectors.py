@@ -301,7 +301,7 @@ def test_a_vit_whose_attention_cannot_be_read_is_refused_before_the_work(root, v
 
 def test_tables_that_share_the_vocabulary_need_the_same_clip_and_precision(root, vit_file):
     run(root, vit_file)
-    with pytest.raises(ValueError, match=rf"features-{VIT} of .* in fp32 and shares the vocab"):
+    with pytest.raises(ValueError, match=rf"features-{VIT} of .* in fp32, shares the vocab"):
         run(root, None, backbone=None, weights=None, precision="bf16")
     run(root, vit_file, precision="bf16")  # a table alone may change
     run(root, None, backbone=None, weights=None, precision="bf16")
