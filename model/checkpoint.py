@@ -233,24 +233,20 @@ def load_model(
         ) from None
     model: CoDe | Align
     if isinstance(config, AlignConfig):
-        backbone = _load_backbone(facts, weights or facts["weights"], str(checkpoint.folder))
+        file = weights or facts["weights"]
+        if file and not Path(file).is_file():
+            raise ValueError(
+                f"{checkpoint.folder} needs the ViT {facts['name']} with the weights in {file}, "
+                "which does not exist: give the file's new location with --weights FILE"
+            )
+        backbone = Backbone(facts["name"], file)
+        found = {**facts, "weights_sha256": backbone.weights_sha256}
+        check_backbone(facts, found, str(checkpoint.folder))
         model = Align(clip, config, facts, backbone)
     else:
         model = CoDe(clip, config)
     restore(model, checkpoint)
     return model.to(device)
-
-
-def _load_backbone(facts: Mapping[str, Any], file: str | None, owner: str) -> Backbone:
-    """Load an alignment's ViT from a file or else the hub; refuse other weights."""
-    if file and not Path(file).is_file():
-        raise ValueError(
-            f"{owner} needs the ViT {facts['name']} with the weights in {file}, which does not "
-            "exist: give the file's new location with --weights FILE"
-        )
-    backbone = Backbone(facts["name"], file)
-    check_backbone(facts, {**facts, "weights_sha256": backbone.weights_sha256}, owner)
-    return backbone
 
 
 def check_backbone(

@@ -97,8 +97,7 @@ def vectors(embed_dim: int) -> pa.Schema:
     columns = {
         "key": pa.string(),
         "caption_embedding": pa.list_(pa.float16(), embed_dim),  # of CLIP, not normalized
-        # of views, their vectors and channels, row-major; shared by a picture's rows; zeros pad
-        "vectors": pa.large_list_view(pa.float16()),
+        "vectors": pa.large_list_view(pa.float16()),  # V·N·D, row-major, zeros pad; by picture
         "noun_ids": pa.list_(pa.int64()),  # as in features()
     }
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])

@@ -12,9 +12,7 @@ from codeseg.stages.options import Clip, Device, Pretrained, VitWeights, predict
 
 def app(
     run: Annotated[str | None, typer.Option(help="RUN, checkpoint or hub id.")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="code | align | maskclip | naclip | scg …")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="code | align | naclip | scg …")] = None,
     clip: Clip = None,
     pretrained: Pretrained = None,
     weights: VitWeights = None,
@@ -33,10 +31,11 @@ def app(
     from codeseg.stages.browser.serve import LOOPBACK, serve
 
     settings = prediction_settings(method, None)
-    segmenter = Segmenter.open(
-        run, settings, clip=clip, pretrained=pretrained, weights=weights, device=device
+    page = build(
+        Segmenter.open(
+            run, settings, clip=clip, pretrained=pretrained, weights=weights, device=device
+        )
     )
-    page = build(segmenter)
     if host not in LOOPBACK:
         typer.echo(f"warning: --host {host} lets anyone who can reach this machine use the page")
     typer.echo(f"open {serve(page, host, port)} (Ctrl-C ends it)")

@@ -51,22 +51,19 @@ def features(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Store a self-supervised ViT's vectors instead of the CLIP's image tokens, to "
-            "align words to it: storybook, or a name of timm, as vit_base_patch14_dinov2.lvd142m."
+            help="Store vectors of a self-supervised ViT instead, to align words to it: storybook, "
+            "or a timm name such as vit_base_patch14_dinov2.lvd142m."
         ),
     ] = DEFAULTS.backbone,
     weights: Annotated[
-        str | None, typer.Option(help="File with the backbone's weights, instead of the hub's.")
+        str | None, typer.Option(help="Weight file of that ViT, instead of the hub's.")
     ] = DEFAULTS.weights,
     pool: Annotated[
-        str,
-        typer.Option(
-            help="The backbone's vectors of an image: of its heads' attention, or of its regions."
-        ),
+        str, typer.Option(help="Pool that ViT's patches by the attention heads, or by regions.")
     ] = DEFAULTS.pool,
     grid: Annotated[
         int | None,
-        typer.Option(min=1, help="Patches of the backbone per side (default: as the CLIP has)."),
+        typer.Option(min=1, help="Patches of that ViT per side (default: as many as the CLIP's)."),
     ] = DEFAULTS.grid,
     force: Annotated[
         bool, typer.Option("--force", help="Start even if the disk looks too small.")

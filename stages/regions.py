@@ -21,11 +21,7 @@ DEFAULTS = Grouping()
 def regions(
     root: Annotated[str, typer.Argument(help="Dataset root with features.")],
     group_by: Annotated[
-        str,
-        typer.Option(
-            help="Group by clip (the frozen CLIP's own keys), a ViT of timm, or storybook (the "
-            "embedded ViT)."
-        ),
+        str, typer.Option(help="Group by clip (the CLIP's own keys), storybook or a ViT of timm.")
     ] = CLIP,
     weights: Annotated[
         str | None, typer.Option(help="Weight file of that ViT, instead of the hub's.")

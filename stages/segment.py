@@ -41,8 +41,7 @@ def segment(
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")
     ] = False,
     method: Annotated[
-        str | None,
-        typer.Option(help="code | align | maskclip | sclip | clearclip | naclip …"),
+        str | None, typer.Option(help="code | align | maskclip | sclip | clearclip | naclip …")
     ] = None,
     clip: options.Clip = None,
     pretrained: options.Pretrained = None,

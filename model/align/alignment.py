@@ -90,11 +90,7 @@ class Align(Learner):
         self.projection = Projection(clip.embed_dim, facts["width"])
 
     def forward(self, batch: Batch) -> Losses:
-        """Return the weighted loss terms of a batch, equal on every rank.
-
-        Args:
-            batch: this rank's share, with `captions_BC` and `vectors_BVD`.
-        """
+        """Return the weighted loss terms of this rank's share of a batch, equal on every rank."""
         assert batch.captions_BC is not None and batch.vectors_BVD is not None
         config, vectors_BVD = self.config, batch.vectors_BVD.float()
         with torch.autocast(vectors_BVD.device.type, enabled=False):

@@ -189,6 +189,8 @@ class Segmenter:
         else:
             trained = load_model(run, place, pretrained, weights).eval().requires_grad_(False)
             frozen, recorded = trained.clip, run_settings(run)
+        if weights and not isinstance(trained, Align):
+            raise ValueError(f"leave out --weights {weights}: only a RUN of an alignment has a ViT")
         chosen = PredictionSettings.for_clip(frozen, protocol, recorded, **changes)
         segmenter = cls(frozen, trained, chosen)
         segmenter.recorded = recorded

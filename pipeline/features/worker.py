@@ -43,6 +43,7 @@ from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
 
 FAULTY_STREAK = 8
+LIBRARIES = ("torch", "open_clip_torch", "timm", "pillow")  # that affect the features
 DECODED_AHEAD = 3  # batches of images decoded while one is encoded
 
 Row = dict[str, Any]
@@ -134,16 +135,10 @@ class FeaturesWorker:
                     rows_out += writing.result()
             assert rows_in == rows_out + rejected.total()
 
-        libraries = (
-            "torch",
-            "open_clip_torch",
-            "pillow",
-            *["timm"] * bool(self._settings.backbone),
-        )
         return stage.commit(
             self._root, self._settings.stage, shard, input, self._settings.fingerprint(), write,
             rows_in=rows_in, rejected=rejected, start=start,
-            versions={name: version(name) for name in libraries},
+            versions={name: version(name) for name in LIBRARIES},
         )  # fmt: skip
 
     def _read(self, shard: int, rejected: Counter[str]) -> tuple[list[Row], int]:

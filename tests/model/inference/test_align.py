@@ -140,6 +140,13 @@ def test_what_a_model_cannot_do_is_refused_in_one_line(align):
         SegmenterNetworks(segmenter(align))
 
 
+def test_a_vits_weights_are_refused_where_no_vit_is_used():
+    with pytest.raises(
+        ValueError, match=r"leave out --weights vit\.pt: only a RUN of an alignment"
+    ):
+        Segmenter.open(clip="storybook", weights="vit.pt", device="cpu")
+
+
 def test_only_settings_that_matter_to_the_method_are_recorded(align):
     align_only = {"align_scale", "align_threshold", "cleaning"}
     recorded = {m: segmenter(align, method=m).settings.record() for m in ("align", "naclip")}
