@@ -98,8 +98,7 @@ class Align(Learner):
             texts_BD = self.projection(captions_BC)
             texts_AD = distributed.gather(F.normalize(texts_BD, dim=-1))
             images_AD = distributed.gather(own_vectors(texts_BD, vectors_BVD))
-            loss = caption_loss(texts_AD @ images_AD.T, config)
-            terms = Losses(caption=config.caption_weight * loss)
+            terms = Losses(caption=caption_loss(texts_AD @ images_AD.T, config))
             if config.noun_weight:
                 loss = self._noun_loss(batch, captions_BC, vectors_BVD)
                 terms["noun"] = config.noun_weight * loss

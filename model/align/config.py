@@ -16,10 +16,9 @@ class AlignConfig:
     """Number of nouns sampled from each caption (J)."""
     temperature: float = 0.07
     """Temperature of both contrastive losses; not trained."""
-    caption_weight: float = 1.0
-    """Weight of the InfoNCE between captions and the vectors that they select."""
     noun_weight: float = 0.0
-    """Weight of the one-way InfoNCE between nouns and the vectors that they select."""
+    """Weight of the one-way InfoNCE between nouns and the vectors that they select; the captions'
+    loss has weight 1."""
     squared_batch: bool = True
     """Divide the captions' loss by the squared number of images, as the authors do."""
 
