@@ -29,7 +29,6 @@ class SleepingWorker:
     """A worker that sleeps, writes a file and commits."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {}
     MEMORY: ClassVar[int] = 100_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:

@@ -81,7 +81,6 @@ class DownloadWorker:
     """A ShardWorker that turns a shard of URLs into a shard of pairs."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"urls": ("url", "caption")}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from codeseg.pipeline.download.pairs import DownloadSettings, Pictures, Row, fai
 from codeseg.pipeline.download.urls import check_count
 from codeseg.pipeline.engine.ledger import ShardRecord, fingerprint
 from codeseg.pipeline.engine.storage import Storage
-from codeseg.pipeline.schema import PAIRS
 
 
 @dataclass
@@ -83,7 +82,6 @@ class ReadyWorker:
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": tuple(PAIRS.names)}
     MEMORY: ClassVar[int] = 2_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:

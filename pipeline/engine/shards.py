@@ -44,7 +44,6 @@ class ShardWorker(Protocol):
     """One object in each Ray worker, constructed once, then called for one shard at a time."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it reads
-    ADDS: ClassVar[dict[str, tuple[str, ...]]]  # table -> columns it writes
     MEMORY: ClassVar[int]  # bytes that it needs, including libraries and a typical shard
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None: ...

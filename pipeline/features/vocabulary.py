@@ -44,9 +44,6 @@ class VocabularyWorker:
     """
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": ("nouns", "rejected")}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "vocabulary": ("id", "text", "count", "noun_tokens", "knowledge_embedding")
-    }
     MEMORY: ClassVar[int] = 4_000_000_000
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:

@@ -92,13 +92,6 @@ class FeaturesWorker:
         "pairs": ("key", "jpg", "sha256"),
         "nouns": ("key", "caption_tokens", "nouns", "rejected"),
     }
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "features": (
-            *("key", "jpg", "pixels", "image_tokens", "image_scales", "clip_score"),
-            *("caption_tokens", "caption_states", "noun_ids", "spans"),
-        ),
-        "features-BACKBONE": ("key", "caption_embedding", "vectors", "noun_ids"),
-    }
     MEMORY: ClassVar[int] = 4_000_000_000
 
     def __init__(self, root_uri: str, options: dict[str, Any]) -> None:

@@ -133,7 +133,6 @@ class NounWorker:
     """A ShardWorker that turns a shard of pairs into a shard of nouns."""
 
     READS: ClassVar[dict[str, tuple[str, ...]]] = {"pairs": ("key", "caption", "status")}
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"nouns": tuple(NOUNS.names)}
     MEMORY: ClassVar[int] = 1_500_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:

@@ -37,7 +37,6 @@ class RegionsWorker:
     READS: ClassVar[dict[str, tuple[str, ...]]] = {
         "features": ("key", "pixels", "image_tokens", "image_scales")
     }
-    ADDS: ClassVar[dict[str, tuple[str, ...]]] = {"regions": tuple(schema.REGIONS.names)}
     MEMORY: ClassVar[int] = 1_000_000_000
 
     def __init__(self, root_uri: str, settings: dict[str, Any]) -> None:

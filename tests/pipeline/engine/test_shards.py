@@ -29,7 +29,6 @@ class CountingWorker:
     """Writes its shard's number; misbehaves as its settings say."""
 
     READS: ClassVar = {}
-    ADDS: ClassVar = {}
     MEMORY = 100_000_000
 
     def __init__(self, root_uri, settings):
@@ -162,7 +161,6 @@ def test_a_worker_that_cannot_be_set_up_fails_its_shards_not_the_run(ray_session
 
 class BrokenWorker:
     READS: ClassVar = {}
-    ADDS: ClassVar = {}
     MEMORY = 100_000_000
 
     def __init__(self, root_uri, settings):
