@@ -78,7 +78,7 @@ def features(
         typer.Option(min=1, help="Cores per worker, for decoding and, without a GPU, encoding."),
     ] = None,
 ) -> None:
-    """Precompute the frozen CLIP's features for every pair.
+    """Precompute the frozen CLIP's features, or vectors of a ViT, for every pair.
 
     Rerun to resume: only missing or stale shards are redone. Next: codeseg train ROOT
     """

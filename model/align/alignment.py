@@ -49,7 +49,7 @@ def own_vectors(texts_BD: Tensor, vectors_BVD: Tensor) -> Tensor:
     units_BVD = F.normalize(vectors_BVD, dim=-1)
     similarity_BV = (units_BVD @ F.normalize(texts_BD, dim=-1)[..., None])[..., 0]
     similarity_BV = similarity_BV.masked_fill(~real(vectors_BVD), -torch.inf)
-    return units_BVD[torch.arange(len(units_BVD)), similarity_BV.argmax(1)]
+    return units_BVD.take_along_dim(similarity_BV.argmax(1)[:, None, None], dim=1)[:, 0]
 
 
 def real(vectors_BVD: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ LEFT_OUT = torch.empty(0)
 class Batch:
     """A model's input; fields that are None are computed or not needed.
 
-    The first four are left out only for an alignment, which reads vectors instead.
+    An alignment reads `captions_BC` and `vectors_BVD`; only its batches leave out the first four.
     """
 
     pixels_BCHW: Tensor = LEFT_OUT
@@ -46,9 +46,9 @@ class Batch:
     image_token_scale_BP: Tensor | None = None
     """fp32: one scale per token."""
     captions_BC: Tensor | None = None
-    """fp16: CLIP's embedding of the caption, not normalized (alignment)."""
+    """fp16: the CLIP's embedding of the caption, not normalized."""
     vectors_BVD: Tensor | None = None
-    """fp16: vectors of an image from a self-supervised ViT, zeros where there are fewer."""
+    """fp16: pooled vectors of a self-supervised ViT (METHOD §13), padded with zeros."""
     regions_BQ: Tensor | None = None
     """int64: region of each patch in scan order; negative is none (METHOD §9)."""
     regions: int = 0

@@ -18,7 +18,7 @@ from codeseg.model.pictures.resize import RESIZES
 from codeseg.model.regions.config import CLIP, Grouping, Method
 
 SCG = "scg"
-TRAINED = ("code", "align")  # need a RUN: of CoDe, or of words aligned to a self-supervised ViT
+TRAINED = ("code", "align")  # methods that need a RUN, of CoDe or of an alignment
 METHODS = (*TRAINED, *VARIANTS, SCG, *(f"{name}+{SCG}" for name in (*TRAINED, *VARIANTS)))
 EMBEDDED, PHOTOGRAPHS = "storybook", "ViT-B-16"  # the tiny CLIP in the package; the default CLIP
 SENTENCES = {
@@ -36,7 +36,7 @@ class PredictionSettings:
     """Everything that affects a label map except weights, picture and words; recorded with it."""
 
     method: str = "code"
-    """code (the trained segmenter); align (words against the patches of a self-supervised ViT);
+    """code (the trained segmenter); align (words projected to a self-supervised ViT's patches);
     training-free: maskclip, sclip, clearclip, naclip, scclip; scg labels regions (METHOD §9);
     code+scg, align+scg, naclip+scg … combine both."""
     protocol: str = "code"
@@ -95,10 +95,10 @@ class PredictionSettings:
     align_scale: float = 10.0
     """align: mask = sigmoid(scale · (cosine − threshold))."""
     align_threshold: float = 0.24
-    """align: cosine at which a mask is one half; a background of 0.4 is at 0.2, as published."""
+    """align: cosine at which a mask is one half; a background of 0.4 then corresponds to 0.2."""
     cleaning: float = 0.0
-    """align: weight, beside 1 of the mask, of where the ViT's heads look (Talk2DINO's background
-    cleaning); 0: none."""
+    """align: weight of the attention maps that are mixed into the masks, whose weight is 1
+    (Talk2DINO's background cleaning); 0: none."""
     background_threshold: float = 0.4
     """sigmoid: constant score of the background, if there is one."""
     regions: int = 16
@@ -108,8 +108,8 @@ class PredictionSettings:
     region_min_patches: int = 2
     """scg: smaller regions are merged into their most similar neighbor."""
     region_features: str = CLIP
-    """scg: what patches are grouped by: clip (its keys), storybook or a ViT of timm; align+scg: the
-    ViT of the alignment, whatever stands here."""
+    """scg: features that patches are grouped by: clip (its keys), storybook or a ViT of timm;
+    align+scg always uses the alignment's ViT."""
     region_weight: float = 0.5
     """code+scg …: share of the regions' own labels; the rest is the other method's masks, averaged
     inside each region."""

@@ -29,7 +29,7 @@ class FeatureStream:
 
     Args:
         roots: path or URI of a dataset; several are one stream.
-        table: of the features, the CLIP's or a backbone's.
+        table: the CLIP's "features" or a backbone's table.
         batch_size: images per batch of this rank.
         nouns_per_image: J.
         seed: of sample order, noun choice and view choice.

@@ -137,7 +137,9 @@ class FeatureTable:
             raise FileNotFoundError(f"{root.uri} holds no {stage.table}; {self._again}")
         self._check(found)
         if selection and self.settings.backbone:
-            raise ValueError(f"a selection chooses rows of features, not of {stage.table}")
+            raise ValueError(
+                f"a selection chooses rows of features, not of {stage.table}: leave it out"
+            )
         selected = read_selection(root, selection, found.records) if selection else None
         self.selection = f"{selection}: {selected.sql}" if selected else None
         records = {i: record for i, record in found.records.items() if i not in self.skipped}

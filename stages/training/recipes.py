@@ -139,7 +139,7 @@ RECIPES: dict[str, dict[str, Any]] = tomllib.loads(
 )
 """Recipe name -> its `base` (none: the defaults above) and the settings that it changes.
 
-`aligns` says that the defaults are an alignment's.
+With `aligns`, the defaults of the model are those of an alignment instead of CoDe.
 """
 
 

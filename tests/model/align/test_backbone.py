@@ -1,4 +1,4 @@
-"""The embedded ViT, the attention of its class token, and cleaning by where its heads look."""
+"""The embedded ViT, the attention of its class token, and background cleaning by it."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_the_logits_are_those_of_the_class_tokens_own_attention(backbone, pixels
     torch.testing.assert_close(head_vectors(patches, logits), pooled)
 
 
-def test_cleaning_takes_away_where_no_head_of_the_thing_attends():
+def test_cleaning_lowers_masks_outside_the_attention_of_the_things_heads():
     patches = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 4).float()
     logits = torch.tensor([[[9.0, 9, 0, 0], [0, 0, 9, 9]]])  # a head for each half
     words = 20 * torch.eye(4)[:2]  # sure of its head

@@ -70,7 +70,7 @@ def test_a_trained_alignment_is_used_unless_another_method_is_named(align, photo
     assert result.label_map.shape == photo.shape[:2]
 
 
-def test_the_clip_sees_no_picture_unless_it_is_mixed_in(align, photo, monkeypatch):
+def test_the_clips_image_encoder_runs_only_if_it_is_mixed_in(align, photo, monkeypatch):
     alone = masks_of(align, photo)
     dense = masks_of(align, photo, method="maskclip")
     mixed = masks_of(align, photo, knowledge_weight=0.25)
@@ -128,7 +128,7 @@ def test_a_saved_alignment_comes_back_to_the_same_masks(align, photo, tmp_path):
         assert mine.score == other.score and np.array_equal(mine.mask, other.mask)
 
 
-def test_what_a_model_cannot_do_is_refused_in_one_line(align):
+def test_methods_that_a_model_was_not_trained_for_are_refused(align):
     with pytest.raises(ValueError, match="method code needs a trained model that makes masks"):
         segmenter(align, method="code")
     settings = PredictionSettings.for_clip(align.clip, method="align")

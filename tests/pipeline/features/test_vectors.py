@@ -1,4 +1,4 @@
-"""Features of a self-supervised ViT: what it says, in a table of its own, beside the CLIP's."""
+"""The table of a self-supervised ViT's vectors: content, bytes, ledger and what is refused."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ from codeseg.stages.features import run_features
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
 VIT, WIDTH, HEADS = "test_vit", 64, 2  # of timm, for tests; 16-pixel patches
-WISHES = {"clip": TINY, "pretrained": "random:0", "batch_size": 4, "views": 2}
+ASKED = {"clip": TINY, "pretrained": "random:0", "batch_size": 4, "views": 2}
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,18 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def options(root, vit_file, threads=1, **wishes):
+def options(root, vit_file, threads=1, **changes):
     """The options of a worker, as the command gives them."""
-    asked = plan.FeatureOptions(**(WISHES | {"backbone": VIT, "weights": vit_file} | wishes))
+    asked = plan.FeatureOptions(**(ASKED | {"backbone": VIT, "weights": vit_file} | changes))
     clip = plan.clip_facts(asked.clip, asked.pretrained)
     settings = plan.resolve_settings(asked, clip, plan.backbone_facts(asked, clip))
     shards = sorted(Ledger(Storage.open(root)).records("nouns"))
     return {"features": settings, "device": "cpu", "threads": threads, "shards": shards}
 
 
-def run(root, vit_file, **wishes):
+def run(root, vit_file, **changes):
     """The whole stage without Ray; returns the settings."""
-    chosen = options(root, vit_file, **wishes)
+    chosen = options(root, vit_file, **changes)
     settings, storage = chosen["features"], Storage.open(root)
     work = plan.make_plan(storage, settings)
     Ledger(storage).write_settings("vocabulary", settings.vocabulary())
@@ -102,7 +102,7 @@ def expected_views(settings, key, jpg):
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
-def test_vectors_are_what_the_vits_heads_look_at_in_each_view(root, vit_file):
+def test_vectors_are_the_patches_pooled_by_the_attention_of_each_head_and_view(root, vit_file):
     settings = run(root, vit_file)
     assert settings.view_size == 16 * 4  # as many patches as the CLIP, of the ViT's size
     vit, clip = Backbone(VIT, vit_file), FrozenClip.load(TINY, "random:0")
@@ -163,7 +163,7 @@ def test_a_picture_of_several_rows_is_pooled_and_stored_once(root, vit_file):
 
 
 def test_several_backbones_lie_beside_the_clips_features_and_each_other(root, vit_file, tmp_path):
-    plain = plan.FeatureOptions(**WISHES)
+    plain = plan.FeatureOptions(**ASKED)
     made = {"plain": run(root, None, backbone=None)}
     before = (root / "ledger/features/settings.json").read_bytes()
     bytes_before = (root / "features/00000.arrow").read_bytes()
@@ -271,7 +271,7 @@ def test_a_corrupt_vector_names_file_and_key(root, vit_file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wishes", "message"),
+    ("changes", "message"),
     [
         ({"backbone": "vit_of_nowhere"}, "unknown ViT 'vit_of_nowhere'"),
         ({"weights": "nowhere.pt"}, "were not found in nowhere.pt"),
@@ -280,8 +280,8 @@ def test_a_corrupt_vector_names_file_and_key(root, vit_file, monkeypatch):
         ({"image_tokens": "int8"}, "--image-tokens has no effect with --backbone"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(root, vit_file, wishes, message):
-    asked = {**WISHES, "backbone": VIT, "weights": vit_file, **wishes}
+def test_options_that_cannot_be_followed_are_refused_in_one_line(root, vit_file, changes, message):
+    asked = {**ASKED, "backbone": VIT, "weights": vit_file, **changes}
     with pytest.raises(ValueError, match=message) as refused:
         run_features(Storage.open(root), plan.FeatureOptions(**asked), Resources(cpus=1))
     assert "\n" not in str(refused.value)
@@ -326,7 +326,7 @@ def test_size_and_time_are_said_before_and_too_small_a_disk_is_refused(
     root, vit_file, monkeypatch, capsys
 ):
     monkeypatch.setattr(Storage, "free_bytes", lambda self: 1000)
-    asked = plan.FeatureOptions(**WISHES, backbone=VIT, weights=vit_file)
+    asked = plan.FeatureOptions(**ASKED, backbone=VIT, weights=vit_file)
     with pytest.raises(ValueError, match="use another root, or --force"):
         run_features(Storage.open(root), asked, Resources(cpus=1))
     assert f"features-{VIT}: 20 pairs in 2 shards, about" in capsys.readouterr().out

@@ -14,8 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.gpu_step import count, fake, make_batch
 from codeseg.model import distributed
+from codeseg.model.align.alignment import Align
+from codeseg.model.align.backbone import Backbone
+from codeseg.model.align.config import AlignConfig
 from codeseg.model.checkpoint import checkpoints
 from codeseg.model.clip.encoder import FrozenClip
+from codeseg.model.code.batch import Batch
 from codeseg.model.code.codecomposition import CoDe
 from codeseg.model.code.config import CoDeConfig
 from codeseg.model.inference.segmenter import Segmenter, TextEmbeddings
@@ -64,8 +68,11 @@ def on_gpu(*tensors):
     return all(tensor.device.type == "cuda" for tensor in tensors)
 
 
+CODE = [name for name in RECIPES if isinstance(resolve(name).model, CoDeConfig)]
+
+
 @pytest.mark.parametrize(
-    ("name", "tokens"), [*((name, "int8") for name in RECIPES), ("code_vitb16", "none")]
+    ("name", "tokens"), [*((name, "int8") for name in CODE), ("code_vitb16", "none")]
 )
 def test_forward_of_every_recipe_stays_on_the_gpu(name, tokens):
     recipe = resolve(name)
@@ -79,6 +86,45 @@ def test_forward_of_every_recipe_stays_on_the_gpu(name, tokens):
         with torch.autocast("cuda", torch.bfloat16):
             losses = code(batch, noise, drawn if model.random_template else None)
     assert on_gpu(*losses.values())
+
+
+def small_align(**settings):
+    backbone = Backbone("storybook")
+    clip, facts = FrozenClip.load(TINY, "random:1"), {"width": backbone.width}
+    return Align(clip, AlignConfig(**settings), facts, backbone)
+
+
+@pytest.mark.parametrize("noun_weight", [0.0, 1.0])
+def test_forward_of_an_alignment_stays_on_the_gpu(noun_weight):
+    align = small_align(noun_weight=noun_weight)
+    hold_frozen(align, "bf16")
+    with fake_cuda(align):
+        unread = ("pixels_BCHW", "caption_tokens_BL", "caption_lengths_B", "labels_BL")
+        batch = Batch(
+            **{name: torch.empty(0) for name in unread},  # the default is no fake tensor
+            noun_tokens_UM=torch.zeros(6, 2, dtype=torch.int64),
+            noun_lengths_U=torch.ones(6, dtype=torch.int64),
+            noun_index_N=torch.zeros(8, dtype=torch.int64),
+            knowledge_UC=torch.zeros(6, align.clip.embed_dim),
+            captions_BC=torch.zeros(4, align.clip.embed_dim, dtype=torch.float16),
+            vectors_BVD=torch.zeros(4, 3, align.backbone.width, dtype=torch.float16),
+        ).to("cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = align(batch)
+    assert on_gpu(*losses.values()) and len(losses) == 1 + (noun_weight > 0)
+
+
+@pytest.mark.parametrize("change", [{}, {"cleaning": 0.3, "knowledge_weight": 0.3}])
+def test_windows_are_segmented_by_an_alignment_on_the_gpu(change):
+    align = small_align()
+    settings = PredictionSettings.for_clip(align.clip, method="align", **change)
+    with fake_cuda(align), torch.no_grad():
+        words = torch.zeros(5, align.backbone.width, device="cuda")
+        texts = torch.zeros(5, align.clip.embed_dim, device="cuda")
+        windows = torch.zeros(2, 3, 64, 64, device="cuda")
+        segmenter = Segmenter(align.clip, align, settings)
+        masks = segmenter.window_masks(windows, TextEmbeddings(words, texts))
+    assert on_gpu(masks)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +150,7 @@ def test_windows_are_segmented_on_the_gpu(change):
 def encoder_of(precision, device):
     clip = FrozenClip.load(TINY, "random:1")
     facts = SimpleNamespace(model=TINY, pretrained="random:1", weights_sha256=clip.weights_sha256)
-    return Encoder(SimpleNamespace(clip=facts, precision=precision), device)
+    return Encoder(SimpleNamespace(clip=facts, precision=precision, backbone=None), device)
 
 
 def test_features_and_what_regions_group_by_are_made_on_the_gpu():
@@ -114,6 +160,16 @@ def test_features_and_what_regions_group_by_are_made_on_the_gpu():
         tokens = encoder.image_tokens(torch.zeros(4, 2, 64, 64, 3, dtype=torch.uint8))
         assert on_gpu(tokens, *to_int8(tokens), find_faults(tokens))
         assert on_gpu(clip_keys(encoder.clip, tokens[:, 0].float()))
+
+
+def test_vectors_of_a_vits_heads_are_made_on_the_gpu():
+    encoder, vit = encoder_of("bf16", "cpu"), Backbone("storybook")
+    encoder._device = "cuda"
+    encoder._settings.backbone = SimpleNamespace(grid=4, pool="heads")
+    with fake_cuda(encoder.clip, vit), torch.inference_mode():
+        images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device="cuda")
+        vectors, patches = encoder._pool(vit, images)
+        assert on_gpu(vectors, patches) and vectors.shape[2] == vit.width
 
 
 def needs_gpu(test):
