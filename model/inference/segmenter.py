@@ -278,7 +278,7 @@ class Segmenter:
             ValueError: the segmenter is training-free, or the caption or a noun is invalid.
         """
         if self.code is None or self.settings.masks_by != "code":
-            raise ValueError("word segments need a trained model: give a RUN")
+            raise ValueError("word segments need method code: give a RUN of CoDe")
         return segment_words(self.code, caption, self.embed_texts(nouns).words_KC, tuple(nouns))
 
     def label_map(

@@ -109,7 +109,7 @@ class FeatureStream:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self) -> None:
-        uri = self.name
+        uri, command = self.name, self.settings.stage.command
         if self.rows < self._global:
             raise ValueError(
                 f"{uri} holds {self.rows} trainable pairs, fewer than one batch of {self._global}; "
@@ -118,7 +118,7 @@ class FeatureStream:
         if (least := self._roots.min_nouns) < self._nouns:
             raise ValueError(
                 f"{uri} holds captions of {least} nouns but {self._nouns} per image are needed; "
-                f"run `codeseg features {uri} --min-nouns {self._nouns}` or use fewer"
+                f"run `codeseg {command} {uri} --min-nouns {self._nouns}` or use fewer"
             )
 
     def _positions(self) -> Iterator[Position]:

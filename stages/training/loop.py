@@ -141,7 +141,7 @@ def prepare(
 ) -> State:
     """Build the model and restore the state in which the run, or its starting run, stopped."""
     torch.manual_seed(recipe.train.seed)
-    clip = load_clip(stream.name, recipe, stream.settings.clip)
+    clip = load_clip(stream.name, recipe, stream.settings)
     code: Learner
     if isinstance(recipe.model, AlignConfig):
         assert stream.settings.backbone is not None

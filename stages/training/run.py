@@ -36,7 +36,7 @@ from codeseg.model.learner import Learner
 from codeseg.model.override import override
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.stream.batches import START, Position
-from codeseg.pipeline.stream.feature_settings import ClipFacts
+from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.stages.training.config import differences, flatten
 from codeseg.stages.training.optimizer import learning_rate, optimizer_tensors, restore_optimizer
 from codeseg.stages.training.recipes import HARMLESS, Recipe
@@ -139,13 +139,14 @@ def codeseg_version() -> str:
         return "source"
 
 
-def load_clip(root: str, recipe: Recipe, made: ClipFacts) -> FrozenClip:
+def load_clip(root: str, recipe: Recipe, settings: FeatureSettings) -> FrozenClip:
     """Return the recipe's CLIP; refuse one that did not make the features.
 
     If the name differs, no weights are downloaded first.
     """
+    made = settings.clip
     remedy = (
-        f"run `codeseg features {root} --clip {recipe.clip.model} --pretrained "
+        f"run `codeseg {settings.stage.command} {root} --clip {recipe.clip.model} --pretrained "
         f"{recipe.clip.pretrained}`, or train with --set clip.model={made.model} "
         f"--set clip.pretrained={made.pretrained}"
     )

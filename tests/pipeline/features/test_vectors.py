@@ -255,6 +255,12 @@ def test_the_stream_yields_the_stored_vectors_captions_and_nouns(root, vit_file)
     assert not batch.pixels_BCHW.numel() and batch.image_tokens_BPD is None
 
 
+def test_too_few_nouns_are_refused_with_the_command_of_the_table(root, vit_file):
+    run(root, vit_file)
+    with pytest.raises(ValueError, match=rf"`codeseg features --backbone {VIT} .* --min-nouns 3`"):
+        FeatureStream(root, table=f"features-{VIT}", batch_size=4, nouns_per_image=3)
+
+
 def test_a_corrupt_vector_names_file_and_key(root, vit_file, monkeypatch):
     run(root, vit_file)
     path = root / f"features-{VIT}/00000.arrow"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,13 @@ def test_a_table_of_another_vit_is_refused_in_one_line(root, tmp_path):
     assert f"holds no features-{name}; run `codeseg features --backbone {name}" in line
     assert f"(there are: features, features-{VIT}, features-{VIT}-regions)" in line
     assert "\n" not in line and not (tmp_path / "run").exists()
+
+
+def test_features_of_another_clip_are_refused_with_the_command_that_makes_the_table(root, tmp_path):
+    recipe = recipe_of(root, "align_dinov2b", "clip.model=ViT-B-16")
+    command = f"run `codeseg features --backbone {VIT} {root} --clip ViT-B-16 --pretrained"
+    with pytest.raises(ValueError, match=re.escape(command)):
+        fit(root, tmp_path / "run", recipe)
 
 
 def test_other_weights_of_the_same_vit_are_other_data(root, tmp_path, vit_file):
