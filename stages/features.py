@@ -83,21 +83,10 @@ def features(
     Rerun to resume: only missing or stale shards are redone. Next: codeseg train ROOT
     """
     chosen = plan.FeatureOptions(
-        clip=clip,
-        pretrained=pretrained,
-        image_tokens=image_tokens,
-        views=views,
-        precision=precision,
-        batch_size=batch_size,
-        min_nouns=min_nouns,
-        least_crop=least_crop,
-        flip=flip,
-        seed=seed,
-        backbone=backbone,
-        weights=weights,
-        pool=pool,
-        grid=grid,
-    )
+        clip=clip, pretrained=pretrained, image_tokens=image_tokens, views=views,
+        precision=precision, batch_size=batch_size, min_nouns=min_nouns, least_crop=least_crop,
+        flip=flip, seed=seed, backbone=backbone, weights=weights, pool=pool, grid=grid,
+    )  # fmt: skip
     cores = cpus or min(os.cpu_count() or 1, 8 if gpus else 2)
     resources = options.make_resources(
         ray_address, workers, gpus, memory, cpus=cores, take_over=take_over
@@ -115,8 +104,7 @@ def run_features(
     Refuse wrong options, a root without nouns and, unless `force`, too small a disk.
     """
     plan.read_nouns(root)  # refuses a root without nouns before downloading a CLIP
-    clip = plan.clip_facts(chosen.clip, chosen.pretrained)
-    settings = plan.resolve_settings(chosen, clip, plan.backbone_facts(chosen, clip))
+    settings = plan.resolve_settings(chosen, plan.clip_facts(chosen.clip, chosen.pretrained))
     work, stage = plan.make_plan(root, settings), settings.stage
     if not work.vocabulary.pending and not work.features.pending:
         Ledger(root).write_settings("vocabulary", settings.vocabulary())

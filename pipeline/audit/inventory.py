@@ -87,8 +87,8 @@ def take_inventory(root: Storage, hashes: bool = False) -> Inventory:
             "give the folder that `codeseg download` filled"
         )
     settings = {table: ledger.read_settings(table) or {} for table in stages}
-    made = [stages[t] for t in tables if t.startswith("features") and settings[t]]
-    features = {stage.table: FeatureSettings.read(root, stage) for stage in made}
+    made = [table for table in tables if table.startswith("features") and settings[table]]
+    features = {table: FeatureSettings.read(root, stages[table]) for table in made}
     declared = declared_schemas(features)
     jobs = [
         (table, path, recorded)

@@ -56,11 +56,10 @@ class FeatureOptions:
             raise ValueError("--image-tokens has no effect with --backbone: leave one out")
 
 
-def resolve_settings(
-    options: FeatureOptions, clip: ClipFacts, backbone: BackboneFacts | None = None
-) -> FeatureSettings:
-    """Return the settings that go to the ledger."""
-    from_pixels = options.image_tokens == "none" and backbone is None
+def resolve_settings(options: FeatureOptions, clip: ClipFacts) -> FeatureSettings:
+    """Return the settings that go to the ledger; load the options' backbone, if any."""
+    backbone = backbone_facts(options, clip) if options.backbone else None
+    from_pixels = options.image_tokens == "none"
     return FeatureSettings(
         clip=clip,
         image_tokens="vectors" if backbone else options.image_tokens,
@@ -74,7 +73,7 @@ def resolve_settings(
         std=(0.229, 0.224, 0.225),
         seed=options.seed,
         templates=TEMPLATES,
-        clip_score=not from_pixels and backbone is None,
+        clip_score=not from_pixels and not backbone,
         by_picture=not from_pixels,
         backbone=backbone,
     )
@@ -90,21 +89,20 @@ def clip_facts(model: str, pretrained: str) -> ClipFacts:
     return ClipFacts(model, pretrained, **{name: getattr(clip, name) for name in names})
 
 
-def backbone_facts(options: FeatureOptions, clip: ClipFacts) -> BackboneFacts | None:
-    """Load the options' backbone, if any, and return its facts for the settings."""
-    if options.backbone is None:
-        return None
+def backbone_facts(options: FeatureOptions, clip: ClipFacts) -> BackboneFacts:
+    """Load the options' backbone and return its facts for the settings."""
     import torch
 
     from codeseg.model.align.backbone import Backbone
     from codeseg.model.regions.config import Grouping
 
+    assert options.backbone is not None
     weights = options.weights and _absolute(options.weights)
     vit, vectors = Backbone(options.backbone, weights), Grouping().regions
     if options.pool == "heads":  # their number; refuses a ViT whose attention cannot be read
         vectors = vit.attend(torch.zeros(1, 3, 1, 1), (1, 1))[1].shape[1]
     return BackboneFacts(
-        name=options.backbone,
+        name=vit.name,
         weights=weights,
         weights_sha256=vit.weights_sha256,
         patch_size=vit.patch_size,

@@ -61,7 +61,7 @@ def options(root, vit_file, threads=1, **changes):
     """The options of a worker, as the command gives them."""
     asked = plan.FeatureOptions(**(ASKED | {"backbone": VIT, "weights": vit_file} | changes))
     clip = plan.clip_facts(asked.clip, asked.pretrained)
-    settings = plan.resolve_settings(asked, clip, plan.backbone_facts(asked, clip))
+    settings = plan.resolve_settings(asked, clip)
     shards = sorted(Ledger(Storage.open(root)).records("nouns"))
     return {"features": settings, "device": "cpu", "threads": threads, "shards": shards}
 
