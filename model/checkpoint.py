@@ -240,29 +240,22 @@ def load_model(
                 "which does not exist: give the file's new location with --weights FILE"
             )
         backbone = Backbone(facts["name"], file)
-        found = {**facts, "weights_sha256": backbone.weights_sha256}
-        check_backbone(facts, found, str(checkpoint.folder))
-        model = Align(clip, config, facts, backbone)
+        found = {**facts, "weights_sha256": backbone.weights_sha256}  # `restore` compares it
+        model = Align(clip, config, found, backbone)
     else:
         model = CoDe(clip, config)
     restore(model, checkpoint)
     return model.to(device)
 
 
-def check_backbone(
-    expected: Mapping[str, Any] | None, actual: Mapping[str, Any] | None, owner: str
-) -> None:
-    """Refuse a self-supervised ViT, or none, other than the one that `owner` was trained with."""
-    one, other = (
-        f"ViT {facts['name']} (sha256 {facts['weights_sha256'][:12]}…)" if facts else "no ViT"
-        for facts in (expected, actual)
-    )
-    if one != other:
-        raise ValueError(f"{owner} was trained with {one}, but this is {other}")
-
-
 def restore(code: Learner, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint's tensors into a model; refuse names or shapes that do not fit."""
+    """Load a checkpoint's tensors; refuse another ViT, and names or shapes that do not fit."""
+    expected, actual = (
+        f"ViT {facts['name']} (sha256 {facts['weights_sha256'][:12]}…)" if facts else "no ViT"
+        for facts in (checkpoint.config.get("backbone"), code.backbone_facts)
+    )
+    if expected != actual:
+        raise ValueError(f"{checkpoint.folder} was trained with {expected}, but this is {actual}")
     try:
         code.load_trainable_state_dict(checkpoint.tensors)
     except ValueError as error:

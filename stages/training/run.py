@@ -21,7 +21,6 @@ from torch import nn
 from codeseg.model.checkpoint import (
     OPTIMIZER,
     STATE,
-    check_backbone,
     check_clip,
     checkpoints,
     keep_last,
@@ -204,10 +203,7 @@ def resume(run: Path, state: State, start_from: Path | None = None) -> None:
     saved = checkpoints(run)
     if not saved:
         if start_from is not None:
-            checkpoint = load_checkpoint(start_from)
-            made = checkpoint.config.get("backbone")
-            check_backbone(made, state.code.backbone_facts, str(start_from))
-            restore(state.code, checkpoint)
+            restore(state.code, load_checkpoint(start_from))
         return
     restore(state.code, load_checkpoint(saved[-1]))
     tensors = load_tensors(saved[-1] / OPTIMIZER)
