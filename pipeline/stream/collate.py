@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -155,10 +156,11 @@ class Collate:
 
     def _stack(self, samples: Sequence[Sample], arrays: Iterable[NDArray[Any]]) -> Tensor:
         """Copy an array of each sample into a tensor; refuse values that are not finite."""
-        rows = list(arrays)
-        dtype = torch.from_numpy(np.empty(0, rows[0].dtype)).dtype
-        tensor = self._empty(len(rows), *rows[0].shape, dtype=dtype)
-        for sample, row, out in zip(samples, rows, tensor.numpy(), strict=True):
+        rows = iter(arrays)
+        first = next(rows)
+        dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
+        tensor = self._empty(len(samples), *first.shape, dtype=dtype)
+        for sample, row, out in zip(samples, chain([first], rows), tensor.numpy(), strict=True):
             out[:] = row
             _refuse_non_finite(out, sample)
         return tensor
