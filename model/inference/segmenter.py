@@ -74,8 +74,7 @@ from codeseg.model.results.segmentation import Segmentation
 class TextEmbeddings:
     """Unit embeddings of the things to find."""
 
-    words_KC: Tensor  # for trained masks: of the learned prompt, or projected to a ViT's width;
-    # otherwise `templates_KC` again
+    words_KC: Tensor  # for trained masks: the learned prompt's or projected; else `templates_KC`
     templates_KC: Tensor  # for dense CLIP masks: the mean over the templates
     names: tuple[int, ...] = ()  # number of names of each thing; (): every name is its own thing
 

@@ -107,7 +107,9 @@ def test_a_run_segments_is_evaluated_and_reported_as_an_alignment(root, tmp_path
         done = CliRunner().invoke(app, [*map(str, words)])
         assert done.exit_code == 0, done.output
         assert read_json(out / method / "scores.json")["method"] == method
-        assert read_json(out / method / "settings.json")["align_scale"] == 10
+        settings = read_json(out / method / "settings.json")
+        assert settings["align_scale"] == 10
+        assert settings["backbone_sha256"] == facts_of(vit_file, "heads").weights_sha256
     words = ["segment", picture, "--run", run, "--text", "dog, cat", "--out", out / "segments",
              "--weights", vit_file]  # fmt: skip
     done = CliRunner().invoke(app, [*map(str, words), "--device", "cpu"])
