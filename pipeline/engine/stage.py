@@ -151,8 +151,8 @@ def stage_of(table: str) -> Stage:
 
 def root_stages(root: Storage) -> dict[str, Stage]:
     """Return table -> stage, with the backbones' tables of a root."""
-    more = [name for name in root.folders("ledger") if name.startswith("features-")]
-    return STAGES | {table: stage_of(table) for table in more}
+    found = sorted({*root.folders("ledger"), *root.folders("")})
+    return STAGES | {table: stage_of(table) for table in found if table.startswith("features-")}
 
 
 @dataclass(frozen=True)

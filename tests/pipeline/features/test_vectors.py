@@ -192,6 +192,10 @@ def test_several_backbones_lie_beside_the_clips_features_and_each_other(root, vi
         assert audit.check("ledger_complete").keys == [f"features-{VIT}/00001"]
         assert audit.check("ledger_schemas").keys[0].startswith(f"features-{VIT}-regions/00000")
         assert audit.check("ledger_files").verdict == "fail"
+    shutil.rmtree(root / f"ledger/features-{VIT}")
+    with Audit(storage, AuditOptions()) as audit:
+        extra = f"features-{VIT}/00000.arrow: extra: not in the ledger"
+        assert extra in audit.check("ledger_files").keys
 
 
 def test_other_weights_of_the_name_make_the_table_stale_and_another_place_does_not(
