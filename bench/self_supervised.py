@@ -36,7 +36,7 @@ VIT_SEED = 4  # a world of its own: no scene of training, of choosing or of a be
 BOXES = 4  # of a scene
 BOX = 32  # pixels of a cut box's side
 TEMPERATURE = 0.1
-PAINT_WEIGHT = 16.0
+PAINT_WEIGHT = (16.0, 48.0)  # in the first quarter, and after it
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -149,7 +149,7 @@ def losses(network: Network, scenes_BHWC: Tensor, size: int, rng: np.random.Gene
     scores_NN = scores_NN.masked_fill(overlapping(boxes), -torch.inf)
     target_N = torch.arange(B * L)
     contrast = F.cross_entropy(scores_NN, target_N) + F.cross_entropy(scores_NN.T, target_N)
-    return torch.stack([contrast / 2, PAINT_WEIGHT * (paint + paint_box)])
+    return torch.stack([contrast / 2, paint + paint_box])
 
 
 @app.command()
@@ -186,7 +186,7 @@ def train(
         with sdpa_kernel(SDPBackend.MATH):
             contrast, paint = losses(network, torch.from_numpy(scenes), size, rng)
         optimizer.zero_grad()
-        (contrast + paint).backward()
+        (contrast + PAINT_WEIGHT[4 * step >= steps] * paint).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         seconds = time.process_time() - began
