@@ -44,7 +44,7 @@ def export(
         str | None, typer.Option(help="Export the texts of a benchmark's classes: voc, ade20k …")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="code | maskclip | sclip | clearclip | naclip.")
+        str | None, typer.Option(help="code | align | maskclip | sclip | clearclip | naclip.")
     ] = None,
     clip: options.Clip = None,
     pretrained: options.Pretrained = None,

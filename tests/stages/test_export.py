@@ -14,6 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from codeseg.model import export_check
+from codeseg.model.align.alignment import Align
+from codeseg.model.align.backbone import Backbone
+from codeseg.model.align.config import AlignConfig
 from codeseg.model.checkpoint import save_checkpoint
 from codeseg.model.clip.encoder import FrozenClip
 from codeseg.model.inference.segmenter import Segmenter
@@ -107,6 +110,23 @@ def test_a_clip_alone_is_exported_for_torch_too(tmp_path):
     torch.testing.assert_close(masks, expected)
 
 
+@pytest.mark.parametrize(("suffix", "share"), [("onnx", 0.3), ("onnx", 0.0), ("pt2", 0.0)])
+def test_an_alignment_is_exported_with_its_vit(tmp_path, suffix, share):
+    vit = Backbone("storybook")
+    facts = {"name": "storybook", "weights": None, "weights_sha256": vit.weights_sha256}
+    facts["width"] = vit.width
+    clip = FrozenClip.load("storybook", "storybook")
+    align = Align(clip, AlignConfig("storybook"), facts, vit)
+    run, out = tmp_path / "run", tmp_path / f"segmenter.{suffix}"
+    save_checkpoint(run / "checkpoints" / "step-000001", align, {}, version="0")
+    done = export(run, "--out", out, "--set", f"knowledge_weight={share}", *WORDS)
+    assert done.exit_code == 0, done.output
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["settings"]["method"] == "align"
+    assert about["inputs"] == ["image", "classes", "templates"][: 3 if share else 2]
+    assert np.load(out.with_suffix(".npz"))["classes"].shape == (len(TEXTS), vit.width)
+
+
 def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monkeypatch):
     out = tmp_path / "segmenter.pt2"
     out.write_bytes(b"older")
@@ -127,7 +147,10 @@ def test_a_graph_that_differs_is_exit_1_and_leaves_what_was_there(tmp_path, monk
     [
         (("--out", "segmenter.tflite"), "FILE.onnx or FILE.pt2"),
         (("--method", "scg"), "clustering"),
-        ((*EMBEDDED, "--method", "scclip"), "choose code, maskclip, sclip, clearclip or naclip"),
+        (
+            (*EMBEDDED, "--method", "scclip"),
+            "choose code, align, maskclip, sclip, clearclip or naclip",
+        ),
         (("--set", "refinement=pamr"), "refinement pamr cannot be exported: set it to none"),
         (
             ("--set", "normalisation=clip"),

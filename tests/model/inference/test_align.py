@@ -136,8 +136,8 @@ def test_methods_that_a_model_was_not_trained_for_are_refused(align):
         Segmenter(align.clip, None, settings)
     with pytest.raises(ValueError, match="cleaning must not be negative"):
         replace(settings, cleaning=-0.1).check()
-    with pytest.raises(ValueError, match="runs a second network, which cannot be exported"):
-        SegmenterNetworks(segmenter(align))
+    with pytest.raises(ValueError, match="cleaning cannot be exported: set it to 0"):
+        SegmenterNetworks(segmenter(align, cleaning=0.2))
 
 
 def test_a_vits_weights_are_refused_where_no_vit_is_used():
