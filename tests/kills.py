@@ -91,7 +91,7 @@ def one_by_one(tasks, constructor, resources, in_flight):
     worker = shards._RayWorker(**constructor)
     for task in tasks:
         answer = worker({"shard": [task["shard"]], "input": [task["input"]]})
-        yield {"shard": answer["shard"][0], "error": answer["error"][0]}
+        yield answer["shard"][0], answer["error"][0]
 
 
 def commits(root, stage):
