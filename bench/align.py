@@ -1,12 +1,12 @@
 """Training of an alignment: samples/s beside the same loss in plain PyTorch over npz files.
 
-    python -m bench.align [--steps 200] [--repeats 3] [--rows 4096] [--width 768] [--heads 12]
+    python -m bench.align [--steps 200] [--repeats 3] [--threads 2] [--rows 4096] [--width 768]
 
 Writes a root of random features of ViT-B's shapes and the same arrays as npz shards, then trains
-the projection from both in turns, with one thread each: ours by `codeseg train`'s own loop (order,
-checks, noun table, clipping and log included), the peer by numpy, torch.nn and torch.optim alone.
-Prints CPU seconds, samples per CPU second and the ratio, the median of the repeats; also bytes an
-image and the first losses, which differ only by their random weights and batches.
+the projection from both in turns: ours by `codeseg train`'s own loop (order, checks, noun table,
+clipping and log included), the peer by numpy, torch.nn and torch.optim alone, with all arrays in
+memory. Prints bytes an image, and wall and CPU seconds, samples/s and their ratios, each the median
+of the repeats.
 """
 
 import argparse
@@ -96,33 +96,39 @@ def plain(shards: list[Path], steps: int) -> float:
 def main() -> None:
     """Measure both in turns; a run's start is measured by a run of one step, and taken off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("steps", 200), ("repeats", 3), ("rows", 4096), ("width", 768),
-                        ("heads", 12)):  # fmt: skip
+    for name, value in (("steps", 200), ("repeats", 3), ("threads", 2), ("rows", 4096),
+                        ("width", 768), ("heads", 12)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         root, shards, size = write_data(folder, asked.rows, asked.width, asked.heads)
-        print(f"{size:,.0f} bytes an image")
-        seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+        print(f"{size:,.0f} bytes an image; {asked.threads} threads")
+        spent: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
         for repeat in range(asked.repeats + 1):
-            for name in seconds:
-                spent = []
+            for name, seconds in spent.items():
+                moments = []
                 for steps in (1, asked.steps + 1):
-                    began = time.process_time()
+                    began = time.perf_counter(), time.process_time()
                     if name == "ours":
                         ours(root, folder / f"run-{repeat}-{steps}", steps)
                     else:
                         plain(shards, steps)
-                    spent.append(time.process_time() - began)
+                    ended = time.perf_counter(), time.process_time()
+                    moments.append((ended[0] - began[0], ended[1] - began[1]))
                 if repeat:  # the first warms up
-                    seconds[name].append(spent[1] - spent[0])
-        medians = {name: statistics.median(times) for name, times in seconds.items()}
-        for name, median in medians.items():
-            rate = BATCH * asked.steps / median
-            print(f"{name}: {median:.2f} CPU seconds of {asked.steps} steps, {rate:,.0f} samples/s")
-        print(f"ours / plain: {medians['ours'] / medians['plain']:.2f}")
+                    (wall, cpu), (more_wall, more_cpu) = moments
+                    seconds.append((more_wall - wall, more_cpu - cpu))
+        medians = {
+            name: [statistics.median(kind) for kind in zip(*seconds, strict=True)]
+            for name, seconds in spent.items()
+        }
+        for name, (wall, cpu) in medians.items():
+            rate = BATCH * asked.steps / wall
+            print(f"{name}: {wall:.2f} s of {asked.steps} steps, {cpu:.2f} CPU s, {rate:,.0f}/s")
+        wall, cpu = (a / b for a, b in zip(medians["ours"], medians["plain"], strict=True))
+        print(f"seconds, ours / plain: {wall:.2f} by wall, {cpu:.2f} by CPU")
 
 
 if __name__ == "__main__":
