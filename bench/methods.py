@@ -116,10 +116,9 @@ def main() -> None:
     if arguments.protocols:
         show_protocols(arguments.demo, [way for way in ways if way.played], arguments.scenes)
         return
-    for way in ways:
-        for run in runs_of(arguments.demo, way.recipe):
-            if run:
-                train(arguments.demo, run)
+    runs = [run for way in ways for run in runs_of(arguments.demo, way.recipe) if run]
+    for run in dict.fromkeys(runs):
+        train(arguments.demo, run)
     if arguments.choose:
         choose(arguments.demo, ways, arguments.scenes)
     else:

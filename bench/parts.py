@@ -7,7 +7,8 @@ TABLE is a key of TABLES, `captions` (how many of each selection are wrong), `sk
 own runs score on grounds), `pictures` (the parts' label maps side by side, as thesis figure 4.3),
 `choose` (settings of longer runs, on development scenes and a development seed) or `order` (the
 parts in longer runs with the chosen settings, on seeds and scenes that nothing was chosen on) or
-`named` (baseline and CoDe on the same pictures with a caption that names all they show, once).
+`named` (baseline and CoDe on the same pictures with a caption that names all they show, once) or
+`noisy` (CoDe and alignments where more and more captions are of other pictures).
 Every run is made by `codeseg train` and scored by `codeseg evaluate`; ± is the standard deviation
 over training seeds.
 """
@@ -37,6 +38,7 @@ from codeseg.pipeline.storybook.things import THINGS
 from codeseg.stages.demo import BENCHMARKS, VIEWS
 
 BASELINE, CODE = "storybook_baseline", "storybook"
+ALIGNMENTS = ("storybook_align", "storybook_align_nouns", "storybook_align_regions")
 PARTS = {BASELINE: "baseline", "storybook_c": "+C", "storybook_cw": "+C +W", CODE: "CoDe"}
 SELECTIONS = {"top70": Condition(top=("clip_score", 0.7)), "random70": Condition(sample=0.7)}
 EMPTY = ("model.area_negative_weight=0.5",)
@@ -196,38 +198,70 @@ def order(demo: Path) -> None:
         print(f"| {title} | {threshold} | {' | '.join(rows)} |", flush=True)
 
 
-def named(demo: Path) -> None:
-    """Print baseline and CoDe, trained on captions that name every class of their picture."""
-    folder = demo / "parts" / "named"
+def own_root(folder: Path, captions: dict[int, str]) -> Path:
+    """Return a root of the training scenes with these captions, by scene; made unless it is there.
+
+    It holds features of the CLIP and vectors of the embedded ViT, by heads and by regions.
+    """
     pictures, data = folder / "pictures", folder / "data"
     if not (pictures / "metadata.jsonl").exists():
         pictures.mkdir(parents=True)
         lines = []
-        for index, scene in enumerate(storybook.scenes(storybook.TRAIN_SEED, 2000)):
+        for index, text in captions.items():
+            scene = storybook.draw_scene(storybook.TRAIN_SEED, index)
             scene.image.save(pictures / f"{index:06d}.png")
-            said = dict.fromkeys([*(thing.name for thing in scene.things), *scene.grounds])
-            text = " and ".join(f"a {name}" for name in said)
             lines.append(json.dumps({"file_name": f"{index:06d}.png", "text": text}) + "\n")
         (pictures / "metadata.jsonl").write_text("".join(lines))
-    manifest = folder / "named.toml"
+    manifest = folder / "own.toml"
     manifest.write_text(
-        'name = "named"\ntitle = "named"\nlicence = "Apache-2.0"\nformat = "imagefolder"\n'
+        'name = "own"\ntitle = "own"\nlicence = "Apache-2.0"\nformat = "imagefolder"\n'
         f'url_list = "{pictures}"\nimage_size = {storybook.SIZE}\n'
     )
     codeseg("download", manifest, data)
     codeseg("nouns", data)
-    clip = ("--clip", "storybook", "--pretrained", "storybook")
-    codeseg("features", data, *clip, "--image-tokens", "fp16", "--views", VIEWS)
-    print("| | things | scenes |\n|---|---|---|")
-    for recipe in (BASELINE, CODE):
-        runs = [folder / f"{recipe}-{seed}" for seed in (0, 1)]
+    clip = ("--clip", "storybook", "--pretrained", "storybook", "--views", VIEWS)
+    codeseg("features", data, *clip)
+    for pool in ("heads", "regions"):
+        codeseg("features", data, *clip, "--backbone", "storybook", "--pool", pool)
+    return data
+
+
+def show_root(title: str, data: Path, world: Path, recipes: Sequence[str]) -> None:
+    """Train recipes on a root with two seeds, and print a row of each."""
+    for recipe in recipes:
+        runs = [data.parent / f"{recipe}-{seed}" for seed in (0, 1)]
         for seed, run in enumerate(runs):
             codeseg("train", data, run, "--recipe", recipe, "--set", f"train.seed={seed}")
         cells = [
-            " · ".join(f"{played(run, demo / 'world', name):.1f}" for run in runs)
-            for name in BENCHMARKS
+            " · ".join(f"{played(run, world, name):.1f}" for run in runs) for name in BENCHMARKS
         ]
-        print(f"| {PARTS[recipe]} | {' | '.join(cells)} |", flush=True)
+        print(f"| {title} | {PARTS.get(recipe, recipe)} | {' | '.join(cells)} |", flush=True)
+
+
+def named(demo: Path) -> None:
+    """Print baseline and CoDe, trained on captions that name every class of their picture."""
+    texts = {}
+    for index, scene in enumerate(storybook.scenes(storybook.TRAIN_SEED, 2000)):
+        said = dict.fromkeys([*(thing.name for thing in scene.things), *scene.grounds])
+        texts[index] = " and ".join(f"a {name}" for name in said)
+    print("| captions | | things | scenes |\n|---|---|---|---|")
+    data = own_root(demo / "parts" / "named", texts)
+    show_root("name everything", data, demo / "world", (BASELINE, CODE))
+
+
+def noisy(demo: Path) -> None:
+    """Print CoDe and alignments, trained on captions of which a share belongs to other pictures."""
+    drawn = [scene.caption for scene in storybook.scenes(storybook.TRAIN_SEED, 2000)]
+    print("| captions | | things | scenes |\n|---|---|---|---|")
+    for percent in (0, 25, 50):
+        draw = np.random.default_rng(percent)
+        chosen = draw.permutation(len(drawn))[: len(drawn) * percent // 100]
+        texts = dict(enumerate(drawn)) | {
+            int(to): drawn[of] for to, of in zip(chosen, np.roll(chosen, 1), strict=True)
+        }
+        data = own_root(demo / "parts" / f"noisy-{percent}", texts)
+        title = f"{percent} % exchanged" if percent else "as drawn"
+        show_root(title, data, demo / "world", (CODE, *ALIGNMENTS))
 
 
 def captions(demo: Path) -> None:
@@ -309,6 +343,7 @@ OTHERS = {
     "choose": choose,
     "order": order,
     "named": named,
+    "noisy": noisy,
 }
 
 if __name__ == "__main__":
