@@ -8,7 +8,7 @@ own runs score on grounds), `pictures` (the parts' label maps side by side, as t
 `choose` (settings of longer runs, on development scenes and a development seed) or `order` (the
 parts in longer runs with the chosen settings, on seeds and scenes that nothing was chosen on) or
 `named` (baseline and CoDe on the same pictures with a caption that names all they show, once) or
-`noisy` (CoDe and alignments where more and more captions are of other pictures).
+`noisy` (alignments where more and more captions are of other pictures).
 Every run is made by `codeseg train` and scored by `codeseg evaluate`; ± is the standard deviation
 over training seeds.
 """
@@ -38,7 +38,7 @@ from codeseg.pipeline.storybook.things import THINGS
 from codeseg.stages.demo import BENCHMARKS, VIEWS
 
 BASELINE, CODE = "storybook_baseline", "storybook"
-ALIGNMENTS = ("storybook_align", "storybook_align_nouns", "storybook_align_regions")
+ALIGNMENTS = ("storybook_align", "storybook_align_regions")
 PARTS = {BASELINE: "baseline", "storybook_c": "+C", "storybook_cw": "+C +W", CODE: "CoDe"}
 SELECTIONS = {"top70": Condition(top=("clip_score", 0.7)), "random70": Condition(sample=0.7)}
 EMPTY = ("model.area_negative_weight=0.5",)
@@ -201,7 +201,7 @@ def order(demo: Path) -> None:
 def own_root(folder: Path, captions: dict[int, str]) -> Path:
     """Return a root of the training scenes with these captions, by scene; made unless it is there.
 
-    It holds features of the CLIP and vectors of the embedded ViT, by heads and by regions.
+    It has features of the CLIP, and vectors of the embedded ViT by heads and by regions.
     """
     pictures, data = folder / "pictures", folder / "data"
     if not (pictures / "metadata.jsonl").exists():
@@ -250,7 +250,7 @@ def named(demo: Path) -> None:
 
 
 def noisy(demo: Path) -> None:
-    """Print CoDe and alignments, trained on captions of which a share belongs to other pictures."""
+    """Print alignments, trained on captions of which a share belongs to other pictures."""
     drawn = [scene.caption for scene in storybook.scenes(storybook.TRAIN_SEED, 2000)]
     print("| captions | | things | scenes |\n|---|---|---|---|")
     for percent in (0, 25, 50):
@@ -261,7 +261,7 @@ def noisy(demo: Path) -> None:
         }
         data = own_root(demo / "parts" / f"noisy-{percent}", texts)
         title = f"{percent} % exchanged" if percent else "as drawn"
-        show_root(title, data, demo / "world", (CODE, *ALIGNMENTS))
+        show_root(title, data, demo / "world", ALIGNMENTS)
 
 
 def captions(demo: Path) -> None:
