@@ -213,7 +213,7 @@ def test_word_segments_name_every_word_once_and_sum_to_at_most_one(run):
     with pytest.raises(ValueError, match="1 to 75 tokens"):
         segmenter.word_segments("dog " * 90, ["dog"])
     naclip = PredictionSettings.for_clip(segmenter.clip, method="naclip")
-    with pytest.raises(ValueError, match="need a trained model"):
+    with pytest.raises(ValueError, match="word segments need method code"):
         Segmenter(segmenter.clip, settings=naclip).word_segments("a dog", ["dog"])
 
 
