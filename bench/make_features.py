@@ -172,11 +172,12 @@ def _row(
 def _writer(
     arrow: pa.Schema, rows: list[dict[str, Any]], block_rows: int
 ) -> Callable[[pa.NativeFile], None]:
-    table = pa.Table.from_pylist(rows, schema=arrow)
+    blocks = [rows[start : start + block_rows] for start in range(0, len(rows), block_rows)]
 
     def write(sink: pa.NativeFile) -> None:
         with pa.ipc.new_file(sink, arrow) as writer:
-            writer.write_table(table.combine_chunks(), max_chunksize=block_rows)
+            for block in blocks:  # a slice of a table would take all values of its lists along
+                writer.write_batch(pa.RecordBatch.from_pylist(block, schema=arrow))
 
     return write
 
