@@ -96,9 +96,12 @@ def plain(shards: list[Path], steps: int) -> float:
 def main() -> None:
     """Measure both in turns; a run's start is measured by a run of one step, and taken off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("steps", 200), ("repeats", 3), ("threads", 2), ("rows", 4096),
-                        ("width", 768), ("heads", 12)):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=12)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
