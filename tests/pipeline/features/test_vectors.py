@@ -30,25 +30,22 @@ from codeseg.pipeline.engine.overview import read_overview
 from codeseg.pipeline.engine.stage import STAGES, state
 from codeseg.pipeline.engine.storage import Storage
 from codeseg.pipeline.features import plan
-from codeseg.pipeline.features.vocabulary import VocabularyWorker
 from codeseg.pipeline.features.worker import FeaturesWorker, features_schema
 from codeseg.pipeline.stream import views
 from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
 from codeseg.stages.features import run_features
+from tests.helpers.feature_stage import VIT, run_stage, save_vit
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
-VIT, WIDTH, HEADS = "test_vit", 64, 2  # of timm, for tests; 16-pixel patches
+WIDTH, HEADS = 64, 2  # of VIT; 16-pixel patches
 ASKED = {"clip": TINY, "pretrained": "random:0", "batch_size": 4, "views": 2}
 
 
 @pytest.fixture(scope="module")
 def vit_file(tmp_path_factory):
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("vit") / "vit.pt"
-    torch.save(timm.create_model(VIT, num_classes=0).state_dict(), file)
-    return str(file)
+    return save_vit(tmp_path_factory.mktemp("vit") / "vit.pt")
 
 
 @pytest.fixture
@@ -68,17 +65,7 @@ def options(root, vit_file, threads=1, **changes):
 
 def run(root, vit_file, **changes):
     """The whole stage without Ray; returns the settings."""
-    chosen = options(root, vit_file, **changes)
-    settings, storage = chosen["features"], Storage.open(root)
-    work = plan.make_plan(storage, settings)
-    Ledger(storage).write_settings("vocabulary", settings.vocabulary())
-    Ledger(storage).write_settings(settings.stage.table, settings.to_json())
-    if work.vocabulary.pending:
-        VocabularyWorker(str(root), chosen).process(0, work.vocabulary.inputs[0])
-    worker = FeaturesWorker(str(root), chosen)
-    for shard in work.features.pending:
-        worker.process(shard, work.features.inputs[shard])
-    return settings
+    return run_stage(root, options(root, vit_file, **changes))
 
 
 def rows_of(root, table=f"features-{VIT}"):

@@ -34,6 +34,7 @@ from codeseg.pipeline.stream.batches import FeatureStream
 from codeseg.pipeline.stream.feature_settings import FeatureSettings
 from codeseg.pipeline.stream.order import hash_numbers
 from codeseg.stages.features import run_features
+from tests.helpers.feature_stage import run_stage
 
 TINY = str(Path(__file__).parents[2] / "data" / "tiny_clip.json")
 WISHES = {"clip": TINY, "pretrained": "random:0", "batch_size": 4}
@@ -66,18 +67,7 @@ def options(root: Path | str, **wishes) -> dict:
 
 def run(root: Path | str, **wishes) -> dict:
     """The whole stage without Ray; returns the settings."""
-    chosen = options(root, **wishes)
-    settings, storage = chosen["features"], Storage.open(root)
-    work = make_plan(storage, settings)
-    ledger = Ledger(storage)
-    ledger.write_settings("vocabulary", settings.vocabulary())
-    ledger.write_settings("features", settings.to_json())
-    if work.vocabulary.pending:
-        VocabularyWorker(str(root), chosen).process(0, work.vocabulary.inputs[0])
-    worker = FeaturesWorker(str(root), chosen)
-    for shard in work.features.pending:
-        worker.process(shard, work.features.inputs[shard])
-    return settings
+    return run_stage(root, options(root, **wishes))
 
 
 def rows_of(root: Path) -> dict[str, dict]:

@@ -24,18 +24,14 @@ from codeseg.stages.cli import app
 from codeseg.stages.training.loop import fit
 from codeseg.stages.training.recipes import resolve
 from codeseg.stages.training.runlog import read_metrics
+from tests.helpers.feature_stage import VIT, save_vit
 from tests.helpers.tiny_run import assignments, make_root
 from tests.helpers.toy_benchmark import toy
-
-VIT = "test_vit"  # of timm, for tests
 
 
 @pytest.fixture(scope="module")
 def vit_file(tmp_path_factory):
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("vit") / "vit.pt"
-    torch.save(timm.create_model(VIT, num_classes=0).state_dict(), file)
-    return str(file)
+    return save_vit(tmp_path_factory.mktemp("vit") / "vit.pt")
 
 
 def facts_of(vit_file, pool):
